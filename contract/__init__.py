@@ -1,0 +1,1 @@
+"""What every stage agrees on. Import the submodules; this package imports nothing itself."""

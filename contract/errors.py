@@ -1,0 +1,52 @@
+"""The errors that a user caused and can fix: shown without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What happened, what was seen, what was expected and the command that helps.
+
+    The command line prints it and exits with `status` (2: the request itself was wrong).
+    """
+
+    status = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        seen: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.seen = seen
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.seen is not None:
+            lines.append(f"  seen:     {self.seen}")
+        if self.expected is not None:
+            lines.append(f"  expected: {self.expected}")
+        if self.hint is not None:
+            lines.append(f"  Hint: {self.hint}")
+        return "\n".join(lines)
+
+    @property
+    def reason(self) -> str:
+        """The error on one line, for a table or a journal."""
+        seen = f" ({self.seen})" if self.seen is not None else ""
+        return f"{self.message}{seen}"
+
+
+class ImageError(UserError):
+    """One image or mask that cannot be used. In a batch it costs that image alone."""
+
+
+class GateError(UserError):
+    """An engine whose masks differ too much from PyTorch's: built, then refused."""
+
+    status = 1

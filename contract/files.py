@@ -1,0 +1,98 @@
+"""Files that are whole or not there, and the images a folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".gif"}
+)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`: renamed onto it at the end, removed on any error.
+
+    A directory made there replaces `target` as a whole.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _replace_directory(temporary, target)
+        else:
+            temporary.replace(target)
+    finally:
+        _remove(temporary)
+
+
+def _replace_directory(new: Path, target: Path) -> None:
+    """Two renames: rename(2) does not replace a directory that holds files."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_name(new.name + ".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def sha256_from_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_file(path: Path, what: str, hint: str | None = None) -> None:
+    """Raise UserError unless `path` is a file; `what` names its part ("checkpoint")."""
+    if not path.is_file():
+        seen = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"no {what} at {path}", seen=seen, expected=f"a {what} file", hint=hint)
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Image files below `folder`, sorted; hidden files and folders are passed over.
+
+    Raises UserError when the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        seen = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"no folder of images at {folder}", seen=seen)
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(d for d in folders if not d.startswith("."))
+        found += [
+            Path(root, name)
+            for name in sorted(names)
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    if not found:
+        raise UserError(
+            f"no images in {folder}",
+            seen=f"{sum(1 for _ in folder.iterdir())} entries, none an image",
+            expected=" ".join(sorted(IMAGE_SUFFIXES)),
+        )
+    return found

@@ -1,0 +1,189 @@
+"""What an image file is: kind, size and depth, read before any pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from .errors import ImageError
+from .png import check_chunks, lacks_rows
+
+MAX_PIXELS = 178_956_970
+"""More pixels than this are refused. It is the number at which Pillow too raises an error."""
+
+# Pillow's readers are called directly: its open() would also try some forty formats that are
+# not supported here, and prints a warning for an image of more than half the limit.
+_READERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (rb"\xff\xd8\xff", JpegImageFile),
+    (rb"\x89PNG\r\n\x1a\n", PngImageFile),
+    (rb"BM", BmpImageFile),
+    (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
+    (rb"(?s)RIFF.{4}WEBP", WebPImageFile),
+    (rb"GIF8[79]a", GifImageFile),
+    (rb"P[1-6f]\s", PpmImageFile),
+)
+
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,  # what Pillow raises for a header that breaks its format's rules
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    cv2.error,
+    Image.DecompressionBombError,  # a GIF's frame that is larger than its picture
+    Warning,  # Pillow's, where the user turned warnings into errors
+)
+"""What Pillow, cv2 and simplejpeg raise for files that are damaged."""
+
+_PNM_HEADER = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" + rb"\s")
+_TIFF_BITS, _TIFF_FORMAT = 258, 339
+_NO_PIXEL_FORMATS = {2: "signed integers", 3: "float pixels"}
+_ORIENTATION = 274
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file in memory; `image` has read its header and decodes its pixels on load."""
+
+    name: str
+    data: bytes
+    image: ImageFile.ImageFile
+
+    def error(self, why: str, *, seen: object = None, hint: str | None = None) -> ImageError:
+        return ImageError(f"{self.name}: {why}", seen=seen, hint=hint)
+
+    def load(self) -> ImageFile.ImageFile:
+        """Decode the pixels, by Pillow."""
+        self.image.load()
+        if isinstance(self.image, PngImageFile) and lacks_rows(self.image, self.data):
+            raise self.error("its pixels end before the picture does")
+        return self.image
+
+    @property
+    def maximum(self) -> int:
+        """The sample value that stands for white by the header; 255 for 8 bits and fewer."""
+        if isinstance(self.image, PngImageFile):
+            return 65535 if self.data[24] == 16 else 255
+        if isinstance(self.image, TiffImageFile):
+            bits: int = self.image.tag_v2.get(_TIFF_BITS, (1,))[0]
+            return max(255, (1 << bits) - 1)
+        header = _PNM_HEADER.match(self.data)
+        return max(255, int(header[3])) if header else 255
+
+    @property
+    def samples_at(self) -> int:
+        """Where the samples of a PGM or PPM file begin."""
+        header = _PNM_HEADER.match(self.data)
+        if header is None:
+            raise self.error("a damaged PGM or PPM header")
+        return header.end()
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation that is left to apply, 1 to 8.
+
+        Only true once the pixels are loaded: PNG may carry it after them, and Pillow turns TIFF
+        by itself.
+        """
+        value = self.image.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn what the decoders raise into an ImageError that names the file."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except DECODE_ERRORS as error:
+        seen = str(error) or type(error).__name__
+        raise ImageError(f"{name} is damaged or incomplete", seen=seen) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read the whole file; ImageError says why not."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"no image at {path}", seen="no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"no image at {path}", seen="a folder") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened", seen=error.strerror) from error
+
+
+def open_picture(data: bytes, name: str) -> Picture:
+    """Read the header. Call it within `decoding`; raises ImageError for what is no image."""
+    if not data:
+        raise ImageError(f"{name} is an empty file")
+    reader = next((r for signature, r in _READERS if re.match(signature, data)), None)
+    if reader is None:
+        raise ImageError(
+            f"{name} is not an image of a known kind",
+            seen=f"{len(data)} bytes that begin {data[:12]!r}",
+            expected="JPEG, PNG, BMP, TIFF, WebP, GIF, PGM or PPM",
+        )
+    if reader is TiffImageFile:
+        _check_sample_format(data, name)
+    picture = Picture(name, data, reader(io.BytesIO(data)))
+    _check_size(picture)
+    if data[:2] in (b"P2", b"P3") and not data[-1:].isspace():
+        raise picture.error("it ends within a number, so that part of it may be missing")
+    if isinstance(picture.image, PngImageFile):
+        check_chunks(data)
+    return picture
+
+
+def _check_sample_format(data: bytes, name: str) -> None:
+    """Refuse what Pillow reads as something else, or without a word on what is wrong."""
+    file = io.BytesIO(data)
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = slice(8, 16) if data[2:4] in (b"+\0", b"\0+") else slice(4, 8)
+    offset = int.from_bytes(data[start], order)
+    if offset + 2 > len(data):
+        raise ImageError(f"{name} is incomplete", seen="a TIFF without its directory")
+    file.seek(offset)
+    directory = ImageFileDirectory_v2(data[: start.stop])
+    directory.load(file)
+    for form in directory.get(_TIFF_FORMAT, ()):
+        if form in _NO_PIXEL_FORMATS:
+            raise ImageError(
+                f"{name} holds {_NO_PIXEL_FORMATS[form]}: their range is not known",
+                expected="unsigned integers of 8 or 16 bits",
+            )
+
+
+def _check_size(picture: Picture) -> None:
+    width, height = picture.image.size
+    if width < 1 or height < 1:
+        raise picture.error("an image without pixels", seen=f"{width}×{height}")
+    if width * height > MAX_PIXELS:
+        raise picture.error(
+            f"more than {MAX_PIXELS} pixels", seen=f"{width}×{height}", hint="cut it into tiles"
+        )

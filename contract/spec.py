@@ -1,0 +1,159 @@
+"""`ModelSpec`: all that turns an image into network input and network output into a mask file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from .errors import UserError
+from .types import NO_CLASS, Size
+
+Resize = Literal["area", "pil-bicubic"]
+MaskValue = int | tuple[int, ...]
+
+VERSION = 1
+_KINDS: dict[str, tuple[type, ...]] = {
+    "version": (int,),
+    "channels": (int,),
+    "classes": (int,),
+    "class_names": (tuple,),
+    "mask_values": (tuple,),
+    "width": (int,),
+    "bilinear": (bool,),
+    "scale": (float, int),
+    "resize": (str,),
+    "threshold": (float,),
+    "ignore_index": (int, type(None)),
+}
+MIN_SIDE = 16
+"""Four poolings need 16 pixels: a shorter side is padded by its edge, in the graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Travels inside every artefact, so that no later stage asks or guesses.
+
+    channels: 1 (grey) or 3 (RGB) in the network's input.
+    classes: the network's output channels; 1 is one logit, sigmoid and `threshold`.
+    mask_values: what each class is written as in a mask file (two values for a one-class net).
+    scale, resize: image size → network size, and the kernel that does it.
+    ignore_index: the mask-file value left out of the loss and the scores.
+    """
+
+    channels: int = 3
+    classes: int = 2
+    class_names: tuple[str, ...] = ()
+    mask_values: tuple[MaskValue, ...] = ()
+    width: int = 64
+    bilinear: bool = False
+    scale: float = 0.5
+    resize: Resize = "area"
+    normalization: Literal["uint8/255"] = "uint8/255"
+    threshold: float = 0.5
+    ignore_index: int | None = None
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            # type(), not isinstance(): to Python, True is an integer.
+            _require(
+                type(value) in kinds, name, repr(value), " or ".join(k.__name__ for k in kinds)
+            )
+        if not self.mask_values:
+            object.__setattr__(self, "mask_values", tuple(range(self.mask_classes)))
+        if not self.class_names:
+            names = ("background", *(f"class {i}" for i in range(1, self.mask_classes)))
+            object.__setattr__(self, "class_names", names)
+        self._check()
+
+    def _check(self) -> None:
+        _require(self.version == VERSION, "version", self.version, f"{VERSION}")
+        _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        _require(1 <= self.classes < NO_CLASS, "classes", self.classes, f"1 to {NO_CLASS - 1}")
+        _require(self.width >= 1, "width", self.width, "at least 1")
+        _require(
+            math.isfinite(self.scale) and 0 < self.scale <= 8, "scale", self.scale, "above 0, to 8"
+        )
+        _require(self.resize in get_args(Resize), "resize", self.resize, get_args(Resize))
+        _require(
+            self.normalization == "uint8/255", "normalization", self.normalization, "uint8/255"
+        )
+        _require(0 < self.threshold < 1, "threshold", self.threshold, "between 0 and 1")
+        count = self.mask_classes
+        names_are_text = all(isinstance(n, str) for n in self.class_names)
+        _require(names_are_text, "class_names", self.class_names, "strings")
+        _require(len(self.class_names) == count, "class_names", self.class_names, f"{count} names")
+        values = self.mask_values
+        _require(len(values) == count, "mask_values", values, f"{count} values")
+        _require(len(set(values)) == count, "mask_values", values, "values that differ")
+        depths = {len(v) if isinstance(v, tuple) else 0 for v in values}
+        _require(depths in ({0}, {3}), "mask_values", values, "all integers or all RGB triples")
+        ignored = self.ignore_index
+        _require(ignored is None or 0 <= ignored <= 255, "ignore_index", ignored, "0 to 255")
+        flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
+        ok = all(type(x) is int and 0 <= x <= 255 for x in flat)
+        _require(ok, "mask_values", values, "integers, 0 to 255")
+
+    @property
+    def mask_classes(self) -> int:
+        """Values in a mask: a one-class net tells background from foreground."""
+        return max(2, self.classes)
+
+    @property
+    def rgb_masks(self) -> bool:
+        return isinstance(self.mask_values[0], tuple)
+
+    def input_size(self, size: Size) -> Size:
+        """Give the network's input size for an image of `size`, truncated as the reference does."""
+        height, width = size
+        return max(1, int(self.scale * height)), max(1, int(self.scale * width))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Raise UserError unless `text` is a spec of this version."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise UserError("not a model spec", seen=f"{text[:80]!r}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelSpec:
+        unknown = set(raw) - {f.name for f in fields(cls)}
+        if unknown:
+            raise UserError(
+                "the model spec has fields that this version does not know",
+                seen=", ".join(sorted(unknown)),
+                hint="pip install --upgrade unetrt",
+            )
+        values = tuple(tuple(v) if isinstance(v, list) else v for v in raw.get("mask_values", ()))
+        names = tuple(raw.get("class_names", ()))
+        return cls(**{**raw, "mask_values": values, "class_names": names})
+
+
+def _require(ok: bool, field: str, seen: object, expected: object) -> None:
+    if not ok:
+        raise UserError(f"the model spec's {field} is wrong", seen=seen, expected=expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecOverrides:
+    """What a command may ask of a checkpoint; None leaves the checkpoint's own value."""
+
+    scale: float | None = None
+    threshold: float | None = None
+
+    def given(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        return replace(spec, **self.given())  # type: ignore[arg-type]
+
+    def conflicts_with(self, spec: ModelSpec) -> list[str]:
+        """List the names whose values differ from those of `spec`."""
+        return [name for name, value in self.given().items() if value != getattr(spec, name)]

@@ -1,0 +1,164 @@
+"""Files are whole or not there; folders are listed without what is hidden."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.files import (
+    IMAGE_SUFFIXES,
+    atomic_path,
+    image_paths,
+    require_file,
+    sha256_from_file,
+    write_atomically,
+)
+
+
+class Killed(BaseException):
+    """As KeyboardInterrupt, which would end the test run."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stop_halfway(target: Path, error: BaseException, deep: str = "") -> None:
+    """Write a file, or one in a folder, then fail."""
+    with atomic_path(target) as temporary:
+        file = temporary / deep / "a" if deep else temporary
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"ne")
+        raise error
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, Killed])
+def test_an_error_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(error):
+        stop_halfway(target, error())
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_error_removes_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        stop_halfway(tmp_path / "d", ValueError("stop"), deep="deep")
+    assert names(tmp_path) == []
+
+
+def test_nothing_written_is_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.touch()
+    with pytest.raises(FileNotFoundError), atomic_path(target):
+        pass
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_directory_replaces_one_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    for content in ("old", "new"):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["engine"]
+
+
+def test_a_directory_replaces_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    target.write_text("a file")
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+    assert target.is_dir()
+    assert names(tmp_path) == ["engine"]
+
+
+def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    target.mkdir()
+    with pytest.raises(OSError, match="engine"):
+        write_atomically(target, b"x")
+    assert target.is_dir()
+    assert names(tmp_path) == ["engine"]
+
+
+def test_write_atomically(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", b"one")
+    write_atomically(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"two"
+
+
+def test_digest(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert sha256_from_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_required_files(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    require_file(tmp_path / "a", "checkpoint")
+    with pytest.raises(UserError, match="no checkpoint at") as caught:
+        require_file(tmp_path / "none", "checkpoint", "train one")
+    assert caught.value.seen == "no such file"
+    assert "Hint: train one" in str(caught.value)
+    with pytest.raises(UserError, match="a folder"):
+        require_file(tmp_path, "checkpoint")
+
+
+def test_images_are_listed_without_hidden_ones(tmp_path: Path) -> None:
+    for name in (
+        "b.PNG",
+        "a.jpg",
+        "note.txt",
+        ".hidden.png",
+        "sub/c.tif",
+        ".git/d.png",
+        "sub/.e.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "sub/c.tif"]
+
+
+def test_every_suffix_is_an_image(tmp_path: Path) -> None:
+    for suffix in IMAGE_SUFFIXES:
+        (tmp_path / f"a{suffix}").touch()
+    assert len(image_paths(tmp_path)) == len(IMAGE_SUFFIXES)
+
+
+def test_the_order_is_the_same_at_each_call(tmp_path: Path) -> None:
+    for name in ("z/1.png", "a/2.png", "m.png", "a/10.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)]
+    assert found == ["m.png", "a/10.png", "a/2.png", "z/1.png"]
+
+
+def test_folders_without_images_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.touch()
+    cases = {tmp_path: "1 entries", file: "a file", tmp_path / "none": "no such folder"}
+    for folder, seen in cases.items():
+        with pytest.raises(UserError) as caught:
+            image_paths(folder)
+        assert seen in str(caught.value)

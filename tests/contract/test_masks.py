@@ -1,0 +1,257 @@
+"""Mask files to class indices and back; a value without a class is never class 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+from unetrt.contract.errors import ImageError, UserError
+from unetrt.contract.masks import class_indices, mask_pixels, mask_values_from_files, read_mask
+from unetrt.contract.spec import MaskValue, ModelSpec
+from unetrt.contract.types import NO_CLASS, U8
+
+INDICES = arrays(
+    np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)
+)
+GREY_SPEC = ModelSpec(classes=4, mask_values=(0, 7, 100, 255))
+COLOURS: tuple[MaskValue, ...] = ((0, 0, 0), (255, 0, 1), (0, 255, 0), (9, 9, 9))
+COLOUR_SPEC = ModelSpec(classes=4, mask_values=COLOURS)
+VALUES = np.array([[0, 1, 2], [3, 2, 1]], np.uint8)
+
+
+def written(folder: Path, image: Image.Image, name: str, **options: Any) -> Path:
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def indexed(values: U8) -> Image.Image:
+    """A palette image whose colours have nothing to do with its indices."""
+    image = Image.fromarray(values)
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    return image
+
+
+@given(indices=INDICES)
+@settings(deadline=None)
+@pytest.mark.parametrize("spec", [GREY_SPEC, COLOUR_SPEC])
+def test_indices_to_pixels_and_back(spec: ModelSpec, indices: U8) -> None:
+    pixels = mask_pixels(indices, spec)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == indices.shape + ((3,) if spec.rgb_masks else ())
+    np.testing.assert_array_equal(class_indices(pixels, spec), indices)
+
+
+def test_every_file_form_gives_its_values(tmp_path: Path) -> None:
+    image = Image.fromarray(VALUES)
+    alpha = image.copy()
+    alpha.putalpha(Image.fromarray(VALUES * 50))
+    np.save(tmp_path / "a.npy", VALUES.astype(np.int64))
+    paths = [
+        written(tmp_path, image, "l.png"),
+        written(tmp_path, image, "l.bmp"),
+        written(tmp_path, image, "l.tif"),
+        written(tmp_path, image, "l.pgm"),
+        written(tmp_path, image, "l.gif"),
+        written(tmp_path, alpha, "la.png"),
+        written(tmp_path, indexed(VALUES), "p.png"),
+        written(tmp_path, indexed(VALUES), "p.gif", optimize=False),
+        written(tmp_path, Image.fromarray(VALUES.astype(np.uint16)), "16.png"),
+        written(tmp_path, Image.fromarray(VALUES.astype(np.uint16)), "16.tif"),
+        tmp_path / "a.npy",
+    ]
+    for path in paths:
+        pixels = read_mask(path)
+        assert pixels.dtype == np.uint8, path
+        np.testing.assert_array_equal(pixels, VALUES, str(path))
+
+
+def test_colours_stay_colours(tmp_path: Path) -> None:
+    colours = mask_pixels(VALUES, COLOUR_SPEC)
+    image = Image.fromarray(colours)
+    transparent = image.copy()
+    transparent.putalpha(0)
+    deep = tmp_path / "16.png"
+    assert cv2.imwrite(str(deep), colours[:, :, ::-1].astype(np.uint16))
+    for path in (
+        written(tmp_path, image, "rgb.png"),
+        written(tmp_path, transparent, "rgba.png"),
+        deep,
+    ):
+        np.testing.assert_array_equal(read_mask(path), colours, str(path))
+    grey = read_mask(written(tmp_path, Image.fromarray(VALUES).convert("RGB"), "grey.png"))
+    assert grey.shape == (2, 3, 3)
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    path = written(tmp_path, Image.fromarray(VALUES), "a.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(path), np.rot90(VALUES, -1))
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), ((0, 0, 0), (255, 0, 0)), (255, 0)])
+def test_one_bit_files_are_two_classes_in_order(
+    tmp_path: Path, values: tuple[MaskValue, ...]
+) -> None:
+    bits = VALUES > 1
+    pixels = read_mask(written(tmp_path, Image.fromarray(bits), "a.png"))
+    assert pixels.dtype == np.bool_
+    indices = class_indices(pixels, ModelSpec(mask_values=values))
+    assert indices.dtype == np.uint8
+    np.testing.assert_array_equal(indices, bits)
+
+
+def test_one_bit_files_among_more_classes_are_0_and_1() -> None:
+    bits = VALUES > 1
+    np.testing.assert_array_equal(class_indices(bits, ModelSpec(classes=3)), bits)
+    with pytest.raises(ImageError, match="no class"):
+        class_indices(bits, GREY_SPEC)
+
+
+def test_values_are_not_guessed() -> None:
+    """0/1 against classes written 0/255, and the other way round."""
+    for pixels, values in (((0, 1), (0, 255)), ((0, 255), (0, 1))):
+        with pytest.raises(ImageError, match="no class"):
+            class_indices(np.array([pixels], np.uint8), ModelSpec(mask_values=values))
+
+
+@given(values=arrays(np.uint8, (4, 5)))
+@settings(deadline=None)
+def test_an_unknown_value_is_an_error_that_names_it(values: U8) -> None:
+    path = Path("folder/mask.png")
+    unknown = sorted(set(values.ravel().tolist()) - {0, 7, 100, 255})
+    if not unknown:
+        return
+    with pytest.raises(ImageError, match=r"mask\.png holds values that no class has") as caught:
+        class_indices(values, GREY_SPEC, path)
+    assert str(caught.value.seen).startswith(str(unknown[0]))
+    assert str(caught.value.expected) == "0, 7, 100, 255"
+
+
+def test_an_unknown_colour_is_an_error_that_names_it() -> None:
+    colours = mask_pixels(VALUES, COLOUR_SPEC)
+    colours[1, 2] = (255, 0, 2)
+    with pytest.raises(ImageError, match="no class") as caught:
+        class_indices(colours, COLOUR_SPEC)
+    assert "(255, 0, 2) in 1 pixels" in str(caught.value)
+
+
+def test_a_jpeg_mask_is_told_what_is_wrong(tmp_path: Path) -> None:
+    values = np.kron(VALUES, np.ones((9, 9), np.uint8)) * 60
+    path = written(tmp_path, Image.fromarray(values), "a.jpg", quality=50)
+    spec = ModelSpec(classes=4, mask_values=(0, 60, 120, 180))
+    with pytest.raises(ImageError, match="write masks as PNG"):
+        class_indices(read_mask(path), spec, path)
+
+
+def test_ignored_values_are_no_class() -> None:
+    spec = ModelSpec(classes=4, mask_values=(0, 7, 100, 255), ignore_index=9)
+    pixels = np.array([[0, 9, 255]], np.uint8)
+    assert class_indices(pixels, spec).tolist() == [[0, NO_CLASS, 3]]
+    overlapping = ModelSpec(classes=4, ignore_index=2)
+    assert class_indices(VALUES, overlapping).tolist() == [[0, 1, NO_CLASS], [3, NO_CLASS, 1]]
+
+
+@pytest.mark.parametrize(("ignored", "expected"), [(5, [0, NO_CLASS, 3]), (9, [0, 3, NO_CLASS])])
+def test_ignored_colours_are_greys(ignored: int, expected: list[int]) -> None:
+    spec = ModelSpec(classes=4, mask_values=COLOURS, ignore_index=ignored)
+    other = 5 if ignored == 5 else 255
+    pixels = np.array([[(0, 0, 0), (other,) * 3, (9, 9, 9)]], np.uint8)
+    if ignored == 5:
+        assert class_indices(pixels, spec).tolist() == [expected]
+    else:
+        pixels = pixels[:, [0, 2]]
+        assert class_indices(pixels, spec).tolist() == [[0, NO_CLASS]]
+
+
+def test_greys_in_three_channels_match_integers() -> None:
+    pixels = np.repeat(VALUES[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(class_indices(pixels, ModelSpec(classes=4)), VALUES)
+
+
+def test_colours_and_single_values_do_not_mix() -> None:
+    with pytest.raises(ImageError, match="holds colours"):
+        class_indices(mask_pixels(VALUES, COLOUR_SPEC), GREY_SPEC)
+    with pytest.raises(ImageError, match="holds single values"):
+        class_indices(VALUES, COLOUR_SPEC)
+
+
+def test_an_index_without_a_class_is_not_written() -> None:
+    for index in (4, NO_CLASS):
+        with pytest.raises(ValueError, match=f"class {index}"):
+            mask_pixels(np.array([[0, index]], np.uint8), GREY_SPEC)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 256]], np.uint16), "0 to 256"),
+        (np.array([[-1, 3]], np.int32), "-1 to 3"),
+        (np.array([[0.0, 1.0]]), "float64"),
+        (np.zeros((2, 2, 2, 2), np.uint8), "shape"),
+        (np.zeros((0, 3), np.uint8), "shape"),
+        (np.array([["a"]]), "not a mask"),
+    ],
+)
+def test_arrays_that_are_no_mask(tmp_path: Path, values: npt.NDArray[Any], message: str) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, values)
+    with pytest.raises(ImageError, match=message):
+        read_mask(path)
+
+
+def test_files_that_are_no_mask(tmp_path: Path) -> None:
+    pickled, text = tmp_path / "p.npy", tmp_path / "t.png"
+    np.save(pickled, np.array([{}], object), allow_pickle=True)
+    text.write_text("text")
+    deep = written(tmp_path, Image.fromarray(np.array([[300]], np.uint16)), "16.png")
+    cmyk = written(tmp_path, Image.new("CMYK", (3, 3)), "c.tif")
+    for path in (pickled, text, deep, cmyk, tmp_path, tmp_path / "none.png"):
+        with pytest.raises(ImageError) as caught:
+            read_mask(path)
+        assert str(path) in str(caught.value)
+
+
+def test_values_over_files_are_sorted(tmp_path: Path) -> None:
+    paths = [
+        written(tmp_path, Image.fromarray(np.array([row], np.uint8)), f"{i}.png")
+        for i, row in enumerate([[7, 0], [255, 7], [100, 100]])
+    ]
+    paths.append(written(tmp_path, Image.new("RGB", (2, 2), (3, 3, 3)), "grey.png"))
+    assert mask_values_from_files(paths) == (0, 3, 7, 100, 255)
+
+
+def test_values_with_colours_are_triples(tmp_path: Path) -> None:
+    paths = [
+        written(tmp_path, Image.new("RGB", (2, 2), colour), f"{i}.png")
+        for i, colour in enumerate([(0, 9, 1), (0, 0, 0), (0, 1, 200)])
+    ]
+    assert mask_values_from_files(paths) == ((0, 0, 0), (0, 1, 200), (0, 9, 1))
+    ModelSpec(classes=3, mask_values=mask_values_from_files(paths))
+    grey = written(tmp_path, Image.new("L", (2, 2)), "grey.png")
+    with pytest.raises(ImageError, match=r"grey\.png holds single values"):
+        mask_values_from_files([*paths, grey])
+
+
+def test_values_of_one_bit_files(tmp_path: Path) -> None:
+    black = written(tmp_path, Image.new("1", (2, 2)), "black.png")
+    assert mask_values_from_files([black]) == (0, 1)
+    grey = written(tmp_path, Image.fromarray(np.array([[0, 255]], np.uint8)), "grey.png")
+    assert mask_values_from_files([black, grey]) == (0, 255)
+
+
+def test_too_many_values_are_an_error(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = written(tmp_path, Image.fromarray(ramp), "a.png")
+    with pytest.raises(UserError, match="256 values"):
+        mask_values_from_files([path])
