@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import NO_CLASS
+from unetrt.training.batches import Batch, Batches, BatchOptions
+from unetrt.training.pairs import Pair
+from unetrt.training.ranks import Ranks
+from unetrt.training.samples import Sample
+
+
+def sample(number: int, height: int, width: int) -> Sample:
+    """Each pixel of the truth is the image's value there: what moves together stays equal."""
+    pixels = np.random.default_rng(number).integers(0, 200, (height, width), np.uint8)
+    pair = Pair(str(number), Path(f"{number}.png"), Path(f"{number}.png"))
+    size = height, width
+    held = pixels[:, :, None], pixels
+    return Sample(pair=pair, spec=ModelSpec(channels=1), input_size=size, size=size, held=held)
+
+
+SIZES = [(16, 20)] * 5 + [(32, 32)] * 4 + [(40, 17)]
+
+
+def batches(
+    size: int,
+    *,
+    crop: int | None = None,
+    augment: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    ranks: Ranks | None = None,
+) -> Batches:
+    samples = [sample(i, *size) for i, size in enumerate(SIZES)]
+    options = BatchOptions(size=size, crop=crop, augment=augment, seed=seed, workers=workers)
+    return Batches(samples, options, ranks)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12))
+def test_an_epoch_has_each_image_once_in_batches_of_one_size(batch_size: int) -> None:
+    source = batches(batch_size)
+    epoch = list(source.epoch(0))
+    assert len(epoch) == len(source)
+    counts = Counter(name for batch in epoch for name in {p.name for p in batch.pairs})
+    assert counts == Counter(str(i) for i in range(len(SIZES)))
+    for batch in epoch:
+        assert batch.images.shape[:3] == batch.truth.shape
+        assert batch.images.dtype == torch.uint8
+        assert batch.truth.dtype == torch.int64
+        assert torch.equal(batch.images[..., 0].long(), batch.truth)
+
+
+def test_a_batch_of_one_small_image_is_doubled_for_batch_normalisation() -> None:
+    for batch in batches(1).epoch(0):
+        height, width = batch.truth.shape[1:]
+        assert len(batch.images) == (2 if height < 32 and width < 32 else 1)
+
+
+def test_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
+    def order(source: Batches, epoch: int) -> list[str]:
+        return [pair.name for batch in source.epoch(epoch) for pair in batch.pairs]
+
+    first, again = batches(3, seed=5), batches(3, seed=5)
+    assert order(first, 0) == order(again, 0)
+    assert order(first, 1) == order(again, 1) != order(again, 0)
+    assert order(batches(3, seed=6), 0) != order(first, 0)
+
+
+def equal(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.truth, b.truth) and a.pairs == b.pairs
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("crop", [None, 24])
+def test_an_epoch_is_the_same_from_any_batch_on_and_by_any_threads(crop: int | None) -> None:
+    whole = list(batches(2, crop=crop, augment=True).epoch(3))
+    for start in (0, 1, len(whole)):
+        for workers in (0, 1, 3):
+            source = batches(2, crop=crop, augment=True, workers=workers)
+            assert equal(list(source.epoch(3, start)), whole[start:])
+    assert not equal(list(batches(2, crop=crop, augment=True).epoch(4)), whole)
+
+
+def test_processes_share_each_batch_image_by_image() -> None:
+    whole = list(batches(4, crop=24, augment=True).epoch(0))
+    shares = [list(batches(4, crop=24, augment=True, ranks=Ranks(r, 2)).epoch(0)) for r in range(2)]
+    for batch, even, odd in zip(whole, *shares, strict=True):
+        for part, images in enumerate((even, odd)):
+            assert torch.equal(images.images, batch.images[part::2])
+            assert torch.equal(images.truth, batch.truth[part::2])
+
+
+def test_no_process_is_without_an_image() -> None:
+    for rank in range(4):
+        source = batches(3, crop=24, ranks=Ranks(rank, 4))
+        assert all(len(batch.pairs) >= 1 for batch in source.epoch(0))
+
+
+def test_crops_mix_sizes_and_pad_without_a_class() -> None:
+    source = batches(10, crop=24)
+    [batch] = source.epoch(0)
+    assert batch.images.shape == (10, 24, 24, 1)
+    counted = batch.truth != NO_CLASS
+    assert torch.equal(batch.images[..., 0][counted].long(), batch.truth[counted])
+    areas = {p.name: int(c.sum()) for p, c in zip(batch.pairs, counted, strict=True)}
+    assert areas["0"] == 16 * 20
+    assert areas["5"] == 24 * 24
+    assert areas["9"] == 24 * 17

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    unet_from_checkpoint,
+    write_bare,
+    write_checkpoint,
+)
+from unetrt.training.unet import UNet
+
+
+class Bomb:
+    """Runs code when it is unpickled without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+def checkpoint_of(spec: ModelSpec) -> Checkpoint:
+    net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear)
+    golden = [(np.full((4, 5, spec.channels), 7, np.uint8), (8, 10))]
+    return Checkpoint(spec, net.state_dict(), golden, {"epoch": 3, "best": 0.5})
+
+
+def test_writing_and_reading_is_the_identity(tmp_path: Path) -> None:
+    spec = ModelSpec(channels=1, classes=3, width=2, scale=0.3, mask_values=(0, 9, 255))
+    written = checkpoint_of(spec)
+    write_checkpoint(tmp_path / "a.pth", written)
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert read.spec == spec
+    assert not read.bare
+    assert read.resume == {"epoch": 3, "best": 0.5}
+    assert read.golden[0][1] == (8, 10)
+    assert np.array_equal(read.golden[0][0], written.golden[0][0])
+    assert read.state.keys() == written.state.keys()
+    assert all(torch.equal(read.state[k], written.state[k]) for k in read.state)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("with_values", [False, True])
+def test_a_bare_state_dict_says_all_by_its_shapes(
+    tmp_path: Path, channels: int, classes: int, bilinear: bool, with_values: bool
+) -> None:
+    state: dict[str, Any] = dict(UNet(channels, classes, 4, bilinear).state_dict())
+    values = tuple(range(0, 10 * max(2, classes), 10))
+    if with_values:
+        state["mask_values"] = list(values)
+    torch.save(state, tmp_path / "bare.pth")
+    read = read_checkpoint(tmp_path / "bare.pth")
+    assert read.bare
+    assert (read.spec.channels, read.spec.classes) == (channels, classes)
+    assert (read.spec.width, read.spec.bilinear) == (4, bilinear)
+    assert read.spec.resize == "pil-bicubic"
+    assert read.spec.mask_values == (values if with_values else tuple(range(max(2, classes))))
+    net = unet_from_checkpoint(read)
+    assert not net.training
+    assert torch.equal(net.state_dict()["outc.conv.weight"], state["outc.conv.weight"])
+
+
+def test_a_bare_file_keeps_weights_and_colours(tmp_path: Path) -> None:
+    written = checkpoint_of(ModelSpec(width=2, mask_values=((0, 0, 0), (255, 0, 9))))
+    write_bare(tmp_path / "bare.pth", written)
+    raw = torch.load(tmp_path / "bare.pth", weights_only=True)
+    assert raw.pop("mask_values") == [[0, 0, 0], [255, 0, 9]]
+    UNet(3, 2, 2).load_state_dict(raw)
+    assert read_checkpoint(tmp_path / "bare.pth").spec.mask_values == ((0, 0, 0), (255, 0, 9))
+
+
+def test_weights_saved_from_data_parallel_load(tmp_path: Path) -> None:
+    state = {f"module.{k}": v for k, v in UNet(1, 2, 2).state_dict().items()}
+    torch.save(state, tmp_path / "parallel.pth")
+    assert read_checkpoint(tmp_path / "parallel.pth").spec.channels == 1
+
+
+def bad_file(kind: str, path: Path) -> None:
+    good = checkpoint_of(ModelSpec(channels=1, width=2))
+    if kind == "text":
+        path.write_text("these are not weights\n")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("notes.txt", "hello")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(path.with_name("ran"))))
+    elif kind == "torch pickle":
+        torch.save({"format": Bomb(path.with_name("ran"))}, path)
+    elif kind == "truncated":
+        write_checkpoint(path, good)
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif kind == "list":
+        torch.save([1, 2, 3], path)
+    elif kind == "other dictionary":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif kind == "other format":
+        torch.save({"format": "unetrt-checkpoint-99"}, path)
+    elif kind == "wrong shape":
+        good.state["up2.up.weight"] = torch.zeros(1, 2)
+        write_checkpoint(path, good)
+    elif kind == "missing weight":
+        del good.state["up2.up.weight"]
+        write_checkpoint(path, good)
+    elif kind == "unknown weight":
+        good.state["extra"] = torch.zeros(1)
+        write_checkpoint(path, good)
+    elif kind == "nan":
+        good.state["outc.conv.weight"][0] = float("nan")
+        write_checkpoint(path, good)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("text", "is not a checkpoint"),
+        ("empty", "is not a checkpoint"),
+        ("zip", "is not a checkpoint"),
+        ("pickle", "would run code"),
+        ("torch pickle", "would run code"),
+        ("truncated", "is not a checkpoint"),
+        ("list", "is not a checkpoint"),
+        ("other dictionary", "is not a checkpoint"),
+        ("other format", "unetrt-checkpoint-99"),
+        ("wrong shape", "up2.up.weight"),
+        ("missing weight", "up2.up.weight"),
+        ("unknown weight", "extra"),
+        ("nan", "not finite"),
+        ("none", "no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, says: str) -> None:
+    path = tmp_path / "bad.pth"
+    bad_file(kind, path)
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "ran").exists()

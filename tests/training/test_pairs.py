@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetrt.contract.errors import ImageError, UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.pairs import checked_pairs, load_pair, match_pairs, raise_problems
+
+Folders = tuple[Path, Path]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_names_match_whatever_the_suffix(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    touch(images, "a.jpg", "b.JPEG", "part.2.v1.png", "sub/dir/a.tif", "car_01.jpg", "own_mask.png")
+    touch(masks, "a.png", "b.npy", "part.2.v1.gif", "sub/dir/a.bmp", "car_01_mask.gif")
+    touch(masks, "own_mask.png")
+    pairs, problems = match_pairs(images, masks)
+    assert not problems
+    assert {p.name: p.mask.relative_to(masks).as_posix() for p in pairs} == {
+        "a": "a.png",
+        "b": "b.npy",
+        "car_01": "car_01_mask.gif",
+        "own_mask": "own_mask.png",
+        "part.2.v1": "part.2.v1.gif",
+        "sub/dir/a": "sub/dir/a.bmp",
+    }
+    assert all(p.image.relative_to(images).with_suffix("").as_posix() == p.name for p in pairs)
+
+
+def test_hidden_and_foreign_files_are_passed_over(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    touch(images, "a.jpg", ".b.jpg", ".cache/c.jpg", "notes.txt")
+    touch(masks, "a.png", "._a.png", ".cache/c.png", "README.md")
+    pairs, problems = match_pairs(images, masks)
+    assert [p.name for p in pairs] == ["a"]
+    assert not problems
+
+
+def test_each_file_without_one_partner_is_told(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    touch(images, "good.jpg", "lonely.jpg", "many.jpg", "twice.jpg", "twice.png")
+    touch(masks, "good.png", "orphan.png", "many.png", "many_mask.gif", "twice.png")
+    pairs, problems = match_pairs(images, masks)
+    assert [p.name for p in pairs] == ["good"]
+    starts = sorted(p.split(str(images.parent))[0] for p in problems)
+    assert starts == ["no image for ", "no mask for ", "several images for ", "several masks for "]
+    text = "\n".join(problems)
+    assert all(name in text for name in ("lonely.jpg", "orphan.png", "many_mask.gif", "twice.jpg"))
+
+
+def test_missing_and_empty_mask_folders_are_told(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    touch(images, "a.jpg")
+    with pytest.raises(UserError, match="no masks in"):
+        match_pairs(images, masks)
+    with pytest.raises(UserError, match="no folder of masks"):
+        match_pairs(images, masks / "nothing")
+
+
+def test_a_long_list_of_problems_ends_in_a_count() -> None:
+    with pytest.raises(UserError) as caught:
+        raise_problems([f"problem {i}" for i in range(30)])
+    text = str(caught.value)
+    assert "30 problems" in text
+    assert "problem 19\n" in text
+    assert "problem 20" not in text
+    assert "… and 10 more" in text
+    raise_problems([])
+
+
+def test_truths_are_class_indices_at_the_file_s_size(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(images / "a.png")
+    Image.fromarray(np.eye(8, 12, dtype=np.uint8) * 255).save(masks / "a.png")
+    spec = ModelSpec(channels=1, mask_values=(0, 255), scale=0.5)
+    [pair] = checked_pairs(images, masks)
+    image, size, truth = load_pair(pair, spec)
+    assert image.shape == (4, 6, 1)
+    assert size == (8, 12)
+    assert np.array_equal(truth, np.eye(8, 12))
+    Image.fromarray(np.zeros((8, 11), np.uint8)).save(masks / "a.png")
+    with pytest.raises(ImageError, match="differ in size"):
+        load_pair(pair, spec)

@@ -1,0 +1,208 @@
+"""A run that was stopped and resumed ends bit-equal to one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unetrt.contract.errors import UserError
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint
+from unetrt.training.losses import LossOptions, segmentation_loss
+from unetrt.training.options import RecipeOptions, TrainOptions
+from unetrt.training.ranks import Ranks
+from unetrt.training.resume import options_from_json, options_to_json
+from unetrt.training.train import train
+from unetrt.training.trainer import Trainer
+
+PLACE = "unetrt.training.step.segmentation_loss"
+
+
+def folder_of(options: TrainOptions) -> Path:
+    assert options.out is not None
+    return options.out
+
+
+def stopped_at(step: int, number: signal.Signals = signal.SIGINT) -> Callable[..., Tensor]:
+    """The loss, with a signal sent in the middle of one step."""
+    steps: list[int] = []
+
+    def loss(logits: Tensor, truth: Tensor, options: LossOptions, ranks: Ranks) -> Tensor:
+        steps.append(len(steps))
+        if len(steps) == step:
+            os.kill(os.getpid(), number)
+        return segmentation_loss(logits, truth, options, ranks)
+
+    return loss
+
+
+def interrupt(
+    options: TrainOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals = signal.SIGINT,
+) -> None:
+    monkeypatch.setattr(PLACE, stopped_at(step, number))
+    with pytest.raises(KeyboardInterrupt):
+        train(options)
+    monkeypatch.setattr(PLACE, segmentation_loss)
+
+
+def same(one: object, other: object) -> bool:
+    """Bit-equal, through dictionaries and lists."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def end(folder: Path) -> tuple[Checkpoint, list[str]]:
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    return read_checkpoint(folder / "last.pth"), [line.rsplit(",", 1)[0] for line in lines]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    first, lines = end(one)
+    second, others = end(other)
+    assert lines == others
+    assert same(first.state, second.state)
+    first.resume["options"] = second.resume["options"]  # their folders differ
+    assert same(first.resume, second.resume)
+    assert same(read_checkpoint(one / "best.pth").state, read_checkpoint(other / "best.pth").state)
+
+
+REFERENCE = RecipeOptions(epochs=3, batch_size=4, learning_rate=1e-3)
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "adamw", "schedule": "onecycle", "augment": True},
+    {"schedule": "cosine", "loss": "focal+dice", "class_weights": "auto"},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("step", "number"), [(4, signal.SIGINT), (6, signal.SIGTERM)])
+def test_interrupted_and_resumed_is_bit_equal(
+    quick_options: TrainOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: dict[str, Any],
+    step: int,
+    number: signal.Signals,
+) -> None:
+    """Three batches an epoch: step 4 lies in the middle of an epoch, step 6 at its end."""
+    options = replace(quick_options, recipe=replace(REFERENCE, **recipe))
+    train(replace(options, out=tmp_path / "whole"))
+    interrupt(options, monkeypatch, step, number)
+    last = read_checkpoint(folder_of(options) / "last.pth")
+    assert last.resume["step"] == step
+    assert last.state["inc.double_conv.1.num_batches_tracked"] == step
+    assert len(last.golden) == 4
+    assert train(TrainOptions(resume=folder_of(options))) == folder_of(options) / "best.pth"
+    assert_same_end(folder_of(options), tmp_path / "whole")
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_epoch(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the line in metrics.csv and the checkpoint: the epoch comes again, once."""
+    train(replace(quick_options, out=tmp_path / "whole"))
+    keep, calls = Trainer._keep, []
+
+    def killed(self: Trainer, score: float) -> None:
+        calls.append(score)
+        if len(calls) == 2:
+            raise MemoryError
+        keep(self, score)
+
+    monkeypatch.setattr(Trainer, "_keep", killed)
+    with pytest.raises(MemoryError):
+        train(quick_options)
+    assert len((folder_of(quick_options) / "metrics.csv").read_text().splitlines()) == 3
+    train(TrainOptions(resume=folder_of(quick_options)))
+    assert_same_end(folder_of(quick_options), tmp_path / "whole")
+
+
+def test_the_flags_of_the_run_may_be_repeated_and_not_changed(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(quick_options, monkeypatch, 2)
+    last = folder_of(quick_options) / "last.pth"
+    before = last.read_bytes()
+    other = replace(quick_options, width=8, recipe=replace(quick_options.recipe, epochs=9))
+    with pytest.raises(UserError, match="keeps the options") as caught:
+        train(replace(other, resume=last))
+    assert caught.value.seen == "--width 8, --epochs 9"
+    assert caught.value.expected == "4, 2"
+    assert last.read_bytes() == before
+    train(replace(quick_options, resume=last, workers=0))
+    assert read_checkpoint(last).resume["epoch"] == 2
+
+
+def test_other_data_is_refused(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(quick_options, monkeypatch, 2)
+    fewer = tmp_path / "fewer", tmp_path / "fewer-masks"
+    for source, folder in zip((quick_options.images, quick_options.masks), fewer, strict=True):
+        folder.mkdir()
+        for path in sorted(source.iterdir())[1:]:
+            (folder / path.name).write_bytes(path.read_bytes())
+    moved = TrainOptions(resume=folder_of(quick_options), images=fewer[0], masks=fewer[1])
+    with pytest.raises(UserError, match="not those that the run began with"):
+        train(moved)
+
+
+def test_a_file_without_state_is_refused(quick_options: TrainOptions, tmp_path: Path) -> None:
+    best = train(quick_options)
+    with pytest.raises(UserError, match="does not say how its run stood"):
+        train(TrainOptions(resume=best))
+    with pytest.raises(UserError, match="no checkpoint at"):
+        train(TrainOptions(resume=tmp_path))
+
+
+def test_options_survive_their_file() -> None:
+    options = TrainOptions(
+        images=Path("a"), val_images=Path("b"), val_masks=Path("c"), class_names=("x", "y"),
+        recipe=RecipeOptions(class_weights=(1.0, 2.5), schedule="cosine"), load=Path("w.pth"),
+        ignore_index=7,
+    )  # fmt: skip
+    assert options_from_json(options_to_json(options)) == options
+    assert options_from_json(options_to_json(TrainOptions())) == TrainOptions()
+    auto = TrainOptions(recipe=RecipeOptions(class_weights="auto"))
+    assert options_from_json(options_to_json(auto)) == auto
+    with pytest.raises(UserError, match="another version"):
+        options_from_json('{"recipe": {}}')
+
+
+def test_ctrl_c_on_the_command_line_saves_first(
+    quick_options: TrainOptions, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cli"
+    words = f"--images {quick_options.images} --masks {quick_options.masks} --channels 1 -c 4"
+    words += f" --width 4 -s 1 -v 25 -e 500 -b 4 --device cpu --out {folder}"
+    command = [sys.executable, "-m", "unetrt.cli", "train", *words.split()]
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one)
+    limit = time.monotonic() + 60
+    while not (folder / "last.pth").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert f"unetrt train --resume {folder}" in stderr
+    assert "Traceback" not in stderr
+    last = read_checkpoint(folder / "last.pth").resume
+    assert last["step"] == 3 * last["epoch"] + last["batch"] > 0

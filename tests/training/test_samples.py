@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import NO_CLASS, U8
+from unetrt.training.losses import LossOptions
+from unetrt.training.options import RecipeOptions, TrainOptions
+from unetrt.training.samples import load_training_data
+from unetrt.training.weights import loss_from_recipe
+
+Folders = tuple[Path, Path]
+
+
+def write_pair(folders: Folders, name: str, mask: U8, size: tuple[int, int] | None = None) -> None:
+    image = np.full(size or mask.shape[:2], 100, np.uint8)
+    Image.fromarray(image).save(folders[0] / f"{name}.png")
+    Image.fromarray(mask).save(folders[1] / f"{name}.png")
+
+
+def mask_of(*values: int) -> U8:
+    """12×20 pixels that hold these values in stripes."""
+    return np.resize(np.array(values, np.uint8), (12, 20))
+
+
+def options_for(folders: Folders, **changes: object) -> TrainOptions:
+    options = TrainOptions(
+        images=folders[0], masks=folders[1], channels=1, width=4, scale=0.5, validation=50
+    )
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def message(options: TrainOptions, start: ModelSpec | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_training_data(options, start)
+    return str(caught.value)
+
+
+def test_samples_are_resized_and_values_become_indices(empty_pairs: Folders) -> None:
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 255))
+    data = load_training_data(options_for(empty_pairs), None)
+    assert data.spec.mask_values == (0, 255)
+    assert (len(data.train), len(data.validation)) == (2, 2)
+    sample = data.validation[0]
+    image, truth = sample.load()
+    assert image.shape == (6, 10, 1)
+    assert truth.shape == sample.input_size == (6, 10)
+    assert set(np.unique(truth)) <= {0, 1}
+    assert np.array_equal(sample.full_truth(), mask_of(0, 1))
+
+
+def test_ignored_values_are_no_class(empty_pairs: Folders) -> None:
+    for name in "ab":
+        write_pair(empty_pairs, name, mask_of(0, 3, 11))
+    data = load_training_data(options_for(empty_pairs, ignore_index=11), None)
+    assert data.spec.mask_values == (0, 3)
+    assert data.spec.ignore_index == 11
+    assert set(np.unique(data.train[0].full_truth())) == {0, 1, NO_CLASS}
+
+
+def test_colour_masks_train(empty_pairs: Folders) -> None:
+    colours = np.array([[0, 0, 0], [200, 10, 10]], np.uint8)
+    for name in "ab":
+        write_pair(empty_pairs, name, colours[mask_of(0, 1)])
+    data = load_training_data(options_for(empty_pairs), None)
+    assert data.spec.mask_values == ((0, 0, 0), (200, 10, 10))
+
+
+def test_the_split_is_drawn_by_the_seed(empty_pairs: Folders) -> None:
+    for i in range(20):
+        write_pair(empty_pairs, f"{i:02}", mask_of(0, 1))
+    names = {
+        seed: [s.pair.name for s in load_training_data(options, None).validation]
+        for seed in (0, 1)
+        for options in [options_for(empty_pairs, validation=25, seed=seed)]
+    }
+    again = load_training_data(options_for(empty_pairs, validation=25), None)
+    assert [s.pair.name for s in again.validation] == names[0]
+    assert names[0] != names[1]
+    assert len(names[0]) == 5
+    assert not set(names[0]) & {s.pair.name for s in again.train}
+
+
+def test_every_problem_is_listed_at_once(empty_pairs: Folders) -> None:
+    images, masks = empty_pairs
+    for name in ("good", "also"):
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    write_pair(empty_pairs, "stray", mask_of(0, 1, 7))
+    write_pair(empty_pairs, "sizes", mask_of(0, 1), size=(13, 20))
+    write_pair(empty_pairs, "image", mask_of(0, 1))
+    (images / "image.png").write_text("no image")
+    write_pair(empty_pairs, "mask", mask_of(0, 1))
+    (masks / "mask.png").write_bytes((masks / "mask.png").read_bytes()[:40])
+    write_pair(empty_pairs, "alone", mask_of(0, 1))
+    (masks / "alone.png").unlink()
+    write_pair(empty_pairs, "orphan", mask_of(0, 1))
+    (images / "orphan.png").unlink()
+    write_pair(empty_pairs, "many", mask_of(0, 1))
+    np.save(masks / "many_mask.npy", mask_of(0, 1))
+    text = message(options_for(empty_pairs))
+    assert "7 problems" in text
+    assert f"no mask for {images / 'alone.png'}" in text
+    assert f"no image for {masks / 'orphan.png'}" in text
+    assert f"several masks for {images / 'many.png'}" in text
+    assert f"{images / 'image.png'} is not an image" in text
+    assert f"{masks / 'mask.png'} is damaged" in text
+    assert "image 20×13, mask 20×12" in text
+    assert f"7 in {masks / 'stray.png'}" in text
+
+
+@pytest.mark.parametrize("values", [(0,), (0, 1, 2)])
+def test_values_must_number_the_classes(empty_pairs: Folders, values: tuple[int, ...]) -> None:
+    for name in "abc":
+        write_pair(empty_pairs, name, mask_of(*values))
+    for classes in (1, 2):
+        text = message(options_for(empty_pairs, classes=classes))
+        assert f"hold {len(values)} values" in text
+        assert f"--classes {classes} needs 2" in text
+        assert "0 in 3" in text
+
+
+def test_values_of_the_checkpoint_to_start_from_hold(empty_pairs: Folders) -> None:
+    for name in "ab":
+        write_pair(empty_pairs, name, mask_of(10, 20))
+    start = ModelSpec(classes=3, mask_values=(10, 20, 30), class_names=("x", "y", "z"))
+    spec = load_training_data(options_for(empty_pairs, classes=3), start).spec
+    assert (spec.mask_values, spec.class_names) == ((10, 20, 30), ("x", "y", "z"))
+
+
+def test_too_few_images_say_how_many_are_needed(empty_pairs: Folders) -> None:
+    for name in "abc":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    text = message(options_for(empty_pairs, validation=10))
+    assert "3 pairs" in text
+    assert "at least 10" in text
+
+
+def test_folders_of_their_own_are_scored_on(empty_pairs: Folders, tmp_path: Path) -> None:
+    others = tmp_path / "val" / "imgs", tmp_path / "val" / "masks"
+    for folder in others:
+        folder.mkdir(parents=True)
+    write_pair(empty_pairs, "train", mask_of(0, 1))
+    write_pair(others, "val", mask_of(0, 1))
+    options = options_for(empty_pairs, val_images=others[0], val_masks=others[1])
+    data = load_training_data(options, None)
+    assert [s.pair.name for s in data.train] == ["train"]
+    assert [s.pair.name for s in data.validation] == ["val"]
+    write_pair(others, "odd", mask_of(0, 9))
+    assert f"9 in {others[1] / 'odd.png'}" in message(options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"validation": 0},
+        {"validation": 100},
+        {"crop": 8},
+        {"bit_depth": 8},
+        {"ignore_index": 256},
+        {"val_images": Path("x")},
+        {"seed": -1},
+        {"workers": -1},
+    ],
+)
+def test_options_that_no_run_can_have_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="is wrong"):
+        replace(TrainOptions(), **wrong)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_into_memory_is_read_again(empty_pairs: Folders) -> None:
+    for index, name in enumerate("abcd"):
+        write_pair(empty_pairs, name, np.roll(mask_of(0, 1), index))
+    options = options_for(empty_pairs)
+    whole = load_training_data(options, None)
+    size = sum(array.nbytes for array in whole.train[0].load())
+    partly = load_training_data(options, None, memory=3 * size)
+    samples = [*partly.train, *partly.validation]
+    assert [sample.held is not None for sample in samples] == [True, True, True, False]
+    for sample, held in zip(samples, [*whole.train, *whole.validation], strict=True):
+        pairs = zip(sample.load(), held.load(), strict=True)
+        assert all(np.array_equal(array, other) for array, other in pairs)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
+def test_each_class_has_one_weight(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="--class-weights is wrong"):
+        TrainOptions(recipe=RecipeOptions(class_weights=weights))
+    with pytest.raises(UserError, match="--class-weights is wrong"):
+        RecipeOptions(class_weights=(1.0, 0.0))
+
+
+def test_weights_are_counted_from_the_pixels(empty_pairs: Folders) -> None:
+    """A class of 1/5 and one of 4/5 of the pixels weigh 2 to 1, and the mean pixel weighs 1."""
+    for name in "ab":
+        write_pair(empty_pairs, name, mask_of(0, 0, 0, 0, 9, 11))
+    options = options_for(empty_pairs, ignore_index=11, scale=1.0)
+    data = load_training_data(options, None)
+    recipe = RecipeOptions(class_weights="auto")
+    background, other = loss_from_recipe(recipe, data.spec, data.train).weights
+    assert other == pytest.approx(2 * background, rel=1e-5)
+    assert 0.8 * background + 0.2 * other == pytest.approx(1, rel=1e-5)
+    assert loss_from_recipe(RecipeOptions(), data.spec, data.train) == LossOptions()

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.batches import Batch
+from unetrt.training.checkpoint import read_checkpoint
+from unetrt.training.losses import LossOptions, segmentation_loss
+from unetrt.training.masknet import MaskNet
+from unetrt.training.options import TrainOptions
+from unetrt.training.ranks import Ranks
+from unetrt.training.resume import options_from_json
+from unetrt.training.step import NotFiniteError, StepOptions, Stepper
+from unetrt.training.train import train
+from unetrt.training.unet import UNet
+
+LOSS = "unetrt.training.step.segmentation_loss"
+HALF = StepOptions(loss=LossOptions(), amp=torch.float16)
+
+
+def folder_of(options: TrainOptions) -> Path:
+    assert options.out is not None
+    return options.out
+
+
+def stepper_of(options: StepOptions, rate: float = 1e-2) -> tuple[Stepper, UNet]:
+    torch.manual_seed(0)
+    net = UNet(1, 3, 4).train()
+    optimizer = torch.optim.SGD(net.parameters(), rate)
+    return Stepper(net, MaskNet(net, ModelSpec(channels=1)), optimizer, options, Ranks()), net
+
+
+def a_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (2, 32, 32, 1), np.uint8))
+    return Batch(images, torch.from_numpy(rng.integers(0, 3, (2, 32, 32))), [])
+
+
+def failing_at(*steps: int) -> Callable[..., Tensor]:
+    """The loss, short of memory when it is called for these times."""
+    calls: list[int] = []
+
+    def loss(logits: Tensor, truth: Tensor, options: LossOptions, ranks: Ranks) -> Tensor:
+        calls.append(len(calls))
+        if len(calls) in steps:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return segmentation_loss(logits, truth, options, ranks)
+
+    return loss
+
+
+def test_out_of_memory_goes_on_with_the_same_numbers(
+    quick_options: TrainOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train(replace(quick_options, out=tmp_path / "roomy"))
+    monkeypatch.setattr(LOSS, failing_at(2))
+    train(quick_options)
+    assert sum("out of memory" in record.message for record in caplog.records) == 1
+    roomy = read_checkpoint(tmp_path / "roomy" / "last.pth")
+    tight = read_checkpoint(folder_of(quick_options) / "last.pth")
+    assert roomy.resume["step"] == tight.resume["step"] == 6
+    assert all(torch.equal(tight.state[key], value) for key, value in roomy.state.items())
+
+
+def test_a_batch_that_fits_in_no_way_is_told(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOSS, failing_at(1, 2))
+    with pytest.raises(UserError, match="does not fit") as caught:
+        train(quick_options)
+    assert "Tried to allocate 9 GiB" in str(caught.value)
+    assert "--batch-size" in str(caught.value)
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_recomputed_blocks_keep_less_and_give_the_same_gradients(bilinear: bool) -> None:
+    def run(recompute: bool) -> tuple[int, list[Tensor]]:
+        torch.manual_seed(0)
+        net = UNet(1, 3, 4, bilinear).train()
+        net.recompute = recompute
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = net(torch.linspace(0, 1, 2 * 48 * 48).reshape(2, 1, 48, 48)).square().mean()
+            forward = kept
+        loss.backward()
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        return forward, [*gradients, *net.buffers()]
+
+    (plain, expected), (less, found) = run(False), run(True)
+    assert less < 0.5 * plain
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_recomputing_net_evaluates_as_any_other() -> None:
+    net = UNet(1, 2, 2).eval()
+    image = torch.rand(1, 1, 16, 16)
+    expected = net(image)
+    net.recompute = True
+    assert torch.equal(net(image), expected)
+
+
+def test_float16_scales_its_loss_and_moves_the_weights() -> None:
+    stepper, net = stepper_of(HALF)
+    before = [p.clone() for p in net.parameters()]
+    losses = [stepper.step(a_batch()) for _ in range(8)]
+    assert stepper.scaler.is_enabled()
+    assert losses[-1][0] < losses[0][0]
+    assert any(moved for _, moved in losses)
+    assert not any(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+def test_an_overflow_of_float16_skips_the_step_and_lowers_the_scale() -> None:
+    stepper, net = stepper_of(HALF)
+    stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 2.0**60})
+    before = [p.clone() for p in net.parameters()]
+    _, moved = stepper.step(a_batch())
+    assert not moved
+    assert stepper.scaler.get_scale() == 2.0**59
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+def test_the_scaler_s_state_is_resumed(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetrt.training.trainer.amp_dtype", lambda device: torch.float16)
+    train(replace(quick_options, amp=True))
+    resume = read_checkpoint(folder_of(quick_options) / "last.pth").resume
+    assert resume["scaler"]["scale"] >= 1
+    assert options_from_json(resume["options"]).amp
+
+
+@pytest.mark.parametrize("options", [HALF, StepOptions(loss=LossOptions())])
+def test_a_step_that_is_not_finite_leaves_all_as_it_was(options: StepOptions) -> None:
+    stepper, net = stepper_of(options)
+    with torch.no_grad():
+        net.outc.conv.weight[0] = float("nan")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(NotFiniteError, match="loss nan"):
+        stepper.step(a_batch())
+    after = net.state_dict()
+    assert all(torch.equal(after[k].nan_to_num(7), v.nan_to_num(7)) for k, v in before.items())

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unetrt.cli.train import add_arguments, options_from_arguments, run
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint, unet_from_checkpoint
+from unetrt.training.losses import LossOptions, segmentation_loss
+from unetrt.training.masknet import MaskNet
+from unetrt.training.options import RECIPES, RecipeOptions, TrainOptions
+from unetrt.training.ranks import Ranks
+from unetrt.training.samples import load_training_data
+from unetrt.training.train import train
+from unetrt.training.validate import predict_masks, validate
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def folder_of(options: TrainOptions) -> Path:
+    assert options.out is not None
+    return options.out
+
+
+def with_recipe(options: TrainOptions, **changes: Any) -> TrainOptions:
+    return replace(options, recipe=replace(options.recipe, **changes))
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_training_learns_and_leaves_a_whole_run(quick_options: TrainOptions) -> None:
+    options = with_recipe(quick_options, epochs=16, batch_size=2, learning_rate=2e-2)
+    best = train(options)
+    rows = metrics(best.parent)
+    losses = [float(row["loss"]) for row in rows]
+    scores = [float(row["foreground_miou"]) for row in rows]
+    assert len(rows) == 16
+    assert losses[-1] < 0.5 * losses[0]
+    assert max(scores) > 0.2
+    assert float(rows[-1]["learning_rate"]) < float(rows[4]["learning_rate"])
+    assert {"epoch", "step", "pixel_accuracy", "iou class 3", "seconds"} <= rows[0].keys()
+    files = {"best.pth", "last.pth", "metrics.csv", "curve.png"}
+    assert {p.name for p in best.parent.iterdir()} == files
+    last = read_checkpoint(best.with_name("last.pth"))
+    assert last.resume["epoch"] == 16
+    assert last.resume["step"] == 96
+    assert last.resume["best"] == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_the_best_checkpoint_has_the_score_of_the_log(quick_options: TrainOptions) -> None:
+    best = read_checkpoint(train(quick_options))
+    data = load_training_data(quick_options, None)
+    assert best.spec == data.spec
+    matrix = validate(MaskNet(unet_from_checkpoint(best), best.spec), data.validation)
+    score = matrix.scores(best.spec.class_names).foreground_miou
+    logged = [float(row["foreground_miou"]) for row in metrics(folder_of(quick_options))]
+    assert score == pytest.approx(max(logged), abs=1e-5)
+    assert matrix.counts.sum() == len(data.validation) * 48 * 64
+    golden = [(s.load()[0], s.size) for s in data.validation]
+    assert len(best.golden) == len(golden) == 4
+    for (image, size), (expected, expected_size) in zip(best.golden, golden, strict=True):
+        assert np.array_equal(image, expected)
+        assert size == expected_size
+
+
+def test_one_seed_gives_the_same_weights(quick_options: TrainOptions, tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> dict[str, Tensor]:
+        return read_checkpoint(train(replace(quick_options, out=tmp_path / name, seed=seed))).state
+
+    first, again, other = weights("a", 0), weights("b", 0), weights("c", 1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["inc.double_conv.0.weight"], other["inc.double_conv.0.weight"])
+
+
+def test_the_caller_s_random_numbers_are_left_alone(quick_options: TrainOptions) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    train(with_recipe(quick_options, epochs=1))
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("recipe", [RecipeOptions(epochs=1), RecipeOptions(epochs=1, batch_size=5)])
+@pytest.mark.parametrize("changes", [{}, {"crop": 32, "amp": True}, {"bilinear": True}])
+def test_the_reference_s_recipe_runs(
+    quick_options: TrainOptions, recipe: RecipeOptions, changes: dict[str, Any]
+) -> None:
+    train(replace(quick_options, recipe=recipe, **changes))
+    assert float(metrics(folder_of(quick_options))[0]["learning_rate"]) == 1e-5
+
+
+def test_one_class_trains(quick_options: TrainOptions, tmp_path: Path) -> None:
+    from PIL import Image
+
+    masks = tmp_path / "binary"
+    masks.mkdir()
+    for path in quick_options.masks.iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(
+            masks / path.name
+        )
+    best = read_checkpoint(train(replace(quick_options, masks=masks, classes=1)))
+    assert best.spec.mask_values == (0, 255)
+    assert best.state["outc.conv.weight"].shape[0] == 1
+
+
+def test_starting_weights_are_used(quick_options: TrainOptions, tmp_path: Path) -> None:
+    start = train(quick_options)
+    slow = with_recipe(
+        replace(quick_options, load=start, out=tmp_path / "again"), epochs=1, learning_rate=1e-12
+    )
+    before, after = read_checkpoint(start).state, read_checkpoint(train(slow)).state
+    key = "down2.maxpool_conv.1.double_conv.0.weight"
+    assert torch.allclose(before[key], after[key], atol=1e-6)
+    with pytest.raises(UserError, match="another network") as caught:
+        train(replace(slow, width=8, bilinear=True, out=tmp_path / "third"))
+    assert caught.value.hint == "train with --width 4 no --bilinear"
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_weights(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth step of three an epoch fails: the weights of the fourth stay."""
+    calls: list[int] = []
+
+    def fails_later(logits: Tensor, truth: Tensor, options: LossOptions, ranks: Ranks) -> Tensor:
+        calls.append(len(calls))
+        loss = segmentation_loss(logits, truth, options, ranks)
+        return loss * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr("unetrt.training.step.segmentation_loss", fails_later)
+    with pytest.raises(UserError, match="not finite at step 5") as caught:
+        train(quick_options)
+    assert str(caught.value).count("steel-") == 4
+    last = folder_of(quick_options) / "last.pth"
+    assert str(last) in str(caught.value)
+    kept = read_checkpoint(last)
+    assert (kept.resume["epoch"], kept.resume["batch"], kept.resume["step"]) == (1, 1, 4)
+    assert kept.state["inc.double_conv.1.num_batches_tracked"] == 4
+
+
+def test_another_run_is_never_overwritten(quick_options: TrainOptions) -> None:
+    best = train(with_recipe(quick_options, epochs=1))
+    before = best.read_bytes()
+    with pytest.raises(UserError, match="another run") as caught:
+        train(quick_options)
+    assert best.read_bytes() == before
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(f"--out {best.parent}-2 ")
+    assert f"--resume {best.parent}" in caught.value.hint
+
+
+def test_without_out_each_run_takes_a_new_folder(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = with_recipe(replace(quick_options, out=None), epochs=1)
+    assert [train(options) for _ in range(2)] == [
+        Path("runs/train/best.pth"),
+        Path("runs/train-2/best.pth"),
+    ]
+
+
+def test_bad_data_and_devices_leave_no_folder(quick_options: TrainOptions) -> None:
+    for wrong in ({"classes": 3}, {"device": "gpu7"}, {"class_names": ("a", "b")}):
+        with pytest.raises(UserError):
+            train(replace(quick_options, **wrong))
+    assert not folder_of(quick_options).exists()
+
+
+def test_masks_of_images_of_one_size_come_in_a_batch() -> None:
+    spec = ModelSpec(channels=1, classes=3, width=2)
+    masknet = MaskNet(unet_from_checkpoint(_fresh(spec)), spec)
+    images = [np.full((16, 18, 1), value, np.uint8) for value in (0, 128, 255)]
+    assert predict_masks(masknet, images, (20, 30)).shape == (3, 20, 30)
+
+
+def _fresh(spec: ModelSpec) -> Checkpoint:
+    from unetrt.training.unet import UNet
+
+    return Checkpoint(spec, UNet(spec.channels, spec.classes, spec.width).state_dict())
+
+
+def test_flags_default_to_the_reference_s() -> None:
+    assert options_from_arguments(arguments()) == TrainOptions()
+
+
+def test_flags_reach_the_options() -> None:
+    options = options_from_arguments(
+        arguments(
+            *("-e", "7", "-b", "3", "-l", "0.01", "-f", "w.pth", "-s", "0.25", "-v", "20"),
+            *("--amp", "--bilinear", "-c", "4", "--class-names", "a,b,c,d", "--width", "8"),
+            *("--recipe", "modern", "--no-augment", "--crop", "64", "--seed", "5", "--out", "o"),
+            *("--loss", "focal+dice", "--class-weights", "1,2,3,4.5", "--schedule", "cosine"),
+            *("--workers", "3", "--wandb", "--resume", "r"),
+        )
+    )
+    recipe = replace(RECIPES["modern"], epochs=7, batch_size=3, learning_rate=0.01, augment=False)
+    recipe = replace(recipe, loss="focal+dice", schedule="cosine", class_weights=(1, 2, 3, 4.5))
+    assert options == TrainOptions(
+        load=Path("w.pth"),
+        scale=0.25,
+        validation=20,
+        amp=True,
+        bilinear=True,
+        classes=4,
+        class_names=("a", "b", "c", "d"),
+        width=8,
+        recipe=recipe,
+        crop=64,
+        seed=5,
+        out=Path("o"),
+        workers=3,
+        wandb=True,
+        resume=Path("r"),
+    )
+    auto = options_from_arguments(arguments("--class-weights", "auto"))
+    assert auto.recipe.class_weights == "auto"
+
+
+def test_the_command_prints_the_checkpoint(
+    quick_options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--images {quick_options.images} --masks {quick_options.masks} --channels 1 -c 4"
+    words += f" --width 4 -s 1 -v 25 -e 1 -b 8 --out {tmp_path / 'cli'}"
+    assert run(arguments(*words.split())) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cli' / 'best.pth'}\n"

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unetrt.contract.images import read_image
+from unetrt.contract.metrics import ConfusionMatrix
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import NO_CLASS, U8
+from unetrt.training.checkpoint import Checkpoint, write_checkpoint
+from unetrt.training.curve import draw_curve
+from unetrt.training.options import RecipeOptions, TrainOptions
+from unetrt.training.train import train
+from unetrt.training.unet import UNet
+from unetrt.training.validate import warn_of_one_class
+
+NAMES = ("ground", "crack", "rust")
+
+
+def warned(caplog: pytest.LogCaptureFixture, truth: U8, predicted: U8) -> str:
+    caplog.clear()
+    matrix = ConfusionMatrix(3)
+    matrix.update(truth, predicted)
+    warn_of_one_class(matrix, NAMES)
+    return "\n".join(record.message for record in caplog.records)
+
+
+def test_one_class_everywhere_is_told_with_the_shares(caplog: pytest.LogCaptureFixture) -> None:
+    truth = np.array([[0, 0, 0, 1, 1, NO_CLASS]], np.uint8)
+    text = warned(caplog, truth, np.zeros_like(truth))
+    assert "every pixel of the validation is predicted as ground" in text
+    assert "ground 60.00 %, crack 40.00 %, rust 0.00 %" in text
+    assert "predicted as rust" in warned(caplog, truth, np.full_like(truth, 2))
+    assert "not finite" in warned(caplog, truth, np.full_like(truth, NO_CLASS))
+    assert not warned(caplog, truth, np.array([[0, 0, 0, 0, 1, 0]], np.uint8))
+    assert not warned(caplog, np.zeros_like(truth), np.zeros_like(truth)), "nothing else is there"
+
+
+def test_a_run_that_predicts_one_class_says_so(
+    quick_options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = UNet(1, 4, 4)
+    assert net.outc.conv.bias is not None
+    with torch.no_grad():
+        net.outc.conv.bias += torch.tensor([100.0, 0, 0, 0])
+    start = Checkpoint(ModelSpec(channels=1, classes=4, width=4, scale=1.0), net.state_dict())
+    write_checkpoint(tmp_path / "start.pth", start)
+    recipe = RecipeOptions(epochs=2, batch_size=4, learning_rate=1e-9)
+    train(replace(quick_options, load=tmp_path / "start.pth", recipe=recipe))
+    told = [r.message for r in caplog.records if "every pixel" in r.message]
+    assert len(told) == 2
+    assert "class 3" in told[0]
+
+
+def test_the_curve_shows_every_column_and_stands_absent_scores(tmp_path: Path) -> None:
+    row = {"step": "9", "foreground_miou": "0.5", "learning_rate": "0.1", "iou a": "0.3"}
+    rows = [{"epoch": str(i), "loss": f"{9 / i}", "iou b": "", **row} for i in range(1, 6)]
+    draw_curve(rows, tmp_path / "curve.png")
+    picture = read_image(tmp_path / "curve.png", 3)
+    assert picture.shape[:2] == (720, 640)
+    assert picture[:250].std() > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]

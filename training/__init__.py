@@ -1,0 +1,1 @@
+"""The U-Net and how it learns: images + masks → checkpoint."""

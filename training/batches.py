@@ -1,0 +1,118 @@
+"""Samples → shuffled batches of one size each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..contract.spec import MIN_SIDE
+from ..contract.types import U8, Size
+from .ahead import map_ahead
+from .augment import draw_scale, relight, take_window, turn_pair
+from .pairs import Pair
+from .ranks import Ranks
+from .samples import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images uint8 (N, h, w, C), truth int64 (N, h, w), and the files that they came from."""
+
+    images: Tensor
+    truth: Tensor
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """size: images in a batch, over all processes. crop: side of random squares.
+
+    workers: threads that make batches ahead of the step; 0 makes each when it is needed.
+    pinned: in memory that a GPU copies from while it computes.
+    """
+
+    size: int = 1
+    crop: int | None = None
+    augment: bool = False
+    seed: int = 0
+    workers: int = 0
+    pinned: bool = False
+
+
+class Batches:
+    """One pass over the samples per epoch.
+
+    The order follows from (seed, epoch) and every random change from (seed, epoch, batch, place
+    in it): an epoch can start at any batch, in any process, and is the same each time.
+    Images of different sizes never share a batch, unless `crop` makes them squares.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], options: BatchOptions, ranks: Ranks | None = None
+    ) -> None:
+        self._samples = samples
+        self._options = options
+        self._ranks = ranks or Ranks()
+        self._buckets: dict[Size, list[int]] = defaultdict(list)
+        crop = options.crop
+        for index, sample in enumerate(samples):
+            self._buckets[(crop, crop) if crop else sample.input_size].append(index)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return sum(-(-len(bucket) // self._options.size) for bucket in self._buckets.values())
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Give the batches of epoch `number` from the one at `start` on."""
+        order = self._order(number)
+        tasks = [(number, place, order[place]) for place in range(start, len(order))]
+        return map_ahead(self._batch, tasks, self._options.workers)
+
+    def _order(self, number: int) -> list[list[int]]:
+        rng = np.random.default_rng((self._options.seed, number))
+        count = self._options.size
+        batches: list[list[int]] = []
+        for size, bucket in self._buckets.items():
+            order = rng.permutation(bucket).tolist()
+            starts = range(0, len(order), count)
+            batches += [self._enough(order[i : i + count], size) for i in starts]
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+    def _enough(self, indices: list[int], size: Size) -> list[int]:
+        """Repeat images for batch normalisation, and for processes that would have none.
+
+        It needs two values a channel, at the bottom of the net too.
+        """
+        height, width = (max(MIN_SIDE, side) // 16 for side in size)
+        least = max(self._ranks.world, 2 if height * width == 1 else 1)
+        return indices * (-(-least // len(indices))) if len(indices) < least else indices
+
+    def _batch(self, task: tuple[int, int, list[int]]) -> Batch:
+        number, place, indices = task
+        chosen = self._ranks.share(list(enumerate(indices)))
+        arrays = [self._changed(self._samples[i], (number, place, slot)) for slot, i in chosen]
+        images = torch.from_numpy(np.stack([image for image, _ in arrays]))
+        truth = torch.from_numpy(np.stack([truth for _, truth in arrays])).long()
+        if self._options.pinned:
+            images, truth = images.pin_memory(), truth.pin_memory()
+        return Batch(images, truth, [self._samples[i].pair for _, i in chosen])
+
+    def _changed(self, sample: Sample, key: tuple[int, int, int]) -> tuple[U8, U8]:
+        crop, augment = self._options.crop, self._options.augment
+        image, truth = sample.load()
+        if not crop and not augment:
+            return image, truth
+        rng = np.random.default_rng((self._options.seed, *key))
+        size = (crop, crop) if crop else sample.input_size
+        scale = draw_scale(rng) if augment else 1.0
+        window = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
+        image, truth = take_window(image, truth, window, size, rng)
+        if augment:
+            image, truth = turn_pair(image, truth, rng)
+            image = relight(image, rng)
+        return image, truth

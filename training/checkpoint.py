@@ -1,0 +1,212 @@
+"""Checkpoints: ours, and the bare state_dicts of milesial/Pytorch-UNet."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+import zipfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract.errors import UserError
+from ..contract.files import atomic_path, require_file
+from ..contract.log import log
+from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.types import U8, Size
+from .unet import UNet
+
+FORMAT = "unetrt-checkpoint-1"
+TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
+
+LOAD_ERRORS = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch.load raises for files that are not its own."""
+
+Golden = tuple[U8, Size]
+"""A network input (h, w, C) and the (height, width) of its mask."""
+
+
+@dataclass
+class Checkpoint:
+    """A network's weights with all that later stages need to use them.
+
+    bare: read from a plain state_dict, which says nothing of scale, names or resize kernel.
+    resume: optimiser, scheduler, scaler, epoch, step, best score and random state.
+    """
+
+    spec: ModelSpec
+    state: dict[str, Tensor]
+    golden: list[Golden] = field(default_factory=list)
+    resume: dict[str, Any] = field(default_factory=dict)
+    bare: bool = False
+
+    def with_overrides(self, overrides: SpecOverrides) -> Checkpoint:
+        """A bare checkpoint says neither scale nor threshold; where ours does, warn."""
+        for name in [] if self.bare else overrides.conflicts_with(self.spec):
+            trained = getattr(self.spec, name)
+            log.warning(
+                "the checkpoint was trained with %s %s, another one is asked", name, trained
+            )
+        return replace(self, spec=overrides.applied_to(self.spec))
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write whole or not at all."""
+    golden = [{"image": torch.from_numpy(i), "size": list(s)} for i, s in checkpoint.golden]
+    content = {
+        "format": FORMAT,
+        "spec": checkpoint.spec.to_json(),
+        "model": checkpoint.state,
+        "golden": golden,
+        **checkpoint.resume,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def write_bare(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the form that Pytorch-UNet's predict.py loads: a state_dict with mask_values."""
+    values = [list(v) if isinstance(v, tuple) else v for v in checkpoint.spec.mask_values]
+    with atomic_path(path) as temporary:
+        torch.save({**checkpoint.state, "mask_values": values}, temporary)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raise UserError for what is not a checkpoint; nothing in the file is ever executed."""
+    content = _load(path)
+    if content.get("format") == FORMAT:
+        checkpoint = _ours(path, content)
+    elif "format" in content:
+        raise UserError(
+            f"{path} has a checkpoint format that this version does not know",
+            seen=content["format"],
+            expected=FORMAT,
+            hint="pip install --upgrade unetrt",
+        )
+    else:
+        checkpoint = _bare(path, content)
+    _check_weights(path, checkpoint)
+    return checkpoint
+
+
+def unet_from_checkpoint(checkpoint: Checkpoint) -> UNet:
+    """The network in evaluation mode, fp32."""
+    spec = checkpoint.spec
+    net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear)
+    net.load_state_dict(checkpoint.state)
+    return net.float().eval()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    require_file(path, "checkpoint", TRAIN_HINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle versions, in foreign files
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = "Unsupported global" in str(error) or "weights_only" in str(error).lower()
+        seen = "a pickle that would run code" if code and _is_pickle(path) else _describe(path)
+        raise _not_a_checkpoint(path, seen) from error
+    except LOAD_ERRORS as error:
+        raise _not_a_checkpoint(path, _describe(path)) from error
+    if not isinstance(content, dict):
+        raise _not_a_checkpoint(path, f"a {type(content).__name__}")
+    return content
+
+
+def _not_a_checkpoint(path: Path, seen: str) -> UserError:
+    return UserError(
+        f"{path} is not a checkpoint",
+        seen=seen,
+        expected="a .pth file of unetrt, or a state_dict of Pytorch-UNet",
+        hint=TRAIN_HINT,
+    )
+
+
+def _is_pickle(path: Path) -> bool:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+def _describe(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(24)
+    if zipfile.is_zipfile(path):
+        return f"a damaged or foreign zip archive of {path.stat().st_size} bytes"
+    return f"{path.stat().st_size} bytes that begin {head!r}"
+
+
+def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
+    try:
+        spec = ModelSpec.from_json(content["spec"])
+        golden = [(g["image"].numpy(), (g["size"][0], g["size"][1])) for g in content["golden"]]
+        state = dict(content["model"])
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _not_a_checkpoint(path, f"a checkpoint without a usable {error}") from error
+    rest = {k: v for k, v in content.items() if k not in ("format", "spec", "model", "golden")}
+    return Checkpoint(spec, state, golden, rest)
+
+
+def _bare(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """Read every property off the tensors' shapes."""
+    values = content.pop("mask_values", None)
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    first, last = state.get("inc.double_conv.0.weight"), state.get("outc.conv.weight")
+    if not isinstance(first, Tensor) or not isinstance(last, Tensor):
+        keys = ", ".join(list(state)[:3]) or "no keys"
+        raise _not_a_checkpoint(path, f"a dictionary with {keys} …")
+    if values is not None:
+        values = tuple(tuple(v) if isinstance(v, list) else int(v) for v in values)
+    spec = ModelSpec(
+        channels=first.shape[1],
+        classes=last.shape[0],
+        mask_values=values or (),
+        width=first.shape[0],
+        bilinear="up1.up.weight" not in state,
+        resize="pil-bicubic",
+    )
+    return Checkpoint(spec, state, bare=True)
+
+
+def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
+    """Names and shapes those of the spec's network, and every number finite."""
+    spec = checkpoint.spec
+    with torch.device("meta"):
+        expected = UNet(spec.channels, spec.classes, spec.width, spec.bilinear).state_dict()
+    for name, tensor in expected.items():
+        found = checkpoint.state.get(name)
+        seen = tuple(found.shape) if isinstance(found, Tensor) else "missing"
+        if seen != tuple(tensor.shape):
+            raise UserError(
+                f"{path} does not hold the network that it names: {name}",
+                seen=seen,
+                expected=tuple(tensor.shape),
+            )
+    unknown = sorted(set(checkpoint.state) - set(expected))
+    if unknown:
+        raise UserError(f"{path} holds weights that this U-Net has no place for", seen=unknown[:5])
+    for name, tensor in checkpoint.state.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path} holds weights that are not finite, its masks would be empty",
+                seen=name,
+                hint="train again with a lower --learning-rate, or without --amp",
+            )

@@ -1,0 +1,69 @@
+"""The whole of inference as one network: uint8 image in, uint8 mask at source size out.
+
+PyTorch prediction, validation and every exported engine run this same graph.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..contract.spec import MIN_SIDE, ModelSpec
+from ..contract.types import NO_CLASS
+
+
+class MaskNet(nn.Module):
+    """Wrap a network of (N, C, h, w) → logits into images → masks.
+
+    forward(image, size_like): image uint8 (N, h, w, C); of size_like, uint8 (H, W), only the
+    shape is read. Returns uint8 (N, H, W) class indices; an image whose logits are not all
+    finite is NO_CLASS everywhere, so that an overflow is never taken for a mask.
+    """
+
+    def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.spec = spec
+
+    def logits(self, image: Tensor) -> Tensor:
+        """uint8 (N, h, w, C) → logits (N, classes, h, w) in the network's dtype."""
+        dtype = next(self.net.parameters()).dtype
+        # TensorRT takes a uint8 input only next to its cast: cast first, transpose after.
+        x = image.to(dtype).permute(0, 3, 1, 2) * (1 / 255)
+        height, width = x.shape[2], x.shape[3]
+        padding = [0, _shortfall(width), 0, _shortfall(height)]
+        x = F.pad(x, padding, mode="replicate")
+        return cast(Tensor, self.net(x))[:, :, :height, :width]
+
+    def forward(self, image: Tensor, size_like: Tensor) -> Tensor:
+        logits = self.logits(image)
+        height, width = size_like.shape
+        mask = self._classes(logits, (height, width))
+        # uint8 outputs must sit next to a cast from a float type in TensorRT.
+        mask = mask.to(logits.dtype)
+        finite = torch.isfinite(logits).flatten(1).all(1)[:, None, None]
+        return torch.where(finite, mask, float(NO_CLASS)).to(torch.uint8)
+
+    def _classes(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize bilinearly, then decide, as the reference does.
+
+        One and two classes resize one channel: a linear resize keeps the order of
+        l1 - l0 against 0, and sigmoid(l) > t is l > log(t / (1 - t)).
+        """
+        classes, threshold = self.spec.classes, self.spec.threshold
+        if classes == 2:
+            logits = logits[:, 1:] - logits[:, :1]
+        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if classes > 2:
+            return resized.argmax(1)
+        bound = math.log(threshold / (1 - threshold)) if classes == 1 else 0.0
+        return resized[:, 0] > bound
+
+
+def _shortfall(side: int) -> int:
+    """Pixels missing to MIN_SIDE; symbolic when the side is dynamic in an export."""
+    return cast(int, torch.sym_max(MIN_SIDE - side, 0))  # type: ignore[no-untyped-call]

@@ -1,0 +1,145 @@
+"""Which mask belongs to which image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..contract.errors import ImageError, UserError
+from ..contract.files import IMAGE_SUFFIXES, image_paths
+from ..contract.masks import MaskPixels, class_indices, read_mask
+from ..contract.resize import network_input
+from ..contract.spec import ModelSpec
+from ..contract.types import U8, Size
+
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+MASK_ENDING = "_mask"
+"""Carvana's masks are named so: fff9b3a5373f_16_mask.gif for fff9b3a5373f_16.jpg."""
+
+SHOWN_PROBLEMS = 20
+
+LabelledImage = tuple[U8, Size, U8]
+"""A network input (h, w, C), its file's (H, W) and the true class indices (H, W)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its mask, and the path below the folder, without suffix, that they share."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[str]]:
+    """Match by the path below each folder without its suffix; a mask may end in "_mask".
+
+    Return the pairs in the order of their names, and a line for each file that has no partner or
+    too many. Raises UserError when a folder is missing or empty.
+    """
+    image_files = _by_name(images, image_paths(images))
+    mask_files: dict[str, list[Path]] = defaultdict(list)
+    for name, files in _by_name(masks, _mask_paths(masks)).items():
+        mask_files[_image_name(name, image_files)] += files
+    pairs, problems = [], []
+    for name in sorted(image_files.keys() | mask_files.keys()):
+        problem = _problem(image_files.get(name, []), mask_files.get(name, []))
+        if problem:
+            problems.append(problem)
+        else:
+            pairs.append(Pair(name, image_files[name][0], mask_files[name][0]))
+    return pairs, problems
+
+
+def read_pair(
+    pair: Pair, spec: ModelSpec, bit_depth: int | None = None
+) -> tuple[U8, Size, MaskPixels]:
+    """Read the network's input (h, w, C), the file's (H, W) and the mask's values, of that size.
+
+    Raises ImageError for a file that cannot be read, and for sizes that differ.
+    """
+    image, size = network_input(pair.image, spec, bit_depth=bit_depth)
+    pixels = read_mask(pair.mask)
+    if pixels.shape[:2] != size:
+        raise ImageError(
+            f"{pair.image} and {pair.mask} differ in size",
+            seen=f"image {_text(size)}, mask {_text(pixels.shape)}",
+        )
+    return image, size, pixels
+
+
+def checked_pairs(images: Path, masks: Path) -> list[Pair]:
+    """Raise one UserError that lists every image and mask without its partner."""
+    pairs, problems = match_pairs(images, masks)
+    raise_problems(problems)
+    return pairs
+
+
+def load_pair(pair: Pair, spec: ModelSpec) -> LabelledImage:
+    """Read one pair to score on. Raises ImageError as read_pair does, and for unknown values."""
+    image, size, pixels = read_pair(pair, spec)
+    return image, size, class_indices(pixels, spec, pair.mask)
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise one UserError with the first of them and their count, if there are any."""
+    if not problems:
+        return
+    lines = [f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"  … and {len(problems) - SHOWN_PROBLEMS} more")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise UserError(
+        "\n".join([f"{count} with the images and masks:", *lines]),
+        expected="for each image one mask of the same name and size, with known values",
+    )
+
+
+def _mask_paths(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        seen = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"no folder of masks at {folder}", seen=seen)
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in MASK_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise UserError(f"no masks in {folder}", expected=" ".join(sorted(MASK_SUFFIXES)))
+    return found
+
+
+def _by_name(folder: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    return found
+
+
+def _image_name(mask_name: str, images: dict[str, list[Path]]) -> str:
+    """Give an image whose own name ends in "_mask" preference over the ending's other meaning."""
+    short = mask_name.removesuffix(MASK_ENDING)
+    return short if mask_name not in images and short in images else mask_name
+
+
+def _problem(images: list[Path], masks: list[Path]) -> str | None:
+    if not masks:
+        return f"no mask for {_listed(images)}"
+    if not images:
+        return f"no image for {_listed(masks)}"
+    if len(masks) > 1:
+        return f"several masks for {images[0]}: {_listed(masks)}"
+    if len(images) > 1:
+        return f"several images for {masks[0]}: {_listed(images)}"
+    return None
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}×{shape[0]}"
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths))

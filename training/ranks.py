@@ -1,0 +1,133 @@
+"""Several processes that train one network: who each is, and what they add up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of `world`; rank 0 writes and speaks. Alone it is 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Every item belongs to one process."""
+        return list(items[self.rank :: self.world])
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes; gradients are summed on the way back."""
+        return values if self.world == 1 else cast(Tensor, _Total.apply(values))  # type: ignore[no-untyped-call]
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether one process at least says so, the same answer for all."""
+        return bool(self.total(torch.tensor(int(flag), device=device))) if self.world > 1 else flag
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def wrapped(self, net: nn.Module) -> nn.Module:
+        """Give the network whose backward pass averages the gradients over the processes."""
+        return net if self.world == 1 else DistributedDataParallel(net)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _summed(grads[0])
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.detach().clone().contiguous()
+    dist.all_reduce(total)
+    return total
+
+
+class RankedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, for devices that PyTorch's lacks."""
+
+    ranks = Ranks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values, axes = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3)
+        count = self.ranks.total(values.new_tensor(values.numel() / values.shape[1]))
+        mean = self.ranks.total(values.sum(axes)) / count
+        centred = values - mean[:, None, None]
+        variance = self.ranks.total((centred**2).sum(axes)) / count
+        self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        gain = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * gain[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        if self.track_running_stats:
+            momentum = self.momentum or 0.0
+            cast(Tensor, self.running_mean).lerp_(mean, momentum)
+            cast(Tensor, self.running_var).lerp_(variance, momentum)
+            cast(Tensor, self.num_batches_tracked).add_(1)
+
+
+def join_norms(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """Make every batch normalisation of `net` see the images of all processes."""
+    if ranks.world == 1:
+        return net
+    if device.type == "cuda":
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(net))  # type: ignore[no-untyped-call]
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, _ranked(child, ranks))
+    return net
+
+
+def _ranked(norm: nn.BatchNorm2d, ranks: Ranks) -> RankedBatchNorm2d:
+    ranked = RankedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    ranked.load_state_dict(norm.state_dict())
+    ranked.ranks = ranks
+    return ranked
+
+
+@contextmanager
+def joined_ranks(cuda: bool) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, if it did."""
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        yield Ranks()
+        return
+    # Its functions have the process group of the moment of import as a default argument. Imported
+    # later, by DistributedDataParallel, it would keep the group's threads past the interpreter's
+    # end, where one that wants the GIL aborts the process.
+    import_module("torch.distributed.nn.functional")
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Give this process's number on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,123 @@
+"""A run that was interrupted: its own options, and where it stood."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from ..contract.spec import ModelSpec
+from .checkpoint import Checkpoint, read_checkpoint
+from .options import RecipeOptions, TrainOptions
+from .rundir import LAST
+from .samples import Sample, TrainingData
+
+OF_THIS_CALL = ("resume", "device", "workers", "wandb")
+"""What may differ from the call that began the run: none of it changes a number on one device."""
+
+DATA_FOLDERS = ("images", "masks", "val_images", "val_masks")
+"""These may have moved: the names of the files in them tell whether they are the same."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """last.pth, read: `checkpoint.resume` holds the state of all that moves."""
+
+    options: TrainOptions
+    checkpoint: Checkpoint
+
+
+def read_resumed(options: TrainOptions, path: Path) -> Resumed:
+    """Read a run's folder, or its last.pth; `options` are those of this call.
+
+    Raises UserError for a file without that state, and for options that are not the run's.
+    """
+    last = path / LAST if path.is_dir() else path
+    checkpoint = read_checkpoint(last)
+    if "options" not in checkpoint.resume:
+        raise UserError(
+            f"{last} does not say how its run stood",
+            expected=f"the {LAST} of a run, or its folder",
+            hint=f"--load {last}   starts a new run from its weights",
+        )
+    stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
+    _require_same(options, stored)
+    own = {name: getattr(options, name) for name in OF_THIS_CALL}
+    moved = {name: getattr(options, name) for name in DATA_FOLDERS if _given(options, name)}
+    return Resumed(replace(stored, **own, **moved), checkpoint)
+
+
+def options_to_json(options: TrainOptions) -> str:
+    return json.dumps(asdict(options), default=str, sort_keys=True)
+
+
+def options_from_json(text: str) -> TrainOptions:
+    """Raise UserError for options that this version does not know."""
+    raw = json.loads(text)
+    try:
+        recipe = raw.pop("recipe")
+        weights = recipe.pop("class_weights")
+        recipe["class_weights"] = weights if weights == "auto" else tuple(weights)
+        raw["class_names"] = tuple(raw["class_names"])
+        paths = [f.name for f in fields(TrainOptions) if "Path" in str(f.type)]
+        raw |= {name: Path(raw[name]) for name in paths if raw[name] is not None}
+        return TrainOptions(**raw, recipe=RecipeOptions(**recipe))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "the run was begun by another version",
+            seen=error,
+            hint="--load LAST.PTH   starts a new run from its weights",
+        ) from error
+
+
+def data_names(data: TrainingData) -> list[str]:
+    """Name all pairs, in order: the same names give the same batches."""
+    return [_name(s) for s in data.train] + ["--"] + [_name(s) for s in data.validation]
+
+
+def require_same_data(data: TrainingData, resumed: Checkpoint) -> None:
+    """Raise UserError when files were added or taken away, or masks hold other values."""
+    names, before = data_names(data), resumed.resume["data"]
+    if data.spec == resumed.spec and names == before:
+        return
+    other = sorted(set(names) ^ set(before))
+    raise UserError(
+        "the images or masks are not those that the run began with",
+        seen=f"{len(other)} names differ: {', '.join(other[:5])}" if other else _shape(data.spec),
+        expected="the same files" if other else _shape(resumed.spec),
+        hint="--load LAST.PTH   starts a new run from its weights",
+    )
+
+
+def _name(sample: Sample) -> str:
+    return f"{sample.pair.name} {sample.size[0]} {sample.size[1]}"
+
+
+def _shape(spec: ModelSpec) -> str:
+    return f"mask values {spec.mask_values} of {', '.join(spec.class_names)}"
+
+
+def _flat(options: TrainOptions) -> dict[str, Any]:
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    recipe: RecipeOptions = values.pop("recipe")
+    return values | {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+
+
+def _given(options: TrainOptions, name: str) -> bool:
+    return bool(getattr(options, name) != getattr(TrainOptions(), name))
+
+
+def _require_same(options: TrainOptions, stored: TrainOptions) -> None:
+    """A flag may be repeated or left out; one that says something else is refused."""
+    given, run, default = _flat(options), _flat(stored), _flat(TrainOptions())
+    free = (*OF_THIS_CALL, *DATA_FOLDERS)
+    wrong = [n for n in given if n not in free and given[n] not in (default[n], run[n])]
+    if wrong:
+        raise UserError(
+            "a resumed run keeps the options that it began with",
+            seen=", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in wrong),
+            expected=", ".join(f"{run[name]}" for name in wrong),
+            hint="leave them out, or start a new run from the weights with --load",
+        )

@@ -1,0 +1,118 @@
+"""One step: forward, loss, backward and optimiser, in any precision, within the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..contract.errors import UserError
+from ..contract.log import log
+from .batches import Batch
+from .losses import LossOptions, segmentation_loss
+from .masknet import MaskNet
+from .ranks import Ranks
+from .unet import UNet
+
+CLIP_NORM = 1.0
+
+
+class NotFiniteError(Exception):
+    """The step was not taken: weights and running statistics are those of before it."""
+
+
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float16."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """amp: the dtype to compute in where that is safe; None is fp32."""
+
+    loss: LossOptions
+    amp: torch.dtype | None = None
+
+
+class Stepper:
+    """Moves the weights of `net` by one batch at a time."""
+
+    def __init__(
+        self, net: UNet, masknet: MaskNet, optimizer: Optimizer, options: StepOptions, ranks: Ranks
+    ) -> None:
+        """masknet: wraps `net`, in what joins the processes if there are several."""
+        self._net, self._masknet = net, masknet
+        self._optimizer, self._options, self._ranks = optimizer, options, ranks
+        self._device = next(net.parameters()).device
+        # float16 overflows above 65504: its loss is scaled to what its gradients can hold.
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=options.amp == torch.float16)
+
+    def step(self, batch: Batch) -> tuple[float, bool]:
+        """Return the loss, and whether the weights were moved: float16 skips an overflow.
+
+        Raises NotFiniteError, and UserError where the memory does not suffice.
+        """
+        before = [buffer.clone() for buffer in self._net.buffers()]
+        try:
+            loss, norm = self._gradients(batch, before)
+            self._require_finite(loss, norm)
+        except NotFiniteError:
+            self._restore(before)
+            raise
+        moved = bool(torch.isfinite(norm))
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        return loss.item(), moved
+
+    def _gradients(self, batch: Batch, before: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Try once more with less memory where it did not suffice."""
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError as error:
+            if self._net.recompute or self._ranks.world > 1:
+                raise _too_large(error) from error
+        self._net.recompute = True
+        self._restore(before)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        log.warning("out of memory: from here on blocks are computed twice, with the same results")
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError as error:
+            raise _too_large(error) from error
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss and the norm of its gradient, which is clipped."""
+        images = batch.images.to(self._device, non_blocking=True)
+        truth = batch.truth.to(self._device, non_blocking=True)
+        self._optimizer.zero_grad(set_to_none=True)
+        amp = self._options.amp
+        with torch.autocast(self._device.type, amp, enabled=amp is not None):
+            logits = self._masknet.logits(images)
+        loss = segmentation_loss(logits, truth, self._options.loss, self._ranks)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self._optimizer)
+        return loss, torch.nn.utils.clip_grad_norm_(self._net.parameters(), CLIP_NORM)
+
+    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Stop before the step that would write the numbers into the weights."""
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not torch.isfinite(loss if overflow else loss + norm):
+            raise NotFiniteError(f"loss {loss.item():g}, gradient norm {norm.item():g}")
+
+    def _restore(self, before: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._net.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+def _too_large(error: torch.OutOfMemoryError) -> UserError:
+    return UserError(
+        "the batch does not fit into the memory of the GPU",
+        seen=str(error).splitlines()[0],
+        hint="a smaller --batch-size, --crop or --scale, or --amp",
+    )

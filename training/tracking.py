@@ -1,0 +1,83 @@
+"""A run in Weights & Biases, where it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..contract.errors import UserError
+from ..contract.modules import is_installed
+from ..contract.types import NO_CLASS
+from .masknet import MaskNet
+from .options import TrainOptions
+from .samples import Sample
+from .validate import predict_masks
+
+PROJECT = "unetrt"
+SHOWN = 4
+"""Validation images whose masks are logged."""
+
+
+def require_wandb() -> None:
+    """Raise UserError, before any work is done, where the package is missing."""
+    if not is_installed("wandb"):
+        raise UserError("--wandb needs the package wandb", hint="pip install 'unetrt[wandb]'")
+
+
+class Tracker:
+    """One run of wandb; its mode, project and key are wandb's own settings and variables."""
+
+    def __init__(self, options: TrainOptions, folder: Path, run_id: str | None) -> None:
+        """run_id: of the run that goes on; None starts one."""
+        self._wandb: Any = importlib.import_module("wandb")
+        config = asdict(options)
+        self._run: Any = self._wandb.init(
+            project=PROJECT, name=folder.name, dir=folder, config=config, id=run_id, resume="allow"
+        )
+
+    @property
+    def run_id(self) -> str:
+        return str(self._run.id)
+
+    def log_epoch(
+        self, row: dict[str, int | float | None], masknet: MaskNet, samples: Sequence[Sample]
+    ) -> None:
+        """Log losses, rate, scores, masks, and histograms of weights and the last gradients."""
+        numbers = {name: value for name, value in row.items() if value is not None}
+        self._run.log(numbers | self._histograms(masknet.net) | self._masks(masknet, samples))
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _histograms(self, net: nn.Module) -> dict[str, Any]:
+        found = {}
+        for name, parameter in net.named_parameters():
+            found[f"weights/{name}"] = self._histogram(parameter.detach())
+            if parameter.grad is not None and torch.isfinite(parameter.grad).all():
+                found[f"gradients/{name}"] = self._histogram(parameter.grad)
+        return found
+
+    def _histogram(self, values: Tensor) -> Any:
+        return self._wandb.Histogram(values.float().cpu().numpy().ravel())
+
+    def _masks(self, masknet: MaskNet, samples: Sequence[Sample]) -> dict[str, Any]:
+        training = masknet.training
+        masknet.eval()
+        names = {**dict(enumerate(masknet.spec.class_names)), NO_CLASS: "none"}
+        pictures = []
+        for sample in samples[:SHOWN]:
+            image, truth = sample.load()
+            predicted = predict_masks(masknet, [image], sample.input_size)[0]
+            layers = {"predicted": predicted, "truth": truth}
+            masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}
+            pixels = np.squeeze(image, 2) if image.shape[2] == 1 else image
+            pictures.append(self._wandb.Image(pixels, masks=masks, caption=sample.pair.name))
+        masknet.train(training)
+        return {"masks": pictures}

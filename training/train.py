@@ -1,0 +1,112 @@
+"""Training from options to the best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contract.errors import UserError
+from ..contract.spec import ModelSpec
+from .checkpoint import Checkpoint, read_checkpoint
+from .options import TrainOptions
+from .ranks import Ranks, joined_ranks, local_rank
+from .report import Reporter
+from .resume import Resumed, read_resumed, require_same_data
+from .rundir import RunFolder
+from .samples import TrainingData, load_training_data
+from .tracking import Tracker, require_wandb
+from .trainer import Trainer
+from .unet import UNet
+
+
+def train(options: TrainOptions) -> Path:
+    """Train and return the path of the best checkpoint by foreground mIoU on validation.
+
+    Raises UserError for options or data that do not fit, before the first epoch, and for a loss
+    that is not finite. Ctrl-C and SIGTERM leave last.pth first, then raise KeyboardInterrupt.
+    """
+    resumed = read_resumed(options, options.resume) if options.resume else None
+    options = resumed.options if resumed else options
+    if options.wandb:
+        require_wandb()
+    device = _device(options.device)
+    with joined_ranks(device.type == "cuda") as ranks:
+        return _train(options, resumed, device, ranks)
+
+
+def _train(
+    options: TrainOptions, resumed: Resumed | None, device: torch.device, ranks: Ranks
+) -> Path:
+    start = resumed.checkpoint if resumed else _start(options)
+    folder = RunFolder(options.out, resumed=resumed is not None)
+    data = load_training_data(options, start.spec if start and not start.bare else None)
+    if resumed:
+        require_same_data(data, resumed.checkpoint)
+    net = _network(data.spec, start, options.seed).to(device)
+    # Every process has looked at the folder before the first one makes it.
+    ranks.wait()
+    state = resumed.checkpoint.resume if resumed else {}
+    if ranks.first:
+        folder.create(state.get("epoch", 0))
+    reporter = _reporter(options, data, folder, state, ranks.first)
+    trainer = Trainer(options, data, net, folder, reporter, ranks)
+    if resumed:
+        trainer.load_state(state)
+    return trainer.run()
+
+
+def _start(options: TrainOptions) -> Checkpoint | None:
+    if options.load is None:
+        return None
+    start = read_checkpoint(options.load)
+    _require_same_network(options, start.spec)
+    return start
+
+
+def _device(name: str) -> torch.device:
+    """Raise UserError for a device that is not there; of several processes each has its own."""
+    if name == "auto":
+        name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        seen = str(error).splitlines()[0]
+        raise UserError(f"no device {name}", seen=seen, expected="auto, cpu or cuda") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _require_same_network(options: TrainOptions, spec: ModelSpec) -> None:
+    """Raise UserError with the flags that differ: a checkpoint fits one network."""
+    names = ("channels", "classes", "width", "bilinear")
+    differ = [name for name in names if getattr(spec, name) != getattr(options, name)]
+    if differ:
+        flags = [f"--{name} {getattr(spec, name)}" for name in differ if name != "bilinear"]
+        if "bilinear" in differ:
+            flags.append("--bilinear" if spec.bilinear else "no --bilinear")
+        raise UserError(
+            f"{options.load} holds another network than the one asked for",
+            seen=", ".join(f"{name} {getattr(spec, name)} in the checkpoint" for name in differ),
+            expected=", ".join(f"{name} {getattr(options, name)}" for name in differ),
+            hint="train with " + " ".join(flags),
+        )
+
+
+def _network(spec: ModelSpec, start: Checkpoint | None, seed: int) -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear)
+    if start is not None:
+        net.load_state_dict(start.state)
+    return net.float()
+
+
+def _reporter(
+    options: TrainOptions, data: TrainingData, folder: RunFolder, state: dict[str, Any], first: bool
+) -> Reporter:
+    tracker = Tracker(options, folder.path, state.get("wandb")) if first and options.wandb else None
+    return Reporter(folder, data, tracker)

@@ -1,0 +1,224 @@
+"""The loop of one run: epochs of steps, each followed by validation and a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contract.errors import UserError
+from ..contract.log import log
+from ..contract.metrics import Scores
+from ..contract.progress import Advance, show_progress
+from .batches import Batch, Batches, BatchOptions
+from .checkpoint import Checkpoint, write_checkpoint
+from .interrupts import Interrupts, Stopped
+from .masknet import MaskNet
+from .optim import RateSchedule, optimizer_from_recipe
+from .options import TrainOptions
+from .ranks import Ranks, join_norms
+from .report import EpochResult, Reporter
+from .resume import data_names, options_to_json
+from .rundir import RunFolder
+from .samples import TrainingData
+from .step import NotFiniteError, StepOptions, Stepper, amp_dtype
+from .unet import UNet
+from .validate import validate, warn_of_one_class
+from .weights import loss_from_recipe
+
+GOLDEN_IMAGES = 4
+MOST_WORKERS = 4
+
+
+@dataclass
+class Position:
+    """Where a run stands: `batch` batches of epoch `epoch` + 1 are done, their losses summed."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    best: float = -1.0
+
+
+class Trainer:
+    """One run: the network, what moves it, and where it is written."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        data: TrainingData,
+        net: UNet,
+        folder: RunFolder,
+        reporter: Reporter,
+        ranks: Ranks,
+    ) -> None:
+        """Take `net`, which lies on its device already."""
+        recipe = options.recipe
+        self._options, self._data, self._ranks = options, data, ranks
+        self._folder, self._reporter = folder, reporter
+        self._device = next(net.parameters()).device
+        # Channels last is what the images already are, and the faster layout on CPU and GPU.
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        join_norms(net, ranks, self._device)
+        self._masknet = MaskNet(net, data.spec)
+        self._batches = Batches(data.train, _batch_options(options, self._device), ranks)
+        self._optimizer = optimizer_from_recipe(net.parameters(), recipe)
+        self._schedule = RateSchedule(
+            self._optimizer, recipe, steps=recipe.epochs * len(self._batches)
+        )
+        step_options = StepOptions(
+            loss=loss_from_recipe(recipe, data.spec, data.train),
+            amp=amp_dtype(self._device) if options.amp else None,
+        )
+        joined = MaskNet(ranks.wrapped(net), data.spec)
+        self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
+        self._at = Position()
+        self._interrupts = Interrupts()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what last.pth holds beside the weights."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["scheduler"])
+        self._stepper.scaler.load_state_dict(state["scaler"])
+        self._at = Position(**{field.name: state[field.name] for field in fields(Position)})
+
+    def run(self) -> Path:
+        """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped."""
+        if self._ranks.first:
+            self._reporter.describe(self._masknet, str(self._device))
+        try:
+            with self._interrupts:
+                while self._at.epoch < self._options.recipe.epochs:
+                    self._run_epoch()
+        except Stopped:
+            self._write_last()
+            log.info(f"interrupted: unetrt train --resume {self._folder.path}   goes on from here")
+            raise
+        finally:
+            if self._ranks.first:
+                self._reporter.close()
+        return self._folder.best
+
+    def _run_epoch(self) -> None:
+        start, skipped = time.perf_counter(), self._at.batch
+        self._train_epoch()
+        self._require_finite_weights()
+        step_seconds = time.perf_counter() - start
+        rate = self._schedule.rate
+        scores = self._validate()
+        count = len(self._batches)
+        mean = self._at.loss / count
+        self._at.epoch, self._at.batch, self._at.loss = self._at.epoch + 1, 0, 0.0
+        result = EpochResult(
+            epoch=self._at.epoch,
+            step=self._at.step,
+            loss=mean,
+            rate=rate,
+            scores=scores,
+            seconds=time.perf_counter() - start,
+            images_per_second=len(self._data.train) * (count - skipped) / count / step_seconds,
+        )
+        if self._ranks.first:
+            self._reporter.tell(result, self._options.recipe.epochs, self._masknet)
+        self._schedule.end_epoch(scores.foreground_miou or 0.0)
+        self._keep(scores.foreground_miou or 0.0)
+
+    def _train_epoch(self) -> None:
+        self._masknet.train()
+        work = f"epoch {self._at.epoch + 1}/{self._options.recipe.epochs}"
+        left = len(self._batches) - self._at.batch
+        with self._progress(work, left) as advance:
+            for batch in self._batches.epoch(self._at.epoch, self._at.batch):
+                self._train_step(batch)
+                advance(1)
+                if self._ranks.any(self._interrupts.requested, self._device):
+                    raise Stopped
+
+    def _train_step(self, batch: Batch) -> None:
+        try:
+            loss, moved = self._stepper.step(batch)
+        except NotFiniteError as error:
+            self._write_last()
+            files = ", ".join(str(pair.image) for pair in batch.pairs)
+            raise self._diverged("the loss or its gradient", f"{error}; images {files}") from error
+        if moved:
+            self._schedule.end_step()
+        self._at.batch, self._at.step = self._at.batch + 1, self._at.step + 1
+        self._at.loss += loss
+
+    def _validate(self) -> Scores:
+        # Several processes stop together, and they meet again only at the next step.
+        check = self._interrupts.check if self._ranks.world == 1 else None
+        matrix = validate(self._masknet, self._data.validation, self._ranks, check)
+        names = self._data.spec.class_names
+        if self._ranks.first:
+            warn_of_one_class(matrix, names)
+        return matrix.scores(names)
+
+    def _require_finite_weights(self) -> None:
+        for name, tensor in self._masknet.net.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise self._diverged("a weight", name)
+
+    def _diverged(self, what: str, seen: str) -> UserError:
+        last = self._folder.last
+        kept = f"the weights of before are in {last}" if last.exists() else "nothing was saved yet"
+        place = f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
+        return UserError(
+            f"{what} is not finite at {place}; {kept}",
+            seen=seen,
+            hint="a lower --learning-rate, or without --amp",
+        )
+
+    def _progress(self, work: str, count: int) -> AbstractContextManager[Advance]:
+        return show_progress(work, count, "steps") if self._ranks.first else nullcontext(_silent)
+
+    def _keep(self, score: float) -> None:
+        if score > self._at.best:
+            self._at.best = score
+            if self._ranks.first:
+                write_checkpoint(self._folder.best, self._checkpoint())
+        self._write_last()
+
+    def _write_last(self) -> None:
+        if not self._ranks.first:
+            return
+        checkpoint = self._checkpoint()
+        checkpoint.resume = {
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._schedule.state_dict(),
+            "scaler": self._stepper.scaler.state_dict(),
+            "options": options_to_json(self._options),
+            "data": data_names(self._data),
+            "wandb": self._reporter.run_id,
+            **asdict(self._at),
+        }
+        write_checkpoint(self._folder.last, checkpoint)
+
+    def _checkpoint(self) -> Checkpoint:
+        state = {k: v.cpu().contiguous() for k, v in self._masknet.net.state_dict().items()}
+        golden = [(s.load()[0].copy(), s.size) for s in self._data.validation[:GOLDEN_IMAGES]]
+        return Checkpoint(self._data.spec, state, golden)
+
+
+def _batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
+    """One core is left to the step, and a GPU copies from pinned memory."""
+    workers = options.workers
+    return BatchOptions(
+        size=options.recipe.batch_size,
+        crop=options.crop,
+        augment=options.recipe.augment,
+        seed=options.seed,
+        workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
+        pinned=device.type == "cuda",
+    )
+
+
+def _silent(count: int) -> None:
+    """Count for nobody."""

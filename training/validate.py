@@ -1,0 +1,80 @@
+"""Scores of a network on samples, through the graph that inference runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ..contract.log import log
+from ..contract.metrics import ConfusionMatrix
+from ..contract.progress import show_progress
+from ..contract.types import U8, Size
+from .masknet import MaskNet
+from .ranks import Ranks
+from .samples import Sample
+
+BATCH_PIXELS = 1 << 20
+"""Mask pixels in one batch: enough to keep a processor busy, little memory."""
+
+
+def validate(
+    masknet: MaskNet,
+    samples: Sequence[Sample],
+    ranks: Ranks | None = None,
+    check: Callable[[], None] | None = None,
+) -> ConfusionMatrix:
+    """Count every pixel of every mask, at its file's size, in one matrix over all ranks.
+
+    check: called between batches, to stop by raising.
+    """
+    ranks = ranks or Ranks()
+    matrix = ConfusionMatrix(masknet.spec.mask_classes)
+    own, training = ranks.share(samples), masknet.training
+    masknet.eval()
+    with show_progress("validate", len(own)) as advance:
+        for batch in _batches(own):
+            if check is not None:
+                check()
+            images = [sample.load()[0] for sample in batch]
+            predicted = predict_masks(masknet, images, batch[0].size)
+            for sample, mask in zip(batch, predicted, strict=True):
+                matrix.update(sample.full_truth(), mask)
+            advance(len(batch))
+    masknet.train(training)
+    device = next(masknet.parameters()).device
+    matrix.counts = ranks.total(torch.from_numpy(matrix.counts).to(device)).cpu().numpy()
+    return matrix
+
+
+def predict_masks(masknet: MaskNet, images: Sequence[U8], size: Size) -> U8:
+    """Network inputs (h, w, C) of one shape → masks uint8 (N, *size)."""
+    device = next(masknet.parameters()).device
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack(images)).to(device)
+        size_like = torch.empty(size, dtype=torch.uint8, device=device)
+        return np.asarray(masknet(batch, size_like).cpu())
+
+
+def warn_of_one_class(matrix: ConfusionMatrix, names: Sequence[str]) -> None:
+    """Say so when every predicted pixel is of one class and the truth has more."""
+    predicted, true = matrix.counts.sum(0), matrix.counts.sum(1)
+    if (predicted > 0).sum() != 1 or (true > 0).sum() < 2:
+        return
+    place = int(predicted.argmax())
+    answer = names[place] if place < len(names) else "no class: logits that are not finite"
+    shares = zip(names, true / true.sum(), strict=True)
+    listed = ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares)
+    log.warning(f"every pixel of the validation is predicted as {answer}; the truth has {listed}")
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Put samples of one input size and one mask size together."""
+    groups: dict[tuple[Size, Size], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.input_size, sample.size].append(sample)
+    for (_, size), group in groups.items():
+        count = max(1, BATCH_PIXELS // (size[0] * size[1]))
+        yield from (group[start : start + count] for start in range(0, len(group), count))
