@@ -1,0 +1,1 @@
+"""A compiled model, opened: run one batch. One file a backend."""

@@ -1,0 +1,108 @@
+"""The one interface that serves every backend: an engine gives slots, a slot runs one batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from ..contract.spec import ModelSpec
+from ..contract.types import U8, Size
+
+
+class HostBuffer:
+    """Owns bytes on the host; grows when a larger shape comes, never shrinks."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def view(self, shape: tuple[int, ...]) -> U8:
+        """A uint8 view of `shape` on the buffer; earlier views die when it grows."""
+        count = int(np.prod(shape))
+        if count > self._bytes.size:
+            self._bytes = np.zeros(count, np.uint8)
+        return self._bytes[:count].reshape(shape)
+
+
+class Slot(ABC):
+    """Owns the buffers of one batch in flight. Use from one thread at a time.
+
+    reserve → fill `images` → submit → masks, and again.
+    """
+
+    @abstractmethod
+    def reserve(self, batch: int, size: Size) -> U8:
+        """Shape the slot for `batch` images of network size; return `images` to be filled."""
+
+    @property
+    @abstractmethod
+    def images(self) -> U8:
+        """Host view, uint8 (batch, h, w, C)."""
+
+    @abstractmethod
+    def submit(self, n: int, size: Size) -> None:
+        """Start the batch and return at once; `n` images count, masks come at `size` (H, W).
+
+        The whole batch always runs, so that a mask does not depend on how many came along.
+        """
+
+    @abstractmethod
+    def masks(self) -> U8:
+        """Wait for this slot alone. uint8 (n, H, W), valid until the next submit."""
+
+    def close(self) -> None:  # noqa: B027  a slot may own nothing but memory
+        """Free the buffers; twice is harmless."""
+
+
+class Engine(ABC):
+    """A model opened on a device.
+
+    slots: batches to keep in flight; batch: images a slot should hold, min_batch the fewest that
+    it runs with; why: how it was chosen.
+    """
+
+    backend: str
+    precision: str
+    device: str
+    slots: int = 2
+    batch: int = 1
+    min_batch: int = 1
+    why: str = ""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def slot(self) -> Slot:
+        """A new slot; it must not outlive the engine."""
+
+    def close(self) -> None:  # noqa: B027  as above
+        """Free the device; twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(self, image: U8, size: Size) -> U8:
+        """One network input (h, w, C) → its mask (H, W), in the smallest slot."""
+        slot = self.slot()
+        try:
+            slot.reserve(self.min_batch, (image.shape[0], image.shape[1]))[0] = image
+            slot.submit(1, size)
+            mask: U8 = slot.masks()[0].copy()
+            return mask
+        finally:
+            slot.close()
+
+    @property
+    def label(self) -> str:
+        return f"{self.backend} {self.precision} on {self.device}"

@@ -1,0 +1,231 @@
+"""CUDA through pycuda: device, buffers and the slot. The only file that imports pycuda."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..contract.errors import UserError
+from ..contract.modules import import_module
+from ..contract.types import U8, Size
+from .base import Slot
+
+
+class CudaDevice:
+    """The primary context of one GPU: shared with torch in this process, retained until close.
+
+    Raises UserError when there is no such device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self._driver = import_module("pycuda.driver")
+        with cuda_errors("open the device"):
+            self._driver.init()
+            count = self._driver.Device.count()
+            if index >= count:
+                raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
+            self.device = self._driver.Device(index)
+            self._context = self.device.retain_primary_context()
+        self.index = index
+        self._thread = threading.get_ident()
+
+    @property
+    def name(self) -> str:
+        return f"{self.device.name()} (cuda:{self.index})"
+
+    @property
+    def capability(self) -> str:
+        """The compute capability, as "sm89"."""
+        return "sm" + "".join(map(str, self.device.compute_capability()))
+
+    @contextmanager
+    def current(self) -> Iterator[Any]:
+        """Yield pycuda's driver module while the context is current in this thread."""
+        if self._context is None:
+            raise RuntimeError("the CUDA device is closed")
+        self._context.push()
+        try:
+            yield self._driver
+        finally:
+            self._driver.Context.pop()
+
+    def close(self) -> None:
+        """Release the context, from the thread that opened it; twice is harmless.
+
+        In another thread pycuda cannot release it: it stays retained until the process ends.
+        """
+        if self._context is None:
+            return
+        self._context.detach()
+        self._context = None
+        if threading.get_ident() == self._thread:
+            # To release a primary context pycuda makes it current, and leaves it so.
+            popped = ctypes.c_void_p()
+            ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(popped))
+
+
+@contextmanager
+def cuda_errors(what: str) -> Iterator[None]:
+    """Turn pycuda's errors into a UserError that says what was tried."""
+    driver = import_module("pycuda.driver")
+    try:
+        yield
+    except driver.Error as error:
+        raise UserError(f"CUDA failed to {what}", seen=error) from error
+
+
+class PinnedBuffer:
+    """Owns page-locked host bytes; grows, never shrinks. Use with the device current."""
+
+    def __init__(self) -> None:
+        self._bytes: U8 = np.empty(0, np.uint8)
+
+    def view(self, driver: Any, shape: tuple[int, ...]) -> U8:
+        count = int(np.prod(shape))
+        if count > self._bytes.size:
+            self._bytes = driver.pagelocked_empty(count, np.uint8)
+        return self._bytes[:count].reshape(shape)
+
+    def free(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+
+class DeviceBuffer:
+    """Owns bytes on the device; grows, never shrinks. Use with the device current."""
+
+    def __init__(self) -> None:
+        self._memory: Any = None
+        self._size = 0
+
+    def address(self, driver: Any, count: int) -> int:
+        """The address of at least `count` bytes."""
+        if count > self._size:
+            self.free()
+            self._memory = driver.mem_alloc(count)
+            self._size = count
+        return int(self._memory)
+
+    def free(self) -> None:
+        if self._memory is not None:
+            self._memory.free()
+        self._memory, self._size = None, 0
+
+
+class DeviceView:
+    """Device memory of someone else, uint8, as other libraries take it without a copy."""
+
+    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
+        # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A batch of network inputs (batch, h, w, channels) whose masks are (H, W)."""
+
+    batch: int
+    input_size: Size
+    channels: int
+    mask_size: Size
+
+    @property
+    def images(self) -> tuple[int, int, int, int]:
+        return (self.batch, *self.input_size, self.channels)
+
+    @property
+    def masks(self) -> tuple[int, int, int]:
+        return (self.batch, *self.mask_size)
+
+
+class Kernel(ABC):
+    """What runs between the two copies: a backend's enqueue. One belongs to one slot."""
+
+    @abstractmethod
+    def enqueue(
+        self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
+    ) -> None:
+        """Queue the network on `stream`; image, size_like and mask are device addresses."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it owns; the stream has been drained."""
+
+
+class CudaSlot(Slot):
+    """Copy in, compute and copy out on a stream of its own, so that slots overlap."""
+
+    def __init__(self, device: CudaDevice, channels: int, kernel: Kernel) -> None:
+        self._device, self._channels, self._kernel = device, channels, kernel
+        self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
+        self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
+        with device.current() as driver:
+            self._stream: Any = driver.Stream()
+            self._done: Any = driver.Event(driver.event_flags.DISABLE_TIMING)
+            self._images = self._inputs.view(driver, (0, 0, 0, channels))
+        self._busy = False
+        self._n = 0
+
+    @property
+    def images(self) -> U8:
+        return self._images
+
+    def reserve(self, batch: int, size: Size) -> U8:
+        self._wait()  # a buffer that grows must not be in flight
+        with self._device.current() as driver, cuda_errors(f"pin {batch} images of {size}"):
+            self._images = self._inputs.view(driver, (batch, *size, self._channels))
+        return self._images
+
+    def submit(self, n: int, size: Size) -> None:
+        self._wait()
+        batch, height, width, channels = self._images.shape
+        shape = BatchShape(batch, (height, width), channels, size)
+        with self._device.current() as driver, cuda_errors(f"start a batch of {shape.images}"):
+            self._queue(driver, shape)
+        self._n, self._busy = n, True
+
+    def _queue(self, driver: Any, shape: BatchShape) -> None:
+        images = self._images
+        self._masks = self._outputs.view(driver, shape.masks)
+        image = self._image.address(driver, images.size)
+        mask = self._mask.address(driver, self._masks.size)
+        like = self._like.address(driver, int(np.prod(shape.mask_size)))
+        driver.memcpy_htod_async(image, images, self._stream)
+        self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
+        driver.memcpy_dtoh_async(self._masks, mask, self._stream)
+        self._done.record(self._stream)
+
+    def masks(self) -> U8:
+        self._wait()
+        return self._masks[: self._n]
+
+    def _wait(self) -> None:
+        if self._busy:
+            self._busy = False
+            with self._device.current(), cuda_errors("finish a batch"):
+                self._done.synchronize()
+
+    def close(self) -> None:
+        """Drain the stream, then free in the reverse order; twice is harmless."""
+        if self._stream is None:
+            return
+        self._wait()
+        self._images = self._masks = np.empty((0, 0, 0), np.uint8)
+        with self._device.current():
+            self._kernel.close()
+            for buffer in (self._image, self._mask, self._like):
+                buffer.free()
+            self._inputs.free()
+            self._outputs.free()
+            self._done = self._stream = None

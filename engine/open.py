@@ -1,0 +1,165 @@
+"""Open any model: an engine directory, an ONNX file or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..contract.errors import UserError
+from ..contract.log import log
+from ..contract.spec import ModelSpec, SpecOverrides
+from .base import Engine
+from .manifest import (
+    GATE,
+    GOLDEN,
+    REBUILD,
+    GoldenCase,
+    Manifest,
+    read_golden,
+    read_manifest,
+    verify_files,
+)
+
+BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+NO_OVERRIDES = SpecOverrides()
+
+
+def open_engine(
+    path: Path,
+    backend: str = "auto",
+    device: str = "auto",
+    overrides: SpecOverrides = NO_OVERRIDES,
+) -> Engine:
+    """Open `path` with the backend that its form implies, or the one named.
+
+    An engine directory is verified, opened with its own backend and its golden masks replayed;
+    an ONNX file runs in ONNX Runtime; a checkpoint in PyTorch fp32, the reference.
+    Raises UserError with the command that helps; `engine.why` says what was chosen.
+    """
+    if path.is_dir():
+        return _engine_from_directory(path, backend, device, overrides)
+    if path.suffix == ".onnx":
+        return _engine_from_onnx(path, backend, device, overrides)
+    return _engine_from_checkpoint(path, backend, device, overrides)
+
+
+def _engine_from_checkpoint(
+    path: Path, backend: str, device: str, overrides: SpecOverrides
+) -> Engine:
+    if backend not in ("auto", "torch"):
+        raise UserError(
+            f"{path} is a checkpoint: the {backend} backend does not run it as it is",
+            hint=f"unetrt build {path} -o ENGINE_DIR --backend {backend}",
+        )
+    from .torch_backend import torch_engine_from_checkpoint
+
+    engine = torch_engine_from_checkpoint(path, device, overrides)
+    engine.why = "a checkpoint runs in PyTorch fp32; unetrt build makes a faster engine of it"
+    return engine
+
+
+def _engine_from_onnx(path: Path, backend: str, device: str, overrides: SpecOverrides) -> Engine:
+    from .onnxfile import metadata_from_onnx
+
+    spec, precision, _ = metadata_from_onnx(path)
+    check_overrides(path, spec, overrides)
+    chosen = "onnxruntime" if backend == "auto" else backend
+    if chosen not in ("onnxruntime", "openvino"):
+        raise UserError(
+            f"{path} is an ONNX file: the {chosen} backend does not run it as it is",
+            hint=f"unetrt build {path} -o ENGINE_DIR --backend {chosen}",
+        )
+    engine = _engine_from_model(chosen, path, spec, precision, device)
+    engine.why = "an ONNX file runs in ONNX Runtime" if backend == "auto" else "as asked"
+    return engine
+
+
+def _engine_from_directory(
+    path: Path, backend: str, device: str, overrides: SpecOverrides
+) -> Engine:
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    check_overrides(path, manifest.spec, overrides)
+    if backend not in ("auto", manifest.backend):
+        raise UserError(
+            f"{path} was built for another backend",
+            seen=manifest.backend,
+            expected=backend,
+            hint=f"unetrt build CHECKPOINT -o OTHER_DIR --backend {backend}",
+        )
+    engine = engine_from_manifest(path, manifest, device)
+    engine.why = "the directory's own backend"
+    try:
+        replay_golden(engine, path, manifest)
+    except UserError:
+        engine.close()
+        raise
+    return engine
+
+
+def engine_from_manifest(path: Path, manifest: Manifest, device: str = "auto") -> Engine:
+    """Open the model file of a directory, its digests and golden masks not looked at."""
+    if manifest.backend in ("tensorrt", "tensorrt-rtx"):
+        from .tensorrt_backend import TensorRtEngine
+
+        return TensorRtEngine(path, manifest, device)
+    model = path / manifest.model
+    return _engine_from_model(manifest.backend, model, manifest.spec, manifest.precision, device)
+
+
+def _engine_from_model(
+    backend: str, model: Path, spec: ModelSpec, precision: str, device: str
+) -> Engine:
+    if backend == "onnxruntime":
+        from .onnxruntime_backend import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(model, spec, precision, device)
+    if backend == "openvino":
+        from .openvino_backend import OpenVinoEngine
+
+        return OpenVinoEngine(model, spec, precision, device)
+    raise UserError("no such backend", seen=backend, expected=", ".join(BACKENDS))
+
+
+def replay_golden(engine: Engine, path: Path, manifest: Manifest) -> None:
+    """Raise UserError unless the golden masks come out again on this device, within the gate.
+
+    A plan built without its GPU meets the gate here for the first time. An engine that was
+    published although it failed is let through with a warning. The gate looks at more images
+    than the golden ones: where those few were below its bound, they need not be above it now.
+    """
+    if manifest.gate["verdict"] == "failed":
+        log.warning("%s failed its gate and was published by --force: see %s", path, path / GATE)
+        return
+    bound = min(manifest.gate["min_agreement"], manifest.gate.get("golden_agreement", 1.0))
+    found = golden_agreement(engine, read_golden(path / GOLDEN))
+    if found < bound:
+        raise UserError(
+            f"{path} gives other masks on this device than PyTorch gave when it was built",
+            seen=f"{found:.4%} of the golden masks' pixels equal",
+            expected=f"at least {bound:.4%}",
+            hint=REBUILD.format(path),
+        )
+
+
+def golden_agreement(engine: Engine, cases: list[GoldenCase]) -> float:
+    """Share of the pixels in which the engine's masks are the golden ones."""
+    equal = total = 0
+    for case in cases:
+        if case.image.shape[2] == engine.spec.channels:
+            equal += int(np.count_nonzero(engine.run(case.image, case.size) == case.mask))
+        total += case.mask.size
+    return equal / total
+
+
+def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> None:
+    """An exported model has its spec built in: another value is a wrong request."""
+    for name in overrides.conflicts_with(spec):
+        wanted, built_in = getattr(overrides, name), getattr(spec, name)
+        raise UserError(
+            f"{path} was made with another {name}",
+            seen=f"{wanted} asked",
+            expected=f"{built_in}, or no flag",
+            hint=f"unetrt build CHECKPOINT -o OTHER_DIR --{name} {wanted}",
+        )

@@ -1,0 +1,180 @@
+"""What this machine can run: asked by `doctor` and by every `--backend auto`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..contract.errors import UserError
+from ..contract.modules import INSTALL, is_installed
+from .tensorrt_backend import cuda_devices
+from .tensorrt_flavour import RTX_TARGETS
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can build and run here, what was found, and the line that brings it."""
+
+    name: str
+    builds: bool
+    runs: bool
+    detail: str
+    install: str = ""
+
+
+def probe_backends() -> list[BackendStatus]:
+    """Fastest first: the order in which `auto` chooses."""
+    return [_status_of(name, probe) for name, probe in PROBES.items()]
+
+
+def _status_of(name: str, probe: Callable[[], BackendStatus]) -> BackendStatus:
+    """A package that is there but cannot be imported costs that backend alone."""
+    try:
+        return probe()
+    except UserError as error:
+        return BackendStatus(name, False, False, error.reason, error.hint or "")
+
+
+def choose_backend() -> tuple[str, str]:
+    """(backend, reason) for `--backend auto`: the first that builds and runs here."""
+    passed_over: list[str] = []
+    for status in probe_backends():
+        if status.builds and status.runs:
+            reason = f"{status.name}: {status.detail}"
+            return status.name, "; ".join([reason, *passed_over])
+        passed_over.append(f"not {status.name}: {status.detail}")
+    raise UserError("no backend runs here", seen="; ".join(passed_over), hint=INSTALL["openvino"])
+
+
+def default_precision(backend: str) -> str:
+    """The fastest precision that keeps the masks: fp16 on a GPU, bf16 where the CPU has it."""
+    if backend.startswith("tensorrt"):
+        return "fp16"
+    if backend == "openvino":
+        from .openvino_backend import supports_bf16
+
+        return "bf16" if supports_bf16() else "fp32"
+    return "fp32"
+
+
+def describe_machine() -> dict[str, str]:
+    """Versions and hardware, as a bug report or a bench should state them."""
+    return {
+        "unetrt": package_version("unetrt"),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": f"{_memory_bytes() / 2**30:.1f} GiB",
+        "gpu": f"{cuda_devices()} CUDA devices",
+    }
+
+
+def describe_device(backend: str) -> str:
+    """What an engine of `backend` is built and judged on: the processor, or the GPU's kind."""
+    if not backend.startswith("tensorrt"):
+        return _processor()
+    return _capability() if _probe_gpu()[0] else "no CUDA device"
+
+
+def _processor() -> str:
+    """The name that Linux gives it; elsewhere the platform's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _memory_bytes() -> int:
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def package_version(*names: str) -> str:
+    """The version of the first of `names` that is installed, or ''."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def _missing(name: str, module: str) -> BackendStatus:
+    return BackendStatus(name, False, False, "not installed", INSTALL[module])
+
+
+def _probe_tensorrt() -> BackendStatus:
+    if not is_installed("tensorrt"):
+        return _missing("tensorrt", "tensorrt")
+    runs, gpu = _probe_gpu()
+    detail = f"{package_version('tensorrt')}, {gpu}"
+    return BackendStatus("tensorrt", cuda_devices() > 0, runs, detail)
+
+
+def _probe_rtx() -> BackendStatus:
+    if not is_installed("tensorrt_rtx"):
+        return _missing("tensorrt-rtx", "tensorrt_rtx")
+    found = package_version("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
+    runs, gpu = _probe_gpu()
+    capability = _capability() if runs else ""
+    if runs and capability not in RTX_TARGETS:
+        runs, gpu = False, f"{gpu} of {capability}, which TensorRT-RTX does not run on"
+    return BackendStatus("tensorrt-rtx", True, runs, f"{found}, {gpu}; builds plans without one")
+
+
+def _probe_gpu() -> tuple[bool, str]:
+    """Whether plans can run: a CUDA device and pycuda; and what was found."""
+    found = cuda_devices()
+    if found and not is_installed("pycuda"):
+        return False, f"{found} CUDA devices, but pycuda is not installed"
+    return found > 0, f"{found} CUDA devices"
+
+
+def _capability() -> str:
+    from .cuda import CudaDevice
+
+    device = CudaDevice()
+    try:
+        return device.capability
+    finally:
+        device.close()
+
+
+def _probe_openvino() -> BackendStatus:
+    if not is_installed("openvino"):
+        return _missing("openvino", "openvino")
+    from .openvino_backend import supports_bf16
+
+    bf16 = "bf16" if supports_bf16() else "no bf16"
+    return BackendStatus("openvino", True, True, f"{package_version('openvino')}, CPU with {bf16}")
+
+
+def _probe_onnxruntime() -> BackendStatus:
+    if not is_installed("onnxruntime"):
+        return _missing("onnxruntime", "onnxruntime")
+    found = package_version("onnxruntime-gpu", "onnxruntime")
+    return BackendStatus("onnxruntime", True, True, f"{found}, CPU provider")
+
+
+def _probe_torch() -> BackendStatus:
+    if not is_installed("torch"):
+        return _missing("torch", "torch")
+    import torch
+
+    device = "CUDA" if torch.cuda.is_available() else "CPU"
+    return BackendStatus("torch", False, True, f"{torch.__version__}, {device}; runs checkpoints")
+
+
+PROBES: dict[str, Callable[[], BackendStatus]] = {
+    "tensorrt": _probe_tensorrt,
+    "tensorrt-rtx": _probe_rtx,
+    "openvino": _probe_openvino,
+    "onnxruntime": _probe_onnxruntime,
+    "torch": _probe_torch,
+}

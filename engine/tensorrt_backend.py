@@ -1,0 +1,185 @@
+"""TensorRT and TensorRT-RTX plans on CUDA slots: one execution context a slot."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from ..contract.errors import UserError
+from .base import Engine, Slot
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from .tensorrt_flavour import check, import_flavour, shared_logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .manifest import Manifest
+
+REBUILD_HERE = "unetrt build CHECKPOINT -o {} --backend {}   builds it for this machine"
+
+
+def cuda_devices() -> int:
+    """CUDA devices that the driver shows; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+class TensorRtEngine(Engine):
+    """A plan, deserialized on a GPU. Raises UserError when it does not belong to it."""
+
+    slots = 3
+    """One copies in, one computes, one copies out."""
+
+    def __init__(self, directory: Path, manifest: Manifest, device: str) -> None:
+        super().__init__(manifest.spec)
+        self.backend, self.precision = manifest.backend, manifest.precision
+        _check_target(directory, manifest, device)
+        trt = import_flavour(manifest.backend)
+        self._logger = shared_logger(trt)
+        self._cuda = CudaDevice(int(device.partition(":")[2] or 0))
+        self.device = self._cuda.name
+        hint = REBUILD_HERE.format(directory, manifest.backend)
+        with self._cuda.current():
+            runtime = trt.Runtime(self._logger)
+            # Such a plan brings the code of its own version along.
+            if manifest.target.get("version_compatible"):
+                runtime.engine_host_code_allowed = True
+            plan = (directory / manifest.model).read_bytes()
+            self._plan: Any = check(
+                runtime.deserialize_cuda_engine(plan), "load the plan", self._logger, hint
+            )
+        least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
+        self.min_batch, self.batch = int(least[0]), int(best[0])
+
+    def slot(self) -> Slot:
+        with self._cuda.current():
+            kernel = PlanKernel(self._plan, self._logger)
+        return CudaSlot(self._cuda, self.spec.channels, kernel)
+
+    def close(self) -> None:
+        if self._plan is not None:
+            with self._cuda.current():
+                self._plan = None
+            self._cuda.close()
+
+
+class PlanKernel(Kernel):
+    """An execution context: shapes and addresses are set when they change, not every batch."""
+
+    def __init__(self, plan: Any, logger: Any) -> None:
+        self._plan, self._logger = plan, logger
+        self._context = check(plan.create_execution_context(), "make an execution context", logger)
+        self._profiles = profiles_of_plan(plan)
+        self._profile = 0
+        self._shape: BatchShape | None = None
+        self._addresses: tuple[int, int, int] | None = None
+
+    def enqueue(
+        self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
+    ) -> None:
+        if shape != self._shape:
+            self._set_profile(shape, stream)
+            self._set_shape("image", shape.images)
+            self._set_shape("size_like", shape.mask_size)
+            self._shape = shape
+        if (image, size_like, mask) != self._addresses:
+            pairs = (("image", image), ("size_like", size_like), ("mask", mask))
+            for name, address in pairs:
+                set_here = self._context.set_tensor_address(name, address)
+                check(set_here, f"set the address of {name}", self._logger)
+            self._addresses = (image, size_like, mask)
+        check(self._context.execute_async_v3(stream), "run the plan", self._logger)
+
+    def _set_profile(self, shape: BatchShape, stream: int) -> None:
+        """Several profiles have not run on a GPU yet."""
+        index = covering_profile(self._profiles, shape)
+        if index != self._profile:
+            taken = self._context.set_optimization_profile_async(index, stream)
+            check(taken, f"take profile {index}", self._logger)
+            self._profile = index
+
+    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        taken = self._context.set_input_shape(name, shape)
+        check(taken, f"set the shape of {name}, {shape}", self._logger)
+
+    def close(self) -> None:
+        self._context = None
+
+
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+"""Input name → (least, most) shape."""
+
+
+def profiles_of_plan(plan: Any) -> list[Profile]:
+    return [
+        {name: _ends(plan, name, index) for name in ("image", "size_like")}
+        for index in range(plan.num_optimization_profiles)
+    ]
+
+
+def _ends(plan: Any, name: str, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    least, _, most = plan.get_tensor_profile_shape(name, index)
+    return tuple(least), tuple(most)
+
+
+def covering_profile(profiles: list[Profile], shape: BatchShape) -> int:
+    """The first profile that holds a shape. Raises UserError with all of them when none does."""
+    wanted = {"image": shape.images, "size_like": shape.mask_size}
+    for index, profile in enumerate(profiles):
+        if all(_within(wanted[name], *profile[name]) for name in wanted):
+            return index
+    raise UserError(
+        "the plan was not built for this shape",
+        seen=f"images {shape.images}, masks {shape.mask_size}",
+        expected="; or ".join(
+            ", ".join(f"{name} {least} to {most}" for name, (least, most) in profile.items())
+            for profile in profiles
+        ),
+        hint="unetrt build … --size HxW..HxW --batch MIN,OPT,MAX   adds a profile",
+    )
+
+
+def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    return all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True))
+
+
+def _check_target(directory: Path, manifest: Manifest, device: str) -> None:
+    """Raise UserError for a missing GPU, another version or a GPU that was not built for."""
+    hint = REBUILD_HERE.format(directory, manifest.backend)
+    if not cuda_devices() or device == "cpu":
+        raise UserError(
+            f"{directory} holds a {manifest.backend} plan: it runs on an NVIDIA GPU",
+            seen=f"{cuda_devices()} CUDA devices, --device {device}",
+            hint="unetrt build CHECKPOINT -o OTHER_DIR --backend openvino   builds for this CPU",
+        )
+    version = import_flavour(manifest.backend).__version__
+    if version != manifest.backend_version and not manifest.target.get("version_compatible"):
+        raise UserError(
+            f"{directory} was built by another {manifest.backend}",
+            seen=f"{version} here",
+            expected=manifest.backend_version,
+            hint=hint,
+        )
+    targets = manifest.target.get("compute_capabilities") or []
+    here = _capability(device)
+    if targets and here not in targets:
+        raise UserError(
+            f"{directory} was not built for this GPU",
+            seen=here,
+            expected=", ".join(targets),
+            hint=f"{hint}; or --target {here}",
+        )
+
+
+def _capability(device: str) -> str:
+    cuda = CudaDevice(int(device.partition(":")[2] or 0))
+    try:
+        return cuda.capability
+    finally:
+        cuda.close()

@@ -1,0 +1,95 @@
+"""Damaged engine directories and checkpoints: a named error or a model that opens, nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.files import sha256_from_file
+from unetrt.engine.manifest import MANIFEST
+from unetrt.engine.open import open_engine
+from unetrt.export.inspect import describe_model
+
+CASES = 250
+LONGEST = 20.0
+"""Seconds for one file on a busy machine."""
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """Flip, cut, repeat, insert or blank a part."""
+    place, length = draw.randrange(len(data)), draw.randint(1, 64)
+    kinds = (
+        data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :],
+        data[:place],
+        data[:place] + data[place : place + length] * 2 + data[place + length :],
+        data[:place] + draw.randbytes(length) + data[place:],
+        data[:place] + bytes(length) + data[place + length :],
+        data[:place] + draw.randbytes(length) + data[place + length :],
+    )
+    return draw.choice(kinds)
+
+
+def check(path: Path, action: Callable[[Path], object], seed: int) -> str:
+    """ "opened", or the error's first line; anything but a UserError comes through."""
+    start = time.monotonic()
+    try:
+        action(path)
+        result = "opened"
+    except UserError as error:
+        result = error.message
+        assert result, seed
+    assert time.monotonic() - start < LONGEST, seed
+    return result
+
+
+def open_and_close(path: Path) -> None:
+    open_engine(path, device="cpu").close()
+
+
+def sign(directory: Path, name: str) -> None:
+    """Make the manifest state the damaged file's digest: what digests guard is reached too."""
+    path = directory / MANIFEST
+    raw = json.loads(path.read_text())
+    raw["files"][name] = sha256_from_file(directory / name)
+    path.write_text(json.dumps(raw))
+
+
+@pytest.mark.slow
+def test_engine_directories(built_directory: Path, tmp_path: Path) -> None:
+    names = sorted(p.name for p in built_directory.iterdir())
+    opened = 0
+    for seed in range(CASES):
+        draw = random.Random(seed)
+        path = shutil.copytree(built_directory, tmp_path / "engine", dirs_exist_ok=True)
+        name = draw.choice(names)
+        before = (path / name).read_bytes()
+        (path / name).write_bytes(damaged(before, draw))
+        changed = (path / name).read_bytes() != before
+        result = check(path, open_and_close, seed)
+        if name != MANIFEST and changed:
+            assert "not the engine that was built" in result, seed
+            # A damaged model can crash the runtime that reads it: only what we read is signed.
+            if name != "model.onnx":
+                sign(path, name)
+                check(path, open_and_close, seed)
+        check(path, describe_model, seed)
+        opened += result == "opened"
+    assert opened < CASES / 4
+
+
+@pytest.mark.slow
+def test_checkpoints(checkpoint_file: Callable[..., Path], tmp_path: Path) -> None:
+    data = checkpoint_file().read_bytes()
+    path = tmp_path / "c.pth"
+    results = set()
+    for seed in range(CASES):
+        path.write_bytes(damaged(data, random.Random(seed)))
+        results.add(check(path, open_and_close, seed))
+    assert len(results) > 1

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import SpecOverrides
+from unetrt.contract.types import U8
+from unetrt.engine.onnxfile import PRECISION_KEY, SPEC_KEY, metadata_from_onnx
+from unetrt.engine.open import open_engine
+from unetrt.training.checkpoint import read_checkpoint, write_bare
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture
+def bare(checkpoint_file: Export, tmp_path: Path) -> Path:
+    """A plain state_dict, which says nothing of scale and threshold."""
+    path = tmp_path / "bare.pth"
+    write_bare(path, read_checkpoint(checkpoint_file()))
+    return path
+
+
+@pytest.fixture
+def edited(exported: Export, tmp_path: Path) -> Callable[[Callable[[onnx.ModelProto], None]], Path]:
+    """The exported graph after a change to it."""
+
+    def edit(change: Callable[[onnx.ModelProto], None]) -> Path:
+        model = onnx.load(str(exported()))
+        change(model)
+        path = tmp_path / "edited.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return edit
+
+
+class TestKinds:
+    def test_a_checkpoint_runs_in_pytorch(self, checkpoint_file: Export) -> None:
+        with open_engine(checkpoint_file(), device="cpu") as engine:
+            assert (engine.backend, engine.precision) == ("torch", "fp32")
+            assert "unetrt build" in engine.why
+
+    @pytest.mark.parametrize(
+        ("backend", "chosen"),
+        [("auto", "onnxruntime"), ("onnxruntime", "onnxruntime"), ("openvino", "openvino")],
+    )
+    def test_an_onnx_file_runs_in_both_runtimes(
+        self, exported: Export, backend: str, chosen: str
+    ) -> None:
+        with open_engine(exported(), backend) as engine:
+            assert (engine.backend, engine.precision) == (chosen, "fp32")
+            assert engine.why
+
+    def test_a_directory_runs_in_its_own_backend(
+        self, built_directory: Path, exported: Export, steel: Callable[..., U8]
+    ) -> None:
+        image = steel(0, 50, 70)
+        with open_engine(built_directory) as engine, open_engine(exported()) as graph:
+            assert (engine.backend, engine.why) == ("onnxruntime", "the directory's own backend")
+            assert np.array_equal(engine.run(image, (50, 70)), graph.run(image, (50, 70)))
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
+    def test_a_checkpoint_runs_in_pytorch_alone(
+        self, checkpoint_file: Export, backend: str
+    ) -> None:
+        with pytest.raises(UserError, match="is a checkpoint") as caught:
+            open_engine(checkpoint_file(), backend)
+        assert f"--backend {backend}" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("backend", ["torch", "tensorrt", "tensorrt-rtx"])
+    def test_an_onnx_file_does_not_run_elsewhere(self, exported: Export, backend: str) -> None:
+        with pytest.raises(UserError, match="is an ONNX file") as caught:
+            open_engine(exported(), backend)
+        assert caught.value.hint is not None
+
+    def test_a_directory_was_built_for_one_backend(self, built_directory: Path) -> None:
+        with pytest.raises(UserError, match="another backend") as caught:
+            open_engine(built_directory, "openvino")
+        assert (caught.value.seen, caught.value.expected) == ("onnxruntime", "openvino")
+        assert "--backend openvino" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("device", ["cuda", "potato", "cuda:99"])
+    @pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])
+    def test_a_device_that_is_not_there(
+        self, checkpoint_file: Export, exported: Export, backend: str, device: str
+    ) -> None:
+        if device == "cuda" and backend == "torch":
+            import torch
+
+            if torch.cuda.is_available():
+                pytest.skip("this machine has a CUDA device")
+        model = checkpoint_file() if backend == "torch" else exported()
+        with pytest.raises(UserError, match=device):
+            open_engine(model, backend, device)
+
+
+class TestOverrides:
+    ASKED = SpecOverrides(scale=0.5, threshold=0.3)
+
+    def test_a_bare_checkpoint_takes_them_in_silence(
+        self, bare: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with (
+            caplog.at_level(logging.WARNING, "unetrt"),
+            open_engine(
+                bare, device="cpu", overrides=SpecOverrides(scale=0.25, threshold=0.3)
+            ) as engine,
+        ):
+            assert (engine.spec.scale, engine.spec.threshold) == (0.25, 0.3)
+        assert not caplog.records
+
+    def test_a_checkpoint_of_ours_takes_them_with_a_warning(
+        self, checkpoint_file: Export, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with (
+            caplog.at_level(logging.WARNING, "unetrt"),
+            open_engine(checkpoint_file(), device="cpu", overrides=self.ASKED) as engine,
+        ):
+            assert (engine.spec.scale, engine.spec.threshold) == (0.5, 0.3)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == 2
+        assert "scale 1.0" in messages[0]
+
+    def test_its_own_values_are_no_news(
+        self, checkpoint_file: Export, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own = SpecOverrides(scale=1.0, threshold=0.5)
+        with caplog.at_level(logging.WARNING, "unetrt"):
+            open_engine(checkpoint_file(), device="cpu", overrides=own).close()
+        assert not caplog.records
+
+    @pytest.mark.parametrize("name", ["scale", "threshold"])
+    def test_an_exported_model_refuses_others(
+        self, exported: Export, built_directory: Path, name: str
+    ) -> None:
+        for path in (exported(), built_directory):
+            with pytest.raises(UserError, match=f"another {name}") as caught:
+                open_engine(path, overrides=SpecOverrides(**{name: 0.25}))
+            assert "0.25" in str(caught.value.seen)
+            assert f"--{name} 0.25" in str(caught.value.hint)
+
+    def test_an_exported_model_takes_its_own(self, exported: Export, built_directory: Path) -> None:
+        own = SpecOverrides(scale=1.0, threshold=0.5)
+        for path in (exported(), built_directory):
+            open_engine(path, overrides=own).close()
+
+
+class TestBadFiles:
+    @pytest.mark.parametrize("name", ["none.pth", "none.onnx", "none"])
+    def test_a_file_that_is_not_there(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UserError, match="no such file") as caught:
+            open_engine(tmp_path / name)
+        assert caught.value.hint is not None
+
+    @pytest.mark.parametrize("content", [b"just some text, no model\n" * 9, b"\x80\x04\x95", b""])
+    @pytest.mark.parametrize("name", ["model.onnx", "model.pth"])
+    def test_a_file_that_is_something_else(self, tmp_path: Path, name: str, content: bytes) -> None:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=name) as caught:
+            open_engine(path)
+        assert caught.value.hint is not None
+
+    def test_onnx_of_someone_else(self, edited: Callable[..., Path]) -> None:
+        path = edited(lambda model: model.ClearField("metadata_props"))
+        with pytest.raises(UserError, match="does not say how") as caught:
+            open_engine(path)
+        assert caught.value.expected == SPEC_KEY
+        assert "unetrt export" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_onnx_cut_short(
+        self, exported: Export, tmp_path: Path, backend: str, share: float
+    ) -> None:
+        data = exported().read_bytes()
+        path = tmp_path / "cut.onnx"
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(UserError, match=r"cut\.onnx"):
+            open_engine(path, backend)
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_a_graph_that_does_not_load(self, edited: Callable[..., Path], backend: str) -> None:
+        def break_node(model: onnx.ModelProto) -> None:
+            next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Convolute"
+
+        with pytest.raises(UserError, match="cannot") as caught:
+            open_engine(edited(break_node), backend)
+        assert "Convolute" in str(caught.value.seen)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}}", '{"classes": 0}', '{"colour": 1}'])
+    def test_a_spec_that_is_none(self, edited: Callable[..., Path], text: str) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            next(p for p in model.metadata_props if p.key == SPEC_KEY).value = text
+
+        with pytest.raises(UserError, match="spec"):
+            open_engine(edited(spoil))
+
+    def test_a_precision_that_openvino_does_not_know(self, edited: Callable[..., Path]) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            next(p for p in model.metadata_props if p.key == PRECISION_KEY).value = "fp7"
+
+        with pytest.raises(UserError, match="no such precision"):
+            open_engine(edited(spoil), "openvino")
+
+
+def test_the_metadata_say_what_was_exported(exported: Export, checkpoint_file: Export) -> None:
+    spec, precision, _ = metadata_from_onnx(exported())
+    assert spec == read_checkpoint(checkpoint_file()).spec
+    assert precision == "fp32"
