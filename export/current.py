@@ -1,0 +1,77 @@
+"""Whether an engine directory is what a build would make again: then it is not built twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from ..contract.files import image_paths
+from ..engine.manifest import MANIFEST, Manifest, read_gate, read_manifest, verify_files
+from ..engine.probe import describe_device, package_version
+from .gate import GateOptions, GateResult
+from .modelfile import backend_version
+from .source import Source
+from .tensorrt_build import PlanOptions
+
+
+def request_of_build(
+    backend: str, gate: GateOptions, plan: PlanOptions, calibration: Path | None
+) -> dict[str, Any]:
+    """All that a build depends on beside source, backend and precision, as JSON holds it."""
+    images = {"images": _digest(gate.images), "masks": _digest(gate.masks)}
+    request = {
+        "device": describe_device(backend),
+        "plan": asdict(plan),
+        "gate": asdict(replace(gate, force=False)) | images,
+        "calibration": _digest(calibration),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(request, default=str))
+    return found
+
+
+def _digest(folder: Path | None) -> str | None:
+    """Names, sizes and times of a folder's images: a changed picture is another request."""
+    if folder is None:
+        return None
+    found = hashlib.sha256()
+    for path in image_paths(folder):
+        status = path.stat()
+        found.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return found.hexdigest()
+
+
+def current_build(
+    directory: Path, source: Source, backend: str, precision: str, request: dict[str, Any]
+) -> tuple[Manifest, GateResult] | None:
+    """What `directory` holds, if it is whole, passed its gate and was made by this request."""
+    if not (directory / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(directory)
+        verify_files(directory, manifest)
+        gate = GateResult.from_dict(read_gate(directory))
+    except (UserError, TypeError, KeyError):
+        return None  # damaged: building it again is the remedy
+    wanted = (
+        source.spec,
+        source.digest,
+        backend,
+        precision,
+        backend_version(backend),
+        f"unetrt {package_version('unetrt')}",
+        request,
+    )
+    found = (
+        manifest.spec,
+        manifest.source.get("sha256"),
+        manifest.backend,
+        manifest.precision,
+        manifest.backend_version,
+        manifest.made_by,
+        manifest.options,
+    )
+    return (manifest, gate) if found == wanted and not gate.failures else None

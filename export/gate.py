@@ -1,0 +1,172 @@
+"""The gate: an engine is published only if its masks are those of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..contract.errors import GateError
+from ..contract.metrics import ConfusionMatrix
+from ..contract.spec import ModelSpec
+from ..contract.types import NO_CLASS, U8, Size
+from ..engine.base import Engine
+
+MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
+"""Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
+
+Verdict = Literal["passed", "failed", "graph-only"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """images, masks: folders to judge on; without images, the checkpoint's golden inputs.
+
+    min_agreement: None takes MIN_AGREEMENT of the precision. max_iou_drop: of any class against
+    the masks. force: publish what failed, with the verdict inside.
+    """
+
+    images: Path | None = None
+    masks: Path | None = None
+    min_agreement: float | None = None
+    max_iou_drop: float = 0.01
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class GateCase:
+    """A network input, its mask's size, and the true class indices where they are known."""
+
+    image: U8
+    size: Size
+    truth: U8 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGate:
+    """iou: between the two masks; iou_drop: reference minus engine, each against the truth."""
+
+    name: str
+    iou: float | None
+    iou_drop: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """gate.json. inputs: images, golden or synthetic; ran_on: the engine that was judged."""
+
+    verdict: Verdict
+    inputs: str
+    ran_on: str
+    images: int
+    agreement: float
+    min_agreement: float
+    max_iou_drop: float
+    not_finite: int
+    classes: tuple[ClassGate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> GateResult:
+        """Raise TypeError or KeyError for what is no gate.json."""
+        return cls(**{**raw, "classes": tuple(ClassGate(**c) for c in raw["classes"])})
+
+    @property
+    def failures(self) -> list[str]:
+        """Why it did not pass, a sentence each."""
+        found = []
+        if self.agreement < self.min_agreement:
+            found.append(f"{self.agreement:.4%} of the pixels equal, not {self.min_agreement:.4%}")
+        if self.not_finite:
+            found.append(f"{self.not_finite} images whose output is not finite")
+        drops = [(c.name, c.iou_drop) for c in self.classes if c.iou_drop is not None]
+        found += [f"IoU of {n} down by {d:.4f}" for n, d in drops if d > self.max_iou_drop]
+        return found
+
+    def error(self, directory: Path) -> GateError:
+        return GateError(
+            f"the gate did not pass: {directory} was not written",
+            seen="; ".join(self.failures),
+            expected="masks like those of fp32 PyTorch",
+            hint="--precision fp32, or --min-agreement / --max-iou-drop, "
+            "or --force to publish it with this verdict",
+        )
+
+
+def judge_engine(
+    reference: Engine,
+    engine: Engine,
+    cases: Iterable[GateCase],
+    *,
+    inputs: str,
+    options: GateOptions,
+    graph_only: bool = False,
+    rounded: Engine | None = None,
+) -> GateResult:
+    """Run both over the cases, one at a time, and compare their masks.
+
+    graph_only: `engine` stands in for a plan that cannot run on this machine. rounded: the
+    network in the plan's range of numbers, where the stand-in's is wider: finite or not.
+    """
+    spec = reference.spec
+    between, before, after = (ConfusionMatrix(spec.mask_classes) for _ in range(3))
+    images = not_finite = 0
+    for case in cases:
+        expected, found = engine_masks(reference, case), engine_masks(engine, case)
+        between.update(expected, found)
+        images += 1
+        bad = (found == NO_CLASS).any()
+        if rounded is not None:
+            bad |= (engine_masks(rounded, case) == NO_CLASS).any()
+        not_finite += bool(bad)
+        if case.truth is not None:
+            before.update(case.truth, expected)
+            after.update(case.truth, found)
+    if options.min_agreement is None:
+        bound = MIN_AGREEMENT[engine.precision]
+    else:
+        bound = options.min_agreement
+    result = GateResult(
+        verdict="graph-only" if graph_only else "passed",
+        inputs=inputs,
+        ran_on=engine.label,
+        images=images,
+        agreement=_agreement(between),
+        min_agreement=bound,
+        max_iou_drop=options.max_iou_drop,
+        not_finite=not_finite,
+        classes=_class_gates(spec, between, before, after),
+    )
+    return _failed(result) if result.failures else result
+
+
+def engine_masks(engine: Engine, case: GateCase) -> U8:
+    return engine.run(case.image, case.size)
+
+
+def _agreement(between: ConfusionMatrix) -> float:
+    total = int(between.counts.sum())
+    return float(np.trace(between.counts) / total) if total else 0.0
+
+
+def _class_gates(
+    spec: ModelSpec, between: ConfusionMatrix, before: ConfusionMatrix, after: ConfusionMatrix
+) -> tuple[ClassGate, ...]:
+    names = spec.class_names
+    rows = zip(*(matrix.scores(names).classes for matrix in (between, before, after)), strict=True)
+    return tuple(
+        ClassGate(name=b.name, iou=b.iou, iou_drop=_drop(old.iou, new.iou)) for b, old, new in rows
+    )
+
+
+def _drop(old: float | None, new: float | None) -> float | None:
+    return None if old is None or new is None else old - new
+
+
+def _failed(result: GateResult) -> GateResult:
+    return replace(result, verdict="failed")

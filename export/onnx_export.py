@@ -1,0 +1,197 @@
+"""Checkpoint → one self-contained ONNX file of the fused graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..contract.errors import UserError
+from ..contract.files import atomic_path, sha256_from_file
+from ..contract.log import log
+from ..contract.modules import import_module
+from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.types import NO_CLASS, U8, Size
+from ..engine.onnxfile import PRECISION_KEY, SOURCE_KEY, SPEC_KEY
+from ..training.checkpoint import Checkpoint, read_checkpoint, unet_from_checkpoint
+from ..training.masknet import MaskNet
+from .fold import fold_batchnorm
+
+Precision = Literal["fp32", "fp16"]
+
+OPSET = 20
+BLOCKS = ("inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4", "outc")
+"""The parts of a network, each of which can stay in fp32 in an fp16 graph."""
+INPUTS, OUTPUT = ("image", "size_like"), "mask"
+DYNAMIC = ({0: "N", 1: "h", 2: "w"}, {0: "H", 1: "W"})
+CHECK_SIZE: Size = (33, 21)
+"""Odd and with a side near MIN_SIDE, so that the padding paths run in the check."""
+
+
+def onnx_from_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    precision: Precision = "fp32",
+    source: str = "",
+    fp32_blocks: Sequence[str] = (),
+) -> None:
+    """Write the fused graph with weights and spec inside, checked and run, whole or not at all.
+
+    image: uint8 (N, h, w, C); size_like: uint8 (H, W), only its shape is read;
+    mask: uint8 (N, H, W). source: SHA-256 of the checkpoint file. fp32_blocks: those of BLOCKS
+    that stay in fp32 in an fp16 graph, with casts around them.
+    Raises UserError when the file does not give the network's masks in ONNX Runtime.
+    """
+    net = folded_masknet(checkpoint, precision, fp32_blocks)
+    with atomic_path(path) as temporary:
+        _export(net, temporary)
+        _finish(temporary, checkpoint.spec, precision, source)
+        _check_by_running(net, temporary, path)
+
+
+def export_checkpoint(
+    checkpoint: Path, path: Path, precision: Precision, overrides: SpecOverrides
+) -> ModelSpec:
+    """Read a checkpoint file and write it as ONNX; return its spec."""
+    if path.suffix != ".onnx":
+        raise UserError(f"an ONNX file ends in .onnx, {path.name} does not", seen=path)
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {path.parent} to write to")
+    content = read_checkpoint(checkpoint).with_overrides(overrides)
+    onnx_from_checkpoint(content, path, precision, sha256_from_file(checkpoint))
+    return content.spec
+
+
+def folded_masknet(
+    checkpoint: Checkpoint, precision: Precision = "fp32", fp32_blocks: Sequence[str] = ()
+) -> MaskNet:
+    """The network that is exported, in evaluation mode."""
+    net = MaskNet(fold_batchnorm(unet_from_checkpoint(checkpoint)), checkpoint.spec).eval()
+    if precision == "fp16":
+        for name in BLOCKS:
+            block = getattr(net.net, name)
+            block.to(torch.float32 if name in fp32_blocks else torch.float16)
+            if fp32_blocks:
+                block.register_forward_pre_hook(_cast_inputs)
+    return net
+
+
+def _cast_inputs(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A block takes what the one before it gives in the other precision."""
+    dtype = next(block.parameters()).dtype
+    return tuple(tensor.to(dtype) for tensor in inputs)
+
+
+def rounded_masknet(checkpoint: Checkpoint, fp32_blocks: Sequence[str] = ()) -> MaskNet:
+    """The fp16 network in fp32 arithmetic: what each layer takes and gives is rounded to fp16.
+
+    ONNX Runtime and OpenVINO run fp16 graphs on a CPU in fp32 throughout: an activation beyond
+    65504 is infinite on a GPU and here, not there. PyTorch's own fp16 is ten times as slow.
+    """
+    net = folded_masknet(checkpoint, "fp16", fp32_blocks).float()
+    for name in BLOCKS:
+        if name not in fp32_blocks:
+            _round_convolutions(getattr(net.net, name))
+    return net
+
+
+def _round_convolutions(block: nn.Module) -> None:
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_pre_hook(lambda _module, inputs: (inputs[0].half().float(),))
+            module.register_forward_hook(lambda _module, _inputs, output: output.half().float())
+
+
+def _export(net: MaskNet, path: Path) -> None:
+    # A batch of 1 would become a constant: the exporter takes it for "always one".
+    image = torch.zeros(2, 48, 40, net.spec.channels, dtype=torch.uint8)
+    size_like = torch.zeros(96, 80, dtype=torch.uint8)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            net,
+            (image, size_like),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=DYNAMIC,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """It warns of packages that it does not need and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _finish(path: Path, spec: ModelSpec, precision: str, source: str) -> None:
+    """Name the producer, put the spec in, and let ONNX's own checker read the result."""
+    import onnx
+
+    model = onnx.load(str(path))
+    model.producer_name = "unetrt"
+    entries = {SPEC_KEY: spec.to_json(), PRECISION_KEY: precision, SOURCE_KEY: source}
+    onnx.helper.set_model_props(model, entries)
+    for node in model.graph.node:  # the exporter's stack traces name files of this machine
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def _check_by_running(net: MaskNet, path: Path, target: Path) -> None:
+    images = _check_images(net.spec.channels)
+    size = (2 * CHECK_SIZE[0], 2 * CHECK_SIZE[1])
+    found = _run(path, images, size)
+    with torch.inference_mode():
+        like = torch.empty(size, dtype=torch.uint8)
+        expected = net(torch.from_numpy(images), like).numpy()
+    finite = expected != NO_CLASS
+    if not finite.all():
+        log.warning("%s: the network overflows in this precision", target)
+    # ONNX Runtime computes fp16 in fp32 on a CPU: where PyTorch overflows it need not.
+    equal = float(np.mean((found == expected)[finite])) if finite.any() else 1.0
+    # Untrained nets have thin margins, in fp16 above all: this is a check of the graph, and
+    # the gate's numbers are those to rely on.
+    if found.shape != expected.shape or equal < 0.9:
+        raise UserError(
+            f"the ONNX graph written to {target} does not give the network's masks",
+            seen=f"{equal:.2%} of the pixels equal, shape {found.shape}",
+            expected=f"the masks of PyTorch, shape {expected.shape}",
+        )
+
+
+def _check_images(channels: int) -> U8:
+    """Two smooth pictures (2, h, w, C), the same on every call."""
+    generator = np.random.default_rng(0)
+    waves = generator.uniform(0.1, 0.5, (2, 2, channels))
+    y, x = np.indices(CHECK_SIZE)[..., None]
+    picture = [127 * (1 + np.sin(y * w[0] + x * w[1])) for w in waves]
+    return np.stack(picture).astype(np.uint8)
+
+
+def _run(path: Path, images: U8, size: Size) -> Any:
+    runtime = import_module("onnxruntime")
+    runtime.set_default_logger_severity(3)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": images, "size_like": np.zeros(size, np.uint8)})[0]

@@ -1,0 +1,183 @@
+"""ONNX → a TensorRT or TensorRT-RTX plan, strongly typed: the graph decides the precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from ..contract.spec import ModelSpec
+from ..contract.types import Size
+from ..engine.tensorrt_flavour import RTX_TARGETS, check, import_flavour, shared_logger
+from .layers import Shares, precision_shares
+from .profiles import SizeRange, Triple, profile_shapes, range_of_sizes
+from .tensorrt_config import (
+    TimingCache,
+    build_serialized,
+    set_hardware_compatibility,
+    set_opt_level,
+    set_version_compatible,
+    set_workspace,
+)
+from .tensorrt_layers import count_types, layers_from_network, require_precision
+
+REFUSED_HINT = "unetrt build … --backend openvino, or another --size and --batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """batch: (least, best, most) images a run. sizes: image sizes to serve, the first the best.
+
+    ranges: one profile each, in place of the one that spans `sizes`. workspace: MiB that a layer
+    may use. opt_level: 0 to 5. hardware: "none", "same-cc" or "ampere+".
+    targets: compute capabilities ("sm89") that a TensorRT-RTX plan is built for; none means the
+    GPU of this machine, or every one that TensorRT-RTX knows where there is no GPU.
+    precision: "fp16" refuses a convolution in fp32, unless fp32_blocks names what may be.
+    """
+
+    batch: tuple[int, int, int] = (1, 4, 8)
+    sizes: tuple[Size, ...] = ()
+    targets: tuple[str, ...] = ()
+    ranges: tuple[SizeRange, ...] = ()
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    hardware: str = "none"
+    version_compatible: bool = False
+    precision: str = ""
+    fp32_blocks: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """Those that were given and that only a plan has a use for."""
+        given = {
+            "--target": bool(self.targets),
+            "--size": bool(self.ranges),
+            "--workspace": self.workspace is not None,
+            "--opt-level": self.opt_level is not None,
+            "--timing-cache": self.timing_cache is not None,
+            "--hardware-compatibility": self.hardware != "none",
+            "--version-compatible": self.version_compatible,
+        }
+        return [flag for flag, is_given in given.items() if is_given]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A serialized engine with what it was built for.
+
+    layers: counts by output type; shares: of layers and arithmetic in each precision.
+    """
+
+    data: bytes
+    profiles: list[dict[str, Any]]
+    targets: list[str]
+    layers: dict[str, int]
+    shares: Shares
+    version: str
+    timing_cache: str | None = None
+
+
+def plan_from_onnx(
+    backend: str, model: Path, spec: ModelSpec, options: PlanOptions, devices: int
+) -> Plan:
+    """Parse and build; `devices` CUDA devices are there. Raises UserError with TensorRT's words."""
+    try:
+        return _build_plan(backend, model, spec, options, devices)
+    except UserError as error:
+        # A traceback would keep the builder alive, to be freed at any time (see shared_logger).
+        raise error.with_traceback(None) from None
+
+
+def _build_plan(
+    backend: str, model: Path, spec: ModelSpec, options: PlanOptions, devices: int
+) -> Plan:
+    trt = import_flavour(backend)
+    logger = shared_logger(trt)
+    builder = trt.Builder(logger)
+    network = _network_from_onnx(trt, builder, logger, model)
+    layers = layers_from_network(trt, network)
+    require_precision(layers, options.precision, options.fp32_blocks)
+    config = builder.create_builder_config()
+    profiles = [
+        _add_profile(builder, config, logger, profile_shapes(spec, options.batch, sizes))
+        for sizes in options.ranges or (range_of_sizes(options.sizes),)
+    ]
+    cache = _set_options(trt, config, options)
+    targets = _set_targets(trt, config, logger, options.targets, devices)
+    serialized = check(
+        build_serialized(trt, builder, network, config), "build the plan", logger, REFUSED_HINT
+    )
+    return Plan(
+        data=bytes(serialized),
+        profiles=profiles,
+        targets=targets,
+        layers=count_types(network),
+        shares=precision_shares(layers),
+        version=trt.__version__,
+        timing_cache=cache.save() if cache else None,
+    )
+
+
+def _network_from_onnx(trt: Any, builder: Any, logger: Any, model: Path) -> Any:
+    # Needed on TensorRT 10, ignored on 11, where every network is strongly typed.
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise UserError(f"TensorRT cannot parse {model}", seen="; ".join(errors))
+    return network
+
+
+def _add_profile(
+    builder: Any, config: Any, logger: Any, shapes: dict[str, Triple]
+) -> dict[str, Any]:
+    profile = builder.create_optimization_profile()
+    for name, (least, best, most) in shapes.items():
+        profile.set_shape(name, least, best, most)
+        seen = [tuple(shape) for shape in profile.get_shape(name)]
+        check(seen == [least, best, most], f"set the profile of {name} (it has {seen})", logger)
+    index = config.add_optimization_profile(profile)
+    check(index >= 0, "add the optimization profile", logger)
+    return {name: [list(shape) for shape in triple] for name, triple in shapes.items()}
+
+
+def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | None:
+    if options.workspace is not None:
+        set_workspace(trt, config, options.workspace)
+    if options.opt_level is not None:
+        set_opt_level(trt, config, options.opt_level)
+    if options.hardware != "none":
+        set_hardware_compatibility(trt, config, options.hardware)
+    if options.version_compatible:
+        set_version_compatible(trt, config)
+    return TimingCache(trt, config, options.timing_cache) if options.timing_cache else None
+
+
+def _set_targets(
+    trt: Any, config: Any, logger: Any, targets: Sequence[str], devices: int
+) -> list[str]:
+    """Only TensorRT-RTX builds for other GPUs than this machine's; each one is read back."""
+    if not hasattr(trt, "ComputeCapability"):
+        if targets:
+            raise UserError(
+                "--target is TensorRT-RTX's", seen=targets, hint="--backend tensorrt-rtx"
+            )
+        return []
+    known = trt.ComputeCapability.__members__
+    if not targets and devices:
+        return []
+    chosen = list(targets) or [t for t in RTX_TARGETS if t.upper() in known]
+    unknown = [t for t in chosen if t.upper() not in known or not t.startswith("sm")]
+    if unknown:
+        raise UserError(
+            "TensorRT-RTX has no such target", seen=unknown, expected=", ".join(RTX_TARGETS)
+        )
+    config.num_compute_capabilities = len(chosen)
+    for index, target in enumerate(chosen):
+        capability = known[target.upper()]
+        config.set_compute_capability(capability, index)
+        check(config.get_compute_capability(index) == capability, f"target {target}", logger)
+    return chosen

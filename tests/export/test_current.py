@@ -1,0 +1,120 @@
+"""The same request is not built twice; any other one is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.engine.manifest import GATE, GOLDEN, MANIFEST
+from unetrt.export import build
+from unetrt.export.build import BuildOptions, build_engine
+from unetrt.export.gate import GateOptions
+from unetrt.export.tensorrt_build import PlanOptions
+
+Export = Callable[..., Path]
+OPTIONS = BuildOptions(backend="onnxruntime", precision="fp32")
+
+
+class Written(Exception):  # noqa: N818
+    """A model file would be written now."""
+
+
+@pytest.fixture
+def engine(exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build; from now on, another one raises Written."""
+    path = tmp_path / "engine"
+    assert not build_engine(exported(), path, OPTIONS).reused
+
+    def stop(*_: Any) -> None:
+        raise Written
+
+    monkeypatch.setattr(build, "write_model", stop)
+    return path
+
+
+def test_the_same_request_reuses_the_directory(engine: Path, exported: Export) -> None:
+    before = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in engine.iterdir()}
+    again = build_engine(exported(), engine, OPTIONS)
+    assert again.reused
+    assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in engine.iterdir()} == before
+    assert again.gate.to_dict() | {"classes": ()} == json.loads((engine / GATE).read_text()) | {
+        "classes": ()
+    }
+    assert len(again.gate.classes) == 4
+
+
+def test_force_alone_is_no_other_request(engine: Path, exported: Export) -> None:
+    assert build_engine(exported(), engine, replace(OPTIONS, gate=GateOptions(force=True))).reused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rebuild": True},
+        {"precision": "int8"},
+        {"backend": "openvino"},
+        {"gate": GateOptions(min_agreement=0.9)},
+        {"gate": GateOptions(max_iou_drop=0.5)},
+        {"plan": PlanOptions(batch=(1, 1, 1))},
+    ],
+)
+def test_another_request_is_built(engine: Path, exported: Export, changes: dict[str, Any]) -> None:
+    with pytest.raises(Written):
+        build_engine(exported(), engine, replace(OPTIONS, **changes))
+
+
+def test_another_source_is_built(engine: Path, exported: Export) -> None:
+    with pytest.raises(Written):
+        build_engine(exported(width=5), engine, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("backend_version", "0.1"), ("made_by", "unetrt 0"), ("options", {}), ("precision", "fp16")],
+)
+def test_a_manifest_of_something_else_is_built(
+    engine: Path, exported: Export, name: str, value: Any
+) -> None:
+    raw = json.loads((engine / MANIFEST).read_text())
+    (engine / MANIFEST).write_text(json.dumps(raw | {name: value}))
+    with pytest.raises(Written):
+        build_engine(exported(), engine, OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", GOLDEN, GATE, MANIFEST])
+def test_a_damaged_directory_is_built_again(engine: Path, exported: Export, name: str) -> None:
+    data = (engine / name).read_bytes()
+    (engine / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(Written):
+        build_engine(exported(), engine, OPTIONS)
+
+
+def test_a_changed_picture_is_another_request(
+    exported: Export, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    asked = replace(OPTIONS, gate=GateOptions(images=pictures[0]))
+    build_engine(exported(), tmp_path / "engine", asked)
+    assert build_engine(exported(), tmp_path / "engine", asked).reused
+    first = min(pictures[0].iterdir())
+    os.utime(first, ns=(1, 1))
+    assert not build_engine(exported(), tmp_path / "engine", asked).reused
+
+
+def test_what_failed_its_gate_is_judged_again(
+    exported: Export, tmp_path: Path, reweighted: Callable[..., Path]
+) -> None:
+    """A forced engine is no answer to a request without --force."""
+    asked = replace(OPTIONS, precision="int8")
+    forced = replace(asked, gate=GateOptions(min_agreement=1.0, force=True))
+    assert build_engine(exported(), tmp_path / "engine", forced).gate.verdict == "failed"
+    with pytest.raises(UserError, match="the gate did not pass"):
+        build_engine(
+            exported(), tmp_path / "engine", replace(asked, gate=GateOptions(min_agreement=1.0))
+        )

@@ -1,0 +1,148 @@
+"""A net whose numbers fp16 does not hold: refused as it is, right with a block in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetrt.contract.errors import GateError, UserError
+from unetrt.contract.types import U8
+from unetrt.engine.manifest import read_manifest
+from unetrt.engine.open import open_engine
+from unetrt.export.build import BuildOptions, build_engine
+from unetrt.export.gate import GateCase, GateOptions
+from unetrt.export.onnx_export import BLOCKS, onnx_from_checkpoint
+from unetrt.export.repair import find_fp32_blocks, overflowing_blocks, smallest_blocks
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+
+Export = Callable[..., Path]
+RTX = "tensorrt-rtx"
+
+
+def scaled(checkpoint: Checkpoint, block: str, factor: float) -> Checkpoint:
+    """The same function with `factor` times the numbers between a block's two convolutions."""
+    state = dict(checkpoint.state)
+    for name, by in (("1.weight", factor), ("1.bias", factor), ("3.weight", 1 / factor)):
+        state[f"{block}.double_conv.{name}"] = state[f"{block}.double_conv.{name}"] * by
+    return replace(checkpoint, state=state)
+
+
+@pytest.fixture(scope="session")
+def overflowing(checkpoint_file: Export) -> Checkpoint:
+    return scaled(read_checkpoint(checkpoint_file()), "up2.conv", 2.0**20)
+
+
+@pytest.fixture(scope="session")
+def cases(steel: Callable[..., U8]) -> list[GateCase]:
+    return [GateCase(steel(i, 48, 64), (48, 64)) for i in range(2)]
+
+
+def test_blocks_that_overflow(
+    overflowing: Checkpoint, checkpoint_file: Export, cases: list[GateCase]
+) -> None:
+    assert overflowing_blocks(overflowing, cases) == ("up2",)
+    assert overflowing_blocks(read_checkpoint(checkpoint_file()), cases) == ()
+    two = scaled(overflowing, "inc", 2.0**20)
+    assert overflowing_blocks(two, cases) == ("inc", "up2")
+
+
+def test_they_are_found(overflowing: Checkpoint, cases: list[GateCase], tmp_path: Path) -> None:
+    path = tmp_path / "c.pth"
+    write_checkpoint(path, overflowing)
+    with open_engine(path, device="cpu") as reference:
+        found = find_fp32_blocks(
+            overflowing, reference, lambda: cases, GateOptions(min_agreement=0.99)
+        )
+        assert found == ("up2",)
+        hopeless = GateOptions(min_agreement=1.1)
+        assert find_fp32_blocks(overflowing, reference, lambda: cases, hopeless) == ()
+
+
+@settings(deadline=None)
+@given(st.sets(st.sampled_from(BLOCKS)), st.sets(st.sampled_from(BLOCKS)))
+def test_bisection_keeps_what_is_needed_and_no_more(needed: set[str], must: set[str]) -> None:
+    found = smallest_blocks(
+        tuple(b for b in BLOCKS if b in must), lambda blocks: needed <= set(blocks)
+    )
+    assert set(found) == needed | must
+    assert list(found) == [b for b in BLOCKS if b in found]
+
+
+def test_the_graph_has_casts_around_the_block(overflowing: Checkpoint, tmp_path: Path) -> None:
+    onnx_from_checkpoint(overflowing, tmp_path / "m.onnx", "fp16", "", ("up2",))
+    graph = onnx.load(str(tmp_path / "m.onnx")).graph
+    weights = {i.name: i.data_type for i in graph.initializer if i.name.startswith("net.")}
+    single = {name for name, kind in weights.items() if kind == onnx.TensorProto.FLOAT}
+    assert single
+    assert all(name.startswith("net.up2.") for name in single)
+
+
+class TestBuild:
+    @pytest.fixture(autouse=True)
+    def _rtx(self) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+    @pytest.fixture
+    def source(self, overflowing: Checkpoint, tmp_path: Path) -> Path:
+        write_checkpoint(tmp_path / "large.pth", overflowing)
+        return tmp_path / "large.pth"
+
+    def test_plain_fp16_fails(self, source: Path, tmp_path: Path) -> None:
+        gate = GateOptions(min_agreement=0.0)
+        plain = BuildOptions(backend=RTX, fp32_blocks=(), gate=gate)
+        with pytest.raises(GateError, match="not finite"):
+            build_engine(source, tmp_path / "engine", plain)
+
+    def test_the_repaired_engine_passes(
+        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gate = GateOptions(min_agreement=0.99)
+        built = build_engine(source, tmp_path / "engine", BuildOptions(backend=RTX, gate=gate))
+        assert not built.gate.failures
+        precisions = read_manifest(tmp_path / "engine").precisions
+        assert precisions["fp32_blocks"] == ["up2"]
+        assert 0.05 < precisions["flops"]["fp32"] < 0.3
+        assert "up2 will stay in fp32" in caplog.text
+        again = build_engine(source, tmp_path / "engine", BuildOptions(backend=RTX, gate=gate))
+        assert again.reused
+
+    def test_blocks_that_are_named(self, source: Path, tmp_path: Path) -> None:
+        options = BuildOptions(
+            backend=RTX, fp32_blocks=("up2", "outc"), gate=GateOptions(min_agreement=0.9)
+        )
+        built = build_engine(source, tmp_path / "engine", options)
+        assert built.manifest.precisions["fp32_blocks"] == ["up2", "outc"]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"fp32_blocks": ("up9",)}, "no such block"),
+            ({"fp32_blocks": ("up2",), "precision": "fp32"}, "keeps blocks of an fp16 engine"),
+        ],
+    )
+    def test_what_makes_no_sense(
+        self, source: Path, tmp_path: Path, changes: dict[str, object], message: str
+    ) -> None:
+        options = replace(BuildOptions(backend=RTX), **changes)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=message):
+            build_engine(source, tmp_path / "engine", options)
+
+
+def test_it_is_the_same_function(
+    overflowing: Checkpoint, checkpoint_file: Export, cases: list[GateCase], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "c.pth", overflowing)
+    with (
+        open_engine(tmp_path / "c.pth", device="cpu") as large,
+        open_engine(checkpoint_file(), device="cpu") as plain,
+    ):
+        for case in cases:
+            same = large.run(case.image, case.size) == plain.run(case.image, case.size)
+            assert np.mean(same) > 0.999

@@ -1,0 +1,163 @@
+"""Builder options on the real bindings: taken and read back, or an error that names them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.engine.onnxfile import metadata_from_onnx
+from unetrt.engine.tensorrt_flavour import import_flavour, shared_logger
+from unetrt.export import tensorrt_config
+from unetrt.export.build import BuildOptions, build_engine
+from unetrt.export.profiles import range_of_sizes
+from unetrt.export.tensorrt_build import Plan, PlanOptions, plan_from_onnx
+from unetrt.export.tensorrt_config import (
+    Share,
+    set_hardware_compatibility,
+    set_opt_level,
+    set_version_compatible,
+    set_workspace,
+)
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no plan can be built")
+
+Export = Callable[..., Path]
+RTX = "tensorrt-rtx"
+
+
+@pytest.fixture
+def builder() -> Any:
+    trt = import_flavour(RTX)
+    return trt, trt.Builder(shared_logger(trt))
+
+
+def build(path: Path, **changes: Any) -> Plan:
+    options = PlanOptions(**{"sizes": ((64, 64),), "targets": ("sm89",), **changes})
+    return plan_from_onnx(RTX, path, metadata_from_onnx(path)[0], options, 0)
+
+
+def test_what_is_taken(builder: Any) -> None:
+    trt, maker = builder
+    config = maker.create_builder_config()
+    set_workspace(trt, config, 64)
+    set_opt_level(trt, config, 2)
+    set_version_compatible(trt, config)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    assert config.builder_optimization_level == 2
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+@pytest.mark.parametrize("name", ["same-cc", "ampere+"])
+def test_what_rtx_drops_in_silence_is_an_error(builder: Any, name: str) -> None:
+    trt, maker = builder
+    with pytest.raises(UserError, match="has no --hardware-compatibility") as caught:
+        set_hardware_compatibility(trt, maker.create_builder_config(), name)
+    assert "read back" in str(caught.value.seen)
+
+
+def test_what_the_bindings_have_no_name_for_is_an_error(builder: Any) -> None:
+    trt, _ = builder
+    with pytest.raises(UserError, match="has no --workspace"):
+        set_workspace(trt, object(), 64)
+
+
+def test_options_reach_the_build(exported: Export) -> None:
+    with pytest.raises(UserError, match="has no --hardware-compatibility"):
+        build(exported("fp16"), hardware="ampere+")
+    plan = build(exported("fp16"), workspace=64, opt_level=1)
+    assert plan.timing_cache is None
+
+
+def test_a_timing_cache_that_records_nothing(exported: Export, tmp_path: Path) -> None:
+    """TensorRT-RTX measures on the user's GPU, not in the build."""
+    with pytest.raises(UserError, match="has no --timing-cache"):
+        build(exported("fp16"), timing_cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_profile_each(exported: Export) -> None:
+    ranges = (range_of_sizes([(64, 64)]), range_of_sizes([(32, 48), (96, 96)]))
+    plan = build(exported("fp16"), ranges=ranges, batch=(2, 2, 2))
+    assert [profile["size_like"] for profile in plan.profiles] == [
+        [[64, 64]] * 3,
+        [[32, 48], [32, 48], [96, 96]],
+    ]
+    assert plan.profiles[0]["image"] == [[2, 64, 64, 1]] * 3
+
+
+def test_plan_flags_are_an_error_elsewhere(exported: Export, tmp_path: Path) -> None:
+    plan = PlanOptions(workspace=64, opt_level=1)
+    options = BuildOptions(backend="openvino", precision="fp32", plan=plan)
+    with pytest.raises(UserError, match="no --workspace, --opt-level"):
+        build_engine(exported(), tmp_path / "engine", options)
+
+
+def test_progress_is_shown(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    @contextmanager
+    def record(*_: Any) -> Iterator[Any]:
+        yield counted.append
+
+    monkeypatch.setattr(tensorrt_config, "show_progress", record)
+    build(exported("fp16"))
+    assert sum(counted) == 100
+    assert len(counted) > 5
+    assert min(counted) > 0
+
+
+def test_interrupting_stops_the_build(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    @contextmanager
+    def interrupt(*_: Any) -> Iterator[Any]:
+        def advance(count: int) -> None:
+            if not steps:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            steps.append(count)
+
+        yield advance
+
+    monkeypatch.setattr(tensorrt_config, "show_progress", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(exported("fp16"))
+    monkeypatch.undo()
+    assert sum(steps) < 100
+    assert build(exported("fp16")).data  # the next build is none the worse
+
+
+class TestShare:
+    def test_nested_phases(self) -> None:
+        shown: list[int] = []
+        share = Share(shown.append)
+        share.start("all", None, 2)
+        share.start("first", "all", 4)
+        share.step("first", 1)
+        assert sum(shown) == 25
+        share.finish("first")
+        share.step("all", 0)
+        assert sum(shown) == 50
+        share.step("unknown", 3)
+        share.step("all", 1)
+        share.finish("all")
+        assert sum(shown) == 100
+
+    def test_it_never_goes_back(self) -> None:
+        shown: list[int] = []
+        share = Share(shown.append)
+        share.start("all", None, 2)
+        share.step("all", 0)
+        share.start("second", "all", 0)
+        share.step("second", 7)
+        share.finish("second")
+        assert min(shown) > 0
+        assert sum(shown) == 100
+        share.finish("all")
+        assert sum(shown) == 100
