@@ -1,0 +1,1 @@
+"""From a set of images to a set of mask files."""

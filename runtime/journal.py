@@ -1,0 +1,228 @@
+"""What a job has done, a line an image: a job that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..contract.errors import UserError
+from ..contract.files import sha256_from_file
+from ..engine.manifest import MANIFEST
+from .lines import JsonLines, damaged
+from .plan import Task
+
+FOLDER, NAME = ".unetrt", "journal.jsonl"
+FORMAT = "unetrt-journal-1"
+RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
+
+Stamp = tuple[int, int]
+"""Size and time of modification (ns) that an input had just before it was read."""
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "input": str,
+    "output": (str, type(None)),
+    "status": str,
+}
+_STAMP_KINDS: dict[str, type | tuple[type, ...]] = {"size": int, "mtime_ns": int}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalOptions:
+    """model: SHA-256, from `digest_from_model`. restart: forget what an earlier run has done."""
+
+    output_dir: Path
+    model: str
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class _Done:
+    output: str | None
+    stamp: Stamp
+
+
+def digest_from_model(path: Path) -> str:
+    """SHA-256 of a checkpoint or ONNX file; of an engine's manifest, which names all the others."""
+    return sha256_from_file(path / MANIFEST if path.is_dir() else path)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Raise OSError where there is no such file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+class Journal:
+    """OUTPUT_DIR/.unetrt/journal.jsonl: first what must match, then the images.
+
+    A line is written once its mask is in place, so that a kill costs work and nothing else.
+    Raises UserError where the journal is another job's, in use, damaged or cannot be written.
+    """
+
+    def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
+        """header: what else must match, as JSON has it; model and format are added."""
+        self.output_dir = options.output_dir
+        self._folders: dict[Path, Path] = {}
+        self._lines = JsonLines(self.output_dir / FOLDER / NAME)
+        try:
+            self._begin({"journal": FORMAT, "model": options.model, **header}, options.restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, header: dict[str, Any], restart: bool) -> None:
+        if restart:
+            self._lines.clear()
+        _, first = next(self._lines.entries(), (0, None))
+        if first is None:
+            self._lines.append(header)
+        else:
+            _check_same(first, json.loads(json.dumps(header)), self.output_dir)
+
+    def remaining(self, tasks: Sequence[Task]) -> list[Task]:
+        """Tasks that are not done: new, failed, changed since, or without their mask.
+
+        Raises UserError where a mask in place is that of another image.
+        """
+        done: dict[str, _Done] = {}
+        owners: dict[str, str] = {}
+        for entry in self._images():
+            source, output = entry["input"], entry["output"]
+            done.pop(source, None)
+            if entry["status"] == "done":
+                done[source] = _Done(output, (entry["size"], entry["mtime_ns"]))
+                if output is not None:
+                    owners[output] = source
+        left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
+        self._check_owners(left, owners)
+        return left
+
+    def _is_done(self, task: Task, done: _Done | None) -> bool:
+        if done is None or done.output != self._output(task):
+            return False
+        if not all(path.is_file() for path in task.files):
+            return False
+        try:
+            return stamp_of(task.source) == done.stamp
+        except OSError:  # the image has gone; its mask is there
+            return True
+
+    def _check_owners(self, tasks: Iterable[Task], owners: dict[str, str]) -> None:
+        for task in tasks:
+            output, source = self._output(task), self._source(task)
+            if task.output is None or owners.get(output or "", source) == source:
+                continue
+            if task.output.is_file():
+                raise UserError(
+                    f"{task.output} is the mask of another image",
+                    seen=owners[output or ""],
+                    expected=source,
+                    hint=RESTART,
+                )
+
+    def record(self, task: Task, stamp: Stamp, mask: dict[str, Any] | None = None) -> None:
+        """Say that a task is done: its files are in place, or its mask is `mask`."""
+        entry = {**self._names(task), "status": "done", "size": stamp[0], "mtime_ns": stamp[1]}
+        self._lines.append(entry if mask is None else {**entry, "mask": mask})
+
+    def record_failure(self, task: Task, reason: str) -> None:
+        self._lines.append({**self._names(task), "status": "failed", "reason": reason})
+
+    def recorded_masks(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, dict[str, Any]]]:
+        """Place, task and mask of every task that is done, in the order of `tasks`."""
+        starts: dict[str, int] = {}
+        for start, entry in self._lines.entries():
+            if entry.get("status") == "done" and "mask" in entry:
+                starts[entry["input"]] = start
+            else:
+                starts.pop(entry.get("input", ""), None)
+        found = [
+            (place, task, starts[source])
+            for place, task in enumerate(tasks)
+            if (source := self._source(task)) in starts
+        ]
+        entries = self._lines.entries_at(start for _, _, start in found)
+        for (place, task, _), entry in zip(found, entries, strict=True):
+            yield place, task, entry["mask"]
+
+    def _images(self) -> Iterator[dict[str, Any]]:
+        """The entries after the header, their fields checked."""
+        for number, (start, entry) in enumerate(self._lines.entries(), 1):
+            if start == 0:
+                continue
+            kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
+            for name, kind in kinds.items():
+                if not isinstance(entry.get(name, ...), kind):
+                    raise damaged(self._lines.path, number, f"no {name}")
+            yield entry
+
+    def _names(self, task: Task) -> dict[str, str | None]:
+        return {"input": self._source(task), "output": self._output(task)}
+
+    def _source(self, task: Task) -> str:
+        """Absolute, the links of its folder followed: the same from every working folder."""
+        folder = task.source.parent
+        if folder not in self._folders:
+            self._folders[folder] = folder.resolve()
+        return f"{self._folders[folder]}{os.sep}{task.source.name}"
+
+    def _output(self, task: Task) -> str | None:
+        return None if task.output is None else str(task.output.relative_to(self.output_dir))
+
+    def close(self) -> None:
+        """Let another job write here; twice is harmless."""
+        self._lines.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) -> None:
+    before, now = _flat(found), _flat(wanted)
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        raise UserError(
+            f"{output_dir} holds masks of another job",
+            seen=", ".join(f"{name} {_short(before.get(name))}" for name in differing),
+            expected=", ".join(f"{name} {_short(now.get(name))}" for name in differing),
+            hint=RESTART,
+        )
+
+
+def _flat(header: dict[str, Any]) -> dict[str, Any]:
+    spec = header.get("spec")
+    fields = spec if isinstance(spec, dict) else {"spec": spec}
+    return {name: value for name, value in header.items() if name != "spec"} | fields
+
+
+def _short(value: object) -> str:
+    return value[:12] + "…" if isinstance(value, str) and len(value) == 64 else json.dumps(value)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed job was writing below `folder`, known by its name."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, PermissionError):  # such a folder is not one of ours
+        return
+    with entries:  # one at a time: there may be a million
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_temporaries(Path(entry))
+            elif _TEMPORARY.fullmatch(entry.name):
+                Path(entry).unlink(missing_ok=True)

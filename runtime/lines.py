@@ -1,0 +1,125 @@
+"""A file of JSON lines that only grows, that one process writes, and that a kill cannot spoil."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..contract.errors import UserError
+
+_BLOCK = 1 << 16
+
+
+class JsonLines:
+    """Locked while it is open; a last line that was written by half is cut off.
+
+    Raises UserError where the file cannot be written, is in use, or holds what is no JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            _lock(self._file, path)
+            _cut_half_line(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def clear(self) -> None:
+        self._file.truncate(0)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Hand the line to the system: a kill of this process no longer loses it."""
+        line = json.dumps(entry).encode() + b"\n"
+        try:
+            while line:  # a full disk may take a part; the next write then says why
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every line with the place where it starts."""
+        start = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield start, _entry(line, number, self.path)
+                start += len(line)
+
+    def entries_at(self, starts: Iterator[int]) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield json.loads(file.readline())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _entry(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise damaged(path, number, error) from error
+    if not isinstance(entry, dict):
+        raise damaged(path, number, f"{line[:40]!r}")
+    return entry
+
+
+def damaged(path: Path, number: int, seen: object) -> UserError:
+    return UserError(
+        f"{path} is damaged",
+        seen=f"line {number}: {seen}",
+        expected="the lines that unetrt predict has written",
+        hint="--restart   makes every mask again",
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {path}",
+        seen=error,
+        expected="a folder that takes files",
+        hint="free the disk or the folder, then run again: what is done is kept",
+    )
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """The lock goes with the process, however it ends."""
+    if sys.platform == "win32":  # no flock there
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another job writes below {path.parent.parent}",
+            seen=f"a lock on {path}",
+            expected="one job for an output folder",
+            hint="wait for it, or --output-dir DIR   with another DIR",
+        ) from error
+    except OSError:  # some network file systems have no locks
+        return
+
+
+def _cut_half_line(file: IO[bytes]) -> None:
+    """What a kill or a full disk left after the last newline."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            file.truncate(start + found + 1)
+            return
+        end = start
+    file.truncate(0)

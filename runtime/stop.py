@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM as a wish that a job can follow, instead of an exception anywhere in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_on_signals(answer: str) -> Iterator[threading.Event]:
+    """Yield the event that the first signal sets; the second one ends the process at once.
+
+    answer: said on stderr at the first one. A signal that is ignored, as in a background job,
+    stays so. Outside the main thread, which alone gets signals, the event is never set.
+    """
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        for name in before:
+            signal.signal(name, signal.SIG_DFL)
+        stop.set()
+        os.write(2, answer.encode())  # sys.stderr may be in the middle of a write
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {name: signal.getsignal(name) for name in SIGNALS}
+    before = {name: handler for name, handler in before.items() if handler != signal.SIG_IGN}
+    for name in before:
+        signal.signal(name, ask)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,51 @@
+"""Engines for the tests of the batch job: PyTorch with tiny nets, and one without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import NO_CLASS, U8
+from unetrt.engine.host import HostEngine
+from unetrt.engine.torch_backend import TorchEngine
+from unetrt.training.checkpoint import Checkpoint
+
+
+class ThresholdEngine(HostEngine):
+    """Two classes by the mean of the first channel's rows; what is all 255 is not finite."""
+
+    backend, precision, device = "threshold", "fp32", "cpu"
+
+    def __init__(self, batch: int = 1, slots: int = 2) -> None:
+        super().__init__(ModelSpec(channels=1, classes=2, width=1, scale=1.0))
+        self.batch, self.slots = batch, slots
+
+    def infer(self, images: U8, masks: U8) -> None:
+        for image, mask in zip(images, masks, strict=True):
+            mask[:] = NO_CLASS if (image == 255).all() else image[0, 0, 0] % 2
+
+
+@pytest.fixture
+def threshold_engine() -> type[ThresholdEngine]:
+    return ThresholdEngine
+
+
+def torch_engine(checkpoint: Checkpoint, batch: int = 1) -> TorchEngine:
+    engine = TorchEngine(checkpoint, "cpu")
+    engine.batch = batch
+    return engine
+
+
+def write_picture(path: Path, pixels: U8) -> Path:
+    """(H, W, C) as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+    return path
+
+
+def class_count(mask: U8) -> int:
+    return len(np.unique(mask))
