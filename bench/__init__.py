@@ -1,0 +1,1 @@
+"""Every engine against the PyTorch baseline, speed and agreement in one row."""

@@ -1,0 +1,82 @@
+"""Slots whose inputs lie in them already: what engine-only measurements run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..contract.resize import network_input
+from ..contract.spec import ModelSpec
+from ..contract.types import U8, Size
+from ..engine.base import Engine, Slot
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Network inputs (h, w, C) of one size, one batch of them, whose masks are (H, W)."""
+
+    images: Sequence[U8]
+    size: Size
+
+    @property
+    def input_size(self) -> Size:
+        height, width = self.images[0].shape[:2]
+        return height, width
+
+
+def commonest_batch(spec: ModelSpec, paths: Sequence[str], count: int) -> Batch:
+    """A batch of `count` of the size that most of the first images have."""
+    loaded = [network_input(Path(path), spec) for path in paths[: max(16, count)]]
+    size = Counter(size for _, size in loaded).most_common(1)[0][0]
+    images = [image for image, found in loaded if found == size]
+    return Batch([images[i % len(images)] for i in range(count)], size)
+
+
+class FilledSlots:
+    """Slots of an engine in flight in turn, on one batch; masks reach the host.
+
+    Either `turn` or `once`, not both: `once` wants its slot idle.
+    """
+
+    def __init__(self, engine: Engine, batch: Batch, count: int) -> None:
+        self._batch, self._next = batch, 0
+        self._slots: list[Slot] = [engine.slot() for _ in range(count)]
+        self._flying = [False] * count
+
+    def __enter__(self) -> Self:
+        for slot in self._slots:
+            images = slot.reserve(len(self._batch.images), self._batch.input_size)
+            for row, image in zip(images, self._batch.images, strict=True):
+                row[:] = image
+        return self
+
+    def turn(self) -> int:
+        """Wait for the slot that was started first and start it again; the images of a batch."""
+        index = self._next % len(self._slots)
+        self._next += 1
+        if self._flying[index]:
+            self._slots[index].masks()
+        self._slots[index].submit(len(self._batch.images), self._batch.size)
+        self._flying[index] = True
+        return len(self._batch.images)
+
+    def once(self) -> int:
+        """One batch from its start to its masks, with none beside it."""
+        self._slots[0].submit(len(self._batch.images), self._batch.size)
+        self._slots[0].masks()
+        return len(self._batch.images)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for slot, flying in zip(self._slots, self._flying, strict=True):
+            if flying and error is None:
+                slot.masks()
+            slot.close()

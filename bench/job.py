@@ -1,0 +1,92 @@
+"""What goes to a row's process and what comes back: plain values, JSON on the way."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from ..contract.types import Size
+from .measure import Latency, WarmUp
+from .stages import StageTable, stage_table_from_dict
+
+REFERENCE = "reference"
+"""The backend name of the baseline row."""
+VARIANTS = ("torch-half", "torch-compile")
+"""Of PyTorch, see torch_rows; backends of the bench alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowJob:
+    """model: what to open. outputs: where the masks go, one an image. seconds: of a repeat.
+
+    backend: REFERENCE, a name of VARIANTS, or what `open_engine` takes.
+    """
+
+    name: str
+    model: str
+    backend: str
+    device: str
+    images: list[str]
+    outputs: list[str]
+    seconds: float
+    repeats: int
+    batch: int | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """Images a second of every repeat; what was opened, and how long that took.
+
+    engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
+    copies to no device. flops: of one image. first_seconds: of the first batch, compiling
+    included. host_bytes: the process's peak; device_bytes: taken on the GPU, None on a CPU.
+    """
+
+    name: str
+    label: str
+    precision: str
+    device: str
+    batch: int
+    slots: int
+    input_size: Size
+    mask_size: Size
+    flops: int
+    open_seconds: float
+    first_seconds: float
+    warm_up: WarmUp
+    engine_only: list[float]
+    with_copies: list[float]
+    files_to_files: list[float]
+    latency: Latency
+    host_bytes: int
+    device_bytes: int | None = None
+    stages: StageTable | None = None
+
+    @property
+    def engine_rate(self) -> float:
+        """Engine-only where it was measured, else with copies."""
+        return statistics.median(self.engine_only or self.with_copies)
+
+    @property
+    def files_rate(self) -> float:
+        return statistics.median(self.files_to_files)
+
+    @property
+    def achieved(self) -> float:
+        """Floating-point operations a second of the network, by `engine_rate`."""
+        return self.flops * self.engine_rate
+
+
+def result_from_dict(raw: dict[str, Any]) -> RowResult:
+    """The inverse of `dataclasses.asdict`."""
+    stages = raw.get("stages")
+    parts = {
+        "input_size": tuple(raw["input_size"]),
+        "mask_size": tuple(raw["mask_size"]),
+        "warm_up": WarmUp(**raw["warm_up"]),
+        "latency": Latency(**raw["latency"]),
+        "stages": None if stages is None else stage_table_from_dict(stages),
+    }
+    return RowResult(**{**raw, **parts})

@@ -1,0 +1,113 @@
+"""The masks that a row left, against fp32 PyTorch's and, where it is known, the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..contract.errors import UserError
+from ..contract.masks import class_indices, read_mask
+from ..contract.metrics import ConfusionMatrix, Scores
+from ..contract.spec import ModelSpec
+from ..contract.types import U8
+from ..export.gate import MIN_AGREEMENT, GateOptions
+from ..training.pairs import match_pairs
+
+ClassIou = dict[str, float | None]
+"""Per class; None for a class that neither side has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """agreement: share of pixels equal to the baseline's over all masks. iou: between the two.
+
+    miou: over the foreground, against the truth; truth_iou: per class; both None without --masks.
+    """
+
+    agreement: float
+    iou: ClassIou
+    miou: float | None = None
+    truth_iou: ClassIou | None = None
+
+
+def judge_masks(
+    found: Sequence[Path],
+    baseline: Sequence[Path],
+    spec: ModelSpec,
+    truth: Mapping[int, Path] | None = None,
+) -> Judgement:
+    """Compare mask files as they are written; truth: by their place in the sequences.
+
+    Raises UserError when masks are missing or differ in size.
+    """
+    between, against = (ConfusionMatrix(spec.mask_classes) for _ in range(2))
+    for index, (path, other) in enumerate(zip(found, baseline, strict=True)):
+        mine, theirs = _indices(path, spec), _indices(other, spec)
+        if mine.shape != theirs.shape:
+            raise UserError("the masks differ in size", seen=f"{mine.shape}, {theirs.shape}")
+        between.update(theirs, mine)
+        if truth and index in truth:
+            _count_truth(against, truth[index], mine, spec)
+    scores = between.scores(spec.class_names)
+    agreement = float(np.trace(between.counts) / between.counts.sum())
+    if not truth:
+        return Judgement(agreement=agreement, iou=_ious(scores))
+    true = against.scores(spec.class_names)
+    return Judgement(
+        agreement=agreement, iou=_ious(scores), miou=true.foreground_miou, truth_iou=_ious(true)
+    )
+
+
+def _indices(path: Path, spec: ModelSpec) -> U8:
+    if not path.is_file():
+        raise UserError("the reference loop or the row left no masks to compare with")
+    return class_indices(read_mask(path), spec, path)
+
+
+def _count_truth(against: ConfusionMatrix, path: Path, mask: U8, spec: ModelSpec) -> None:
+    true = class_indices(read_mask(path), spec, path)
+    if true.shape != mask.shape:
+        raise UserError(
+            f"{path} and its image differ in size", seen=f"{true.shape}, image {mask.shape}"
+        )
+    against.update(true, mask)
+
+
+def _ious(scores: Scores) -> ClassIou:
+    return {score.name: score.iou for score in scores.classes}
+
+
+def verdict(judgement: Judgement, baseline: Judgement | None, precision: str) -> str:
+    """Why there is no speed-up, or '': the bounds are those of the gate of `build`."""
+    bound = MIN_AGREEMENT[precision]
+    if judgement.agreement < bound:
+        return f"agreement below {bound}: no speed-up"
+    if baseline is None or judgement.truth_iou is None or baseline.truth_iou is None:
+        return ""
+    most = GateOptions().max_iou_drop
+    for name, iou in judgement.truth_iou.items():
+        before = baseline.truth_iou[name]
+        if before is not None and (iou is None or before - iou > most):
+            return f"IoU of {name} down by {before - (iou or 0):.3f}: no speed-up"
+    return ""
+
+
+def truth_masks(images: Sequence[Path], folder: Path, masks: Path | None) -> dict[int, Path]:
+    """The mask of every image that has one in `masks`, by the image's place in `images`.
+
+    Raises UserError when not one of them has.
+    """
+    if masks is None:
+        return {}
+    pairs = {pair.image: pair.mask for pair in match_pairs(folder, masks)[0]}
+    found = {index: pairs[path] for index, path in enumerate(images) if path in pairs}
+    if not found:
+        raise UserError(
+            f"no mask in {masks} belongs to an image of the bench",
+            seen=f"{len(images)} images",
+            expected="masks of the same names as the images",
+        )
+    return found

@@ -1,0 +1,90 @@
+"""The machine that a bench ran on, and whether it was quiet."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from ..engine.probe import describe_machine
+
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+NOISY = 0.05
+"""Half range of the repeats, as a share of their median, above which the machine was not quiet."""
+LOADED = 0.25
+"""Load of others, a core, above which it was not quiet before the run."""
+
+
+def describe_bench_machine() -> dict[str, str]:
+    """What `describe_machine` says, with processor features, cores, clocks and load by others."""
+    found = {
+        **describe_machine(),
+        "features": " ".join(_features()) or "not readable",
+        "cores used": f"{usable_cores()} of {os.cpu_count()}",
+        "clocks": _clocks() or "not readable",
+        "load before": _load_text(),
+    }
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return {**found, "OMP_NUM_THREADS": threads} if threads else found
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_before() -> float | None:
+    """Mean number of running processes in the last minute; None where it is not known."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _load_text() -> str:
+    load = load_before()
+    return "not readable" if load is None else f"{load:.2f}"
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _features() -> list[str]:
+    flags = re.search(r"^flags\s*: (.*)$", _cpuinfo(), re.MULTILINE)
+    present = set(flags.group(1).split()) if flags else set()
+    return [name for name in FEATURES if name in present]
+
+
+def _clocks() -> str:
+    """As the kernel reports them now; in a virtual machine often a constant."""
+    values = [float(v) for v in re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)]
+    return f"{min(values):.0f} to {max(values):.0f} MHz before the run" if values else ""
+
+
+def peak_host_bytes() -> int:
+    """The most memory that this process has held, in bytes; 0 where it is not known.
+
+    Linux's own ru_maxrss will not do: a child inherits it from the process that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        return int(found.group(1)) * 1024 if found else 0
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+
+
+def device_bytes_in_use(device: str) -> int | None:
+    """Memory of the GPU that is taken, by whomever, in bytes; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free)

@@ -1,0 +1,180 @@
+"""What this device can do at most, measured: matrix products in each precision, and a copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..contract.modules import is_installed
+
+SIDES = (1024, 2048)
+"""Of the square matrices: the best of both counts."""
+SECONDS = 0.4
+COPY_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best rate seen, operations a second, and who reached it with which matrix."""
+
+    precision: str
+    ops: float
+    by: str
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """copy: bytes a second that a copy reads and writes together; 0 when not probed."""
+
+    products: tuple[Peak, ...] = ()
+    copy: float = 0.0
+
+    def of(self, precision: str) -> Peak | None:
+        return next((peak for peak in self.products if peak.precision == precision), None)
+
+
+def probe_peaks(device: str = "auto", seconds: float = SECONDS) -> Peaks:
+    """Run the probe in a process of its own; empty when it fails.
+
+    seconds: of each product, at most SECONDS.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", "unetrt.bench.peak", device, str(min(seconds, SECONDS))],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    lines = child.stdout.splitlines()
+    if child.returncode or not lines:
+        return Peaks()
+    return peaks_from_dict(json.loads(lines[-1]))
+
+
+def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
+    return Peaks(tuple(Peak(**peak) for peak in raw["products"]), raw["copy"])
+
+
+def measure_peaks(device: str, sides: tuple[int, ...] = SIDES, seconds: float = SECONDS) -> Peaks:
+    """The best of PyTorch and OpenVINO in each precision, on all cores or on the GPU."""
+    import torch
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    place = ("cuda" if device == "auto" else device) if on_gpu else "cpu"
+    best: dict[str, Peak] = {}
+    for side in sides:
+        found = _torch_peaks(side, seconds, place)
+        if not on_gpu and is_installed("openvino"):
+            found += _openvino_peaks(side, seconds)
+        for peak in found:
+            if peak.precision not in best or best[peak.precision].ops < peak.ops:
+                best[peak.precision] = peak
+    return Peaks(tuple(best.values()), _copy_rate(seconds, place))
+
+
+def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:
+    import torch
+
+    found = []
+    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if device != "cpu":
+        precisions["fp16"] = torch.float16
+        torch.backends.cuda.matmul.allow_tf32 = False
+    for precision, dtype in precisions.items():
+        a = torch.ones(side, side, dtype=dtype, device=device)
+        b, c = torch.ones_like(a), torch.empty_like(a)
+
+        def product(a: torch.Tensor = a, b: torch.Tensor = b, c: torch.Tensor = c) -> None:
+            torch.mm(a, b, out=c)
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+
+        ops = 2 * side**3 / _fastest(product, seconds)
+        found.append(Peak(precision, ops, f"PyTorch matrix product of {side}"))
+    return found
+
+
+def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
+    """A precision counts only where the compiled product runs in it, by its own word."""
+    import openvino
+
+    core = openvino.Core()
+    found = []
+    for precision, hint, runs_in in (
+        ("fp32", "f32", "f32"),
+        ("bf16", "bf16", "bf16"),
+        ("int8", "f32", "i8"),
+    ):
+        model = _product_model(side, quantised=precision == "int8")
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        if runs_in not in _product_precisions(compiled):
+            continue
+        request = compiled.create_infer_request()
+        request.set_input_tensor(openvino.Tensor(np.ones((side, side), np.float32)))
+        ops = 2 * side**3 / _fastest(request.infer, seconds)
+        found.append(Peak(precision, ops, f"OpenVINO matrix product of {side}"))
+    return found
+
+
+def _product_model(side: int, quantised: bool) -> Any:
+    """One product with a constant, between quantisers where int8 is asked for."""
+    import openvino
+    from openvino import opset13 as ops
+
+    image = ops.parameter([side, side], np.float32)
+    values = np.random.default_rng(0).uniform(-1, 1, (side, side)).astype(np.float32)
+    a, b = image, ops.constant(values)
+    if quantised:
+        low, high, top = (ops.constant(np.float32(v)) for v in (-1, 1, 127 / 128))
+        a = ops.fake_quantize(a, low, top, low, top, 256)
+        b = ops.fake_quantize(b, low, high, low, high, 255)
+    return openvino.Model([ops.matmul(a, b, False, True)], [image])
+
+
+def _product_precisions(compiled: Any) -> list[str]:
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    products = (node for node in nodes if "MatMul" in node.get_friendly_name())
+    return [node.get_rt_info()["runtimePrecision"].astype(str) for node in products]
+
+
+def _copy_rate(seconds: float, device: str) -> float:
+    import torch
+
+    source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    return 2 * COPY_BYTES / _fastest(copy, seconds)
+
+
+def _fastest(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of the quickest call: a peak is what nothing disturbed."""
+    run()
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
+def main() -> int:
+    """Print the peaks of the device named as JSON, in the last line."""
+    found = measure_peaks(sys.argv[1], seconds=float(sys.argv[2]))
+    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

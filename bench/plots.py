@@ -1,0 +1,120 @@
+"""The report's pictures as SVG text: no file, no network, no window."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .report import speed_up
+from .result import Bench
+from .samples import Samples
+
+INK, PALE, WARN = "#2a6f97", "#a9d6e5", "#c1121f"
+"""Trusted numbers, their companions, and rows without a speed-up."""
+
+
+def rates_svg(bench: Bench) -> str:
+    """Images a second of every row: files to files, and engine only behind it."""
+    rows = [(row, row.result) for row in bench.rows if row.result]
+    figure, axis = _figure(len(rows), "images/s")
+    for place, (row, result) in enumerate(rows):
+        colour = INK if row.trusted else WARN
+        axis.barh(place, result.engine_rate, height=0.8, color=PALE)
+        axis.barh(place, result.files_rate, height=0.45, color=colour)
+    _name_rows(axis, [row.name for row, _ in rows])
+    axis.set_title("throughput: files to files (dark; red: masks not trusted), engine only (pale)")
+    return _svg(figure)
+
+
+def latency_svg(bench: Bench) -> str:
+    """p50 to p99 of one batch in flight, a row each."""
+    from matplotlib.ticker import LogLocator
+
+    rows = [(row.name, row.result.latency) for row in bench.rows if row.result]
+    figure, axis = _figure(len(rows), "ms, one batch in flight")
+    for place, (_, latency) in enumerate(rows):
+        axis.plot([latency.p50, latency.p99], [place, place], color=PALE, linewidth=5)
+        axis.plot([latency.p50], [place], "o", color=INK)
+        axis.plot([latency.p95, latency.p99], [place, place], "|", color=INK, markersize=10)
+    _name_rows(axis, [name for name, _ in rows])
+    axis.set_xscale("log", subs=[])
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_title("latency: p50 (dot), p95 and p99 (marks)")
+    return _svg(figure)
+
+
+def agreement_svg(bench: Bench) -> str:
+    """Share of pixels that differ from fp32 PyTorch's, logarithmic."""
+    rows = [(row, row.agreement) for row in bench.rows if row.agreement is not None]
+    figure, axis = _figure(len(rows), "share of pixels that differ")
+    for place, (row, agreement) in enumerate(rows):
+        differ = max(1 - agreement, 1e-6)
+        axis.plot([differ], [place], "o", color=INK if row.trusted else WARN)
+    _name_rows(axis, [row.name for row, _ in rows])
+    axis.set_xscale("log")
+    axis.set_xlim(5e-7, 1)
+    axis.set_title("agreement with fp32 PyTorch (left is better; 1e-6: none differ)")
+    return _svg(figure)
+
+
+def waterfall_svg(bench: Bench) -> str:
+    """Speed-up over the reference loop, step by step; rows without one are left out."""
+    gains = [(row.name, gain) for row in bench.rows if (gain := speed_up(row, bench.rows[0]))]
+    figure, axis = _figure(len(gains), "times the reference loop, files to files")
+    before = 0.0
+    for place, (_, gain) in enumerate(gains):
+        axis.barh(place, gain, color=PALE)
+        axis.barh(place, gain - before, left=before, height=0.45, color=INK)
+        axis.text(max(gain, before), place, f" {gain:.2f}×", va="center")
+        before = gain
+    _name_rows(axis, [name for name, _ in gains])
+    axis.set_xlim(0, 1.15 * max((gain for _, gain in gains), default=1))
+    axis.set_title("waterfall: the dark part is the step from the row above")
+    return _svg(figure)
+
+
+def samples_svg(samples: Samples) -> str:
+    """An image a line: itself, the truth where it is known, every row's mask."""
+    columns = max(map(len, samples.panels))
+    figure = _new_figure(1.9 * columns, 1.9 * len(samples.panels) + 0.3)
+    axes = figure.subplots(len(samples.panels), columns, squeeze=False)
+    for line, panels in zip(axes, samples.panels, strict=True):
+        for axis, (title, picture) in zip(line, panels, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(title if line is axes[0] else "", fontsize=7)
+            axis.axis("off")
+    return _svg(figure)
+
+
+def _figure(rows: int, label: str) -> tuple[Any, Any]:
+    figure = _new_figure(8, 0.45 * rows + 1.2)
+    axis = figure.subplots()
+    axis.set_xlabel(label)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _name_rows(axis: Any, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an <svg> element: text as text, the same bytes for the same numbers."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unetrt"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    # The prologue names a DTD on the network and does not belong inside a page.
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -1,0 +1,104 @@
+"""README's bench tables, generated from the committed results.
+
+python -m unetrt.bench.readme README.md README.zh-CN.md [--results bench/results] [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from ..contract.files import write_atomically
+from .compare import read_report
+from .report import markdown_table, rates_text
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+HEADS = {
+    "en": ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement"),
+    "zh": ("引擎", "仅引擎，图/秒", "文件到文件，图/秒", "加速比", "一致性"),
+}
+TITLES = {
+    "en": "{images} images, network input {height}×{width}, {processor}; `{command}`",
+    "zh": "{images} 张图像，网络输入 {height}×{width}，{processor}；`{command}`",
+}
+
+
+def readme_block(results: Path, language: str) -> str:
+    """The tables of every `bench_*.json` below `results`, in the order of their paths."""
+    paths = sorted(results.rglob("bench_*.json"))
+    reports = [read_report(path) for path in paths]
+    return "\n\n".join(_section(report, language) for report in reports)
+
+
+def readme_with_block(text: str, block: str) -> str:
+    """`text` with what stands between the markers replaced. Raises UserError without them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError("no markers for the bench", expected=f"{BEGIN} and {END}, a line each")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def language_of(path: Path) -> str:
+    return "zh" if ".zh" in path.name else "en"
+
+
+def _section(report: dict[str, Any], language: str) -> str:
+    rows = [row for row in report["rows"] if row["result"]]
+    height, width = rows[0]["result"]["input_size"]
+    title = TITLES[language].format(
+        images=report["images"],
+        height=height,
+        width=width,
+        processor=report["machine"]["processor"],
+        command=report["command"],
+    )
+    cells = [_cells(row, rows[0]) for row in rows]
+    return "\n".join([title, "", *markdown_table([HEADS[language], *cells])])
+
+
+def _cells(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[str, ...]:
+    """As the bench's own table; a row without trusted masks has no speed-up."""
+    result = row["result"]
+    mine, theirs = (statistics.median(r["result"]["files_to_files"]) for r in (row, baseline))
+    return (
+        row["name"],
+        rates_text(result["engine_only"] or result["with_copies"]),
+        rates_text(result["files_to_files"]),
+        f"{mine / theirs:.2f}×" if row["trusted"] and baseline["trusted"] else "–",
+        "–" if row["agreement"] is None else f"{row['agreement']:.4%}",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: written, or as it should be; 1: --check found a file that differs; 2: no markers."""
+    parser = argparse.ArgumentParser(description="Write the bench tables into README files.")
+    parser.add_argument("files", type=Path, nargs="+", metavar="README")
+    parser.add_argument("--results", type=Path, default=Path("bench/results"), metavar="DIR")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 when they differ")
+    args = parser.parse_args(argv)
+    try:
+        changed = [path for path in args.files if _update(path, args.results, args.check)]
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.status
+    sys.stdout.write("".join(f"{path}\n" for path in changed))
+    return 1 if changed and args.check else 0
+
+
+def _update(path: Path, results: Path, check: bool) -> bool:
+    """Whether the file differs from the results; written unless `check`."""
+    text = path.read_text(encoding="utf-8")
+    wanted = readme_with_block(text, readme_block(results, language_of(path)))
+    if wanted != text and not check:
+        write_atomically(path, wanted.encode())
+    return wanted != text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

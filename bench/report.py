@@ -1,0 +1,219 @@
+"""A bench as text: Markdown tables that are read as well on a terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .job import RowResult
+from .machine import LOADED, NOISY, usable_cores
+from .measure import spread
+from .result import Bench, Row
+from .stages import StageTable
+from .sweep import KNEE, Sweep
+
+HEAD = ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement")
+DETAILS = (
+    "engine",
+    "p50 / p95 / p99 of a batch, ms",
+    "TFLOP/s",
+    "of peak",
+    "build / open / first batch, s",
+    "host MiB",
+    "device MiB",
+    "lowest IoU to PyTorch's",
+)
+STAGES = ("stage", "where", "seconds", "busy", "computing, s")
+SWEEP = ("batch", "slots", "images/s", "p50, ms", "p95, ms", "p99, ms", "")
+
+
+def table_lines(bench: Bench) -> list[str]:
+    """Speed, agreement and, where the truth is known, mIoU, a row each; then the peers."""
+    truth = any(row.judgement and row.judgement.miou is not None for row in bench.rows)
+    head = (*HEAD, "foreground mIoU") if truth else HEAD
+    baseline = bench.rows[0]
+    cells = [(*_cells(row, baseline), *([_miou(row, baseline)] * truth)) for row in bench.rows]
+    for peer in bench.peers:
+        rate = rates_text(peer.rates) if peer.rates else "not run"
+        told = _ratio_to_peer(bench, peer.of, peer.rate) if peer.rates else peer.reason
+        cells.append((f"peer: {peer.name}", rate, "", told, *[""] * (len(head) - 4)))
+    return markdown_table([head, *cells])
+
+
+def detail_lines(bench: Bench) -> list[str]:
+    """Latency, arithmetic, times before the first mask and memory of the rows that ran."""
+    return markdown_table(
+        [DETAILS, *(_details(row, row.result, bench) for row in bench.rows if row.result)]
+    )
+
+
+def fastest_row(bench: Bench) -> Row | None:
+    """Files to files, of those that have a speed-up; None when only the baseline has one."""
+    gains = [(gain, row) for row in bench.rows[1:] if (gain := speed_up(row, bench.rows[0]))]
+    return max(gains, key=lambda pair: pair[0])[1] if gains else None
+
+
+def stage_lines(rows: Sequence[Row]) -> list[str]:
+    """For each engine, where one pass over the files spent its time, and what bounds it."""
+    lines: list[str] = []
+    for row in rows:
+        if row.result is not None and row.result.stages is not None:
+            table = row.result.stages
+            cells = [
+                (s.name, _threads(s.where, s.threads), f"{s.seconds:.3f}", f"{s.busy:.0%}", cpu)
+                for s in table.stages
+                for cpu in ["" if s.cpu is None else f"{s.cpu:.3f}"]
+            ]
+            lines += [f"{row.name}: where the time of files to files goes", ""]
+            lines += [*markdown_table([STAGES, *cells]), "", _bound(table), ""]
+    return lines[:-1]
+
+
+def sweep_lines(sweep: Sweep) -> list[str]:
+    """Every point, the knee marked."""
+    if sweep.reason:
+        return [f"sweep of {sweep.model}: {sweep.reason}"]
+    cells = []
+    for p in sweep.points:
+        times = (f"{t:.3g}" for t in (p.latency.p50, p.latency.p95, p.latency.p99))
+        mark = "← knee" if p == sweep.knee else ""
+        cells.append((str(p.batch), str(p.slots), number(p.rate), *times, mark))
+    rule = f"knee: the fewest images in flight that reach {KNEE:.0%} of the best throughput"
+    return [f"sweep of {sweep.model}, engine only; {rule}", "", *markdown_table([SWEEP, *cells])]
+
+
+def context_lines(bench: Bench) -> list[str]:
+    """What was measured, on what, and what the times leave out; warnings last."""
+    size = next((r.result.input_size for r in bench.rows if r.result), (0, 0))
+    machine = "; ".join(f"{key} {value}" for key, value in bench.machine.items())
+    versions = ", ".join(f"{key} {value}" for key, value in bench.versions.items() if value)
+    peaks = "; ".join(
+        f"{p.precision} {p.ops / 1e12:.3g} Tops/s ({p.by})" for p in bench.peaks.products
+    )
+    lines = [
+        f"{bench.images} images, network input {size[0]}×{size[1]}; median of repeats ± half their "
+        "range; each row in a process of its own; speed-up: files to files",
+        *(f"{name}: {text}" for name, text in bench.regions.items()),
+        bench.warm_up,
+        f"machine: {machine}; {versions}",
+    ]
+    if peaks:
+        copy = f"copy {bench.peaks.copy / 1e9:.3g} GB/s"
+        lines.append(f"measured peak: {peaks}; {copy}")
+    return [*lines, *(f"warning: {text}" for text in warnings(bench))]
+
+
+def warnings(bench: Bench) -> list[str]:
+    """What says that the machine was not quiet."""
+    found = []
+    load = bench.machine.get("load before", "")
+    if load.replace(".", "").isdigit() and float(load) > LOADED * usable_cores():
+        found.append(f"others were running before the bench: load {load}")
+    for row in bench.rows:
+        if row.result is None:
+            continue
+        widest = max(spread(row.result.with_copies), spread(row.result.files_to_files))
+        if widest > NOISY:
+            found.append(f"{row.name}: repeats differ by ±{widest:.0%}: the machine was not quiet")
+        if not row.result.warm_up.stable:
+            spent = row.result.warm_up.seconds
+            found.append(f"{row.name}: not stable after {spent:.1f} s of warm-up")
+    return found
+
+
+def report_lines(bench: Bench, command: str) -> list[str]:
+    """The whole report as Markdown."""
+    lines = [f"`{command}`", "", *table_lines(bench), "", *detail_lines(bench), ""]
+    lines += [*stage_lines(bench.rows), ""]
+    if bench.sweep is not None:
+        lines += [*sweep_lines(bench.sweep), ""]
+    return [*lines, *(f"- {line}" for line in context_lines(bench))]
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The first line is the head; columns as wide as their widest cell."""
+    cells = [[" ".join(cell.replace("|", "¦").split()) for cell in line] for line in cells]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = [_line(line, widths) for line in cells]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def speed_up(row: Row, baseline: Row) -> float | None:
+    """Files to files against the baseline; None where the masks do not allow one."""
+    if not row.trusted or row.result is None or baseline.result is None:
+        return None
+    return row.result.files_rate / baseline.result.files_rate
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    middle = number(statistics.median(rates))
+    return f"{middle} ± {spread(rates):.0%}" if len(rates) > 1 else middle
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [f" {cell:{width}} " for cell, width in zip(cells, widths, strict=True)]
+    return "|" + "|".join(padded) + "|"
+
+
+def _cells(row: Row, baseline: Row) -> tuple[str, ...]:
+    if row.result is None:
+        return (row.name, "not run", row.reason, "", "")
+    gain = speed_up(row, baseline)
+    return (
+        f"{row.name}: {row.result.label}" if row.name not in row.result.label else row.result.label,
+        rates_text(row.result.engine_only) if row.result.engine_only else "not measured",
+        rates_text(row.result.files_to_files),
+        row.reason if gain is None else f"{gain:.2f}×",
+        "" if row.agreement is None else f"{row.agreement:.4%}",
+    )
+
+
+def _miou(row: Row, baseline: Row) -> str:
+    mine, theirs = (r.judgement.miou if r.judgement else None for r in (row, baseline))
+    if mine is None:
+        return ""
+    return f"{mine:.4f}" if theirs is None else f"{mine:.4f} ({mine - theirs:+.4f})"
+
+
+def _ratio_to_peer(bench: Bench, name: str, rate: float) -> str:
+    ours = next(row.result for row in bench.rows if row.name == name)
+    return f"ours is {ours.engine_rate / rate:.2f} of it" if ours else ""
+
+
+def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
+    latency = result.latency
+    peak = bench.peaks.of(result.precision)
+    before = [row.build_seconds, result.open_seconds, result.first_seconds]
+    ious = [iou for iou in row.judgement.iou.values() if iou is not None] if row.judgement else []
+    return (
+        row.name,
+        f"{latency.p50:.3g} / {latency.p95:.3g} / {latency.p99:.3g} ({latency.count} × "
+        f"batch {result.batch})",
+        f"{result.achieved / 1e12:.3g}",
+        f"{result.achieved / peak.ops:.0%}" if peak else "",
+        " / ".join("–" if s is None else f"{s:.2f}" for s in before),
+        f"{result.host_bytes / 2**20:.0f}",
+        "" if result.device_bytes is None else f"{result.device_bytes / 2**20:.0f}",
+        f"{min(ious):.4f}" if ious else "",
+    )
+
+
+def _threads(where: str, threads: int) -> str:
+    return f"{threads} {where}" if where.endswith("threads") else where
+
+
+def _bound(table: StageTable) -> str:
+    share = table.main_seconds / table.wall
+    shared = ""
+    if table.shared_bound is not None:
+        shared = f", with the other threads on its cores {number(table.shared_bound)}"
+    return (
+        f"{table.images} images in {table.wall:.3f} s, {number(table.images / table.wall)} "
+        f"images/s; the main thread's steps are {share:.1%} of it. Bottleneck: "
+        f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}. The engine's "
+        "time is its images over the engine-only rate"
+    )

@@ -1,0 +1,77 @@
+"""What a bench found: rows, and all that is needed to read them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .job import RowResult
+from .judge import Judgement
+from .measure import WARM_UP_RULE
+from .peak import Peaks
+from .peers import Peer
+from .samples import Samples
+from .sweep import Sweep
+
+REGIONS = {
+    "engine only": "inputs decoded and in the slots' memory, masks left there; no decode, resize, "
+    "copy to a device, encode or write. On a CPU the slots' memory is the host's",
+    "with copies": "the same with copies to and from the device; on a CPU there are none, and the "
+    "number is that of engine only",
+    "files to files": "image files to mask files, one pass over all images; no opening of the "
+    "model, no compiling of its shapes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measured engine, or why there is no number.
+
+    agreement: share of pixels equal to the baseline's, over all masks; trusted: masks and scores
+    are as near the baseline's as the gate asks.
+    """
+
+    name: str
+    result: RowResult | None = None
+    agreement: float | None = None
+    trusted: bool = False
+    reason: str = ""
+    judgement: Judgement | None = None
+    build_seconds: float | None = None
+    required: bool = True
+    """False for one that cannot run on this machine, or is PyTorch's own: no failure of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Rows, the first the baseline, with all that is needed to read them."""
+
+    rows: tuple[Row, ...]
+    images: int
+    machine: dict[str, str]
+    versions: dict[str, str]
+    peaks: Peaks = field(default_factory=Peaks)
+    peers: tuple[Peer, ...] = ()
+    sweep: Sweep | None = None
+    seconds: float = 0.0
+    warm_up: str = WARM_UP_RULE
+    regions: dict[str, str] = field(default_factory=lambda: dict(REGIONS))
+    samples: Samples | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the pictures."""
+        return {key: value for key, value in asdict(self).items() if key != "samples"}
+
+
+def judged_row(row: Row, reason: str, judgement: Judgement | None = None) -> Row:
+    """A measured row with its verdict; without a judgement its masks could not be compared."""
+    return Row(
+        name=row.name,
+        result=row.result,
+        build_seconds=row.build_seconds,
+        judgement=judgement,
+        agreement=judgement.agreement if judgement else None,
+        trusted=judgement is not None and not reason,
+        reason=reason,
+        required=row.required,
+    )

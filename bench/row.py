@@ -1,0 +1,125 @@
+"""One row of the table, measured in a process of its own: a job on stdin, a result on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..contract.errors import UserError
+from ..contract.resize import network_input
+from ..contract.spec import SpecOverrides
+from ..engine.base import Engine
+from .engine_row import file_rates, measure_engine
+from .flops import count_flops
+from .job import REFERENCE, VARIANTS, RowJob, RowResult
+from .machine import device_bytes_in_use, peak_host_bytes
+from .measure import latency, rate, warm_up
+
+if TYPE_CHECKING:
+    from ..training.checkpoint import Checkpoint
+
+MOST_COMPILED_SHAPES = 3
+"""torch.compile takes minutes for each: with more among the images the row is not run."""
+
+
+def measure_row(job: RowJob) -> RowResult:
+    """Open, warm up, measure. Raises UserError when the model cannot run here."""
+    if job.backend == REFERENCE:
+        return _measure_reference(job)
+    start = time.perf_counter()
+    with _open(job) as engine:
+        return measure_engine(engine, job, time.perf_counter() - start)
+
+
+def _open(job: RowJob) -> Engine:
+    if job.backend in VARIANTS:
+        from .torch_rows import VariantEngine
+
+        checkpoint = _checkpoint(job)
+        if job.backend == "torch-compile":
+            _require_few_shapes(job, checkpoint)
+        return VariantEngine(checkpoint, job.backend, job.device)
+    from ..engine.open import open_engine
+
+    return open_engine(Path(job.model), job.backend, job.device, SpecOverrides(scale=job.scale))
+
+
+def _checkpoint(job: RowJob) -> Checkpoint:
+    from ..training.checkpoint import read_checkpoint
+
+    return read_checkpoint(Path(job.model)).with_overrides(SpecOverrides(scale=job.scale))
+
+
+def _require_few_shapes(job: RowJob, checkpoint: Checkpoint) -> None:
+    sizes = {network_input(Path(path), checkpoint.spec)[1] for path in job.images}
+    if len(sizes) > MOST_COMPILED_SHAPES:
+        raise UserError(
+            "torch.compile would compile every size of image for minutes",
+            seen=f"{len(sizes)} sizes",
+            expected=f"at most {MOST_COMPILED_SHAPES}",
+        )
+
+
+def _measure_reference(job: RowJob) -> RowResult:
+    from ..engine.torch_backend import TorchEngine
+    from .reference import ReferenceLoop
+
+    start = time.perf_counter()
+    checkpoint = _checkpoint(job)
+    with TorchEngine(checkpoint, job.device) as engine:  # it chooses and checks the device
+        device = engine.device
+    loop = ReferenceLoop(checkpoint, device)
+    opened = time.perf_counter() - start
+    paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
+    image, size = loop.load(paths[0])
+
+    def run() -> int:
+        loop.infer(image, size)
+        return 1
+
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    warm = warm_up(run, job.seconds)
+    rates = [rate(run, job.seconds) for _ in range(job.repeats)]
+    input_size = (image.shape[2], image.shape[3])
+    return RowResult(
+        name=job.name,
+        label=f"PyTorch eager fp32, one image at a time, on {loop.device}",
+        precision="fp32",
+        device=loop.device,
+        batch=1,
+        slots=1,
+        input_size=input_size,
+        mask_size=size,
+        flops=count_flops(checkpoint.spec, input_size),
+        open_seconds=opened,
+        first_seconds=first,
+        warm_up=warm,
+        engine_only=rates if loop.device == "cpu" else [],
+        with_copies=rates,
+        files_to_files=file_rates(lambda: loop.predict(paths, outputs), job),
+        latency=latency(run, job.seconds),
+        host_bytes=peak_host_bytes(),
+        device_bytes=device_bytes_in_use(loop.device),
+    )
+
+
+def main() -> int:
+    """Read a job, print {"result": …} or {"error": …} as the last line."""
+    job = RowJob(**json.loads(sys.stdin.read()))
+    answer: dict[str, object]
+    try:
+        answer = {"result": asdict(measure_row(job))}
+    except UserError as error:
+        answer = {"error": error.reason}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

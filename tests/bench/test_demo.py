@@ -1,0 +1,33 @@
+"""The demo from end to end, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unetrt.bench.demo import DemoOptions, run_demo
+
+
+@pytest.mark.slow
+def test_the_demo_runs_whole_and_twice(tmp_path: Path) -> None:
+    """Three pictures to look at: fewer than the picture has rows."""
+    tiny = DemoOptions(train_pairs=48, test_pairs=3, width=4, epochs=10)
+    result = run_demo(tmp_path / "demo", tiny, "unetrt demo")
+    folder = tmp_path / "demo"
+    for name in ("run/best.pth", "model.onnx", "engine/engine.json", "engine/gate.json"):
+        assert (folder / name).is_file()
+    for name in ("test/imgs", "test/masks", "masks-pytorch", "masks-engine"):
+        assert len(list((folder / name).iterdir())) == 3
+    assert result.pytorch.failures == result.engine.failures == []
+    assert result.bench is not None
+    assert [row.trusted for row in result.bench.rows] == [True] * 3
+    (report,) = (folder / "report").glob("*.json")
+    assert json.loads(report.read_text())["command"] == "unetrt demo"
+    with Image.open(result.picture) as picture:
+        assert picture.width > 800
+        assert picture.convert("L").getextrema() == (0, 255)
+    again = run_demo(folder, DemoOptions(48, 3, width=4, epochs=1, bench=False), "unetrt demo")
+    assert again.bench is None

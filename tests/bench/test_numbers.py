@@ -1,0 +1,124 @@
+"""What the bench computes without a model: arithmetic, clocks, peaks, the machine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from unetrt.bench import measure
+from unetrt.bench.flops import count_flops
+from unetrt.bench.machine import describe_bench_machine, peak_host_bytes, usable_cores
+from unetrt.bench.measure import (
+    is_stable,
+    latency,
+    latency_from_seconds,
+    rate,
+    spread,
+    warm_up,
+)
+from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.unet import UNet
+
+
+@pytest.mark.parametrize(
+    ("size", "giga"),
+    [((100, 100), 14.3), ((200, 200), 58.4), ((512, 512), 385.4), ((640, 959), 898.6)],
+)
+def test_the_reference_net_has_the_known_arithmetic(size: tuple[int, int], giga: float) -> None:
+    assert count_flops(ModelSpec(), size) / 1e9 == pytest.approx(giga, abs=0.05)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.sampled_from([1, 3]),
+    st.integers(1, 5),
+    st.sampled_from([2, 4, 6]),
+    st.booleans(),
+    st.integers(16, 70),
+    st.integers(16, 70),
+)
+def test_the_count_is_that_of_pytorch(
+    channels: int, classes: int, width: int, bilinear: bool, height: int, side: int
+) -> None:
+    net = UNet(channels, classes, width, bilinear).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net(torch.zeros(1, channels, height, side))
+    spec = ModelSpec(channels=channels, classes=classes, width=width, bilinear=bilinear)
+    assert count_flops(spec, (height, side)) == counter.get_total_flops()
+
+
+def test_a_side_that_is_padded_counts_as_padded() -> None:
+    spec = ModelSpec(width=4)
+    assert count_flops(spec, (1, 3)) == count_flops(spec, (16, 16))
+
+
+def test_percentiles_are_between_the_samples() -> None:
+    found = latency_from_seconds([s / 1000 for s in range(1, 102)])
+    assert (found.p50, found.p95, found.p99, found.count) == pytest.approx((51, 96, 100, 101))
+    assert latency_from_seconds([0.25]).p99 == 250
+
+
+def test_stable_means_that_the_last_samples_are_alike() -> None:
+    assert is_stable([1, 50, 10, 10.5, 10, 9.5, 10])
+    assert not is_stable([10, 10, 10, 10])
+    assert not is_stable([10, 10, 10, 10, 12])
+    assert not is_stable([])
+
+
+def test_the_warm_up_ends_when_stable_and_never_later_than_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-6)
+    done = warm_up(lambda: time.sleep(0.01) or 1, 5.0)  # type: ignore[func-returns-value]
+    assert done.stable
+    assert done.seconds < 5
+    ever_slower = (0.002 * 1.5**i for i in itertools.count())
+    restless = warm_up(lambda: time.sleep(next(ever_slower)) or 1, 0.05)  # type: ignore[func-returns-value]
+    assert not restless.stable
+    assert restless.seconds >= 0.15
+
+
+def test_rate_and_latency_count_calls() -> None:
+    calls: list[int] = []
+
+    def run() -> int:
+        calls.append(1)
+        time.sleep(0.005)
+        return 4
+
+    assert 100 < rate(run, 0.05) < 800
+    calls.clear()
+    assert latency(run, 0.001).count == len(calls) == measure.FEWEST_LATENCIES
+
+
+def test_spread_is_half_the_range_over_the_median() -> None:
+    assert spread([9, 10, 12]) == pytest.approx(0.15)
+    assert spread([7]) == 0
+
+
+def test_peaks_are_measured_in_every_precision_and_survive_json() -> None:
+    found = measure_peaks("cpu", sides=(128,), seconds=0.01)
+    precisions = {peak.precision for peak in found.products}
+    assert {"fp32", "bf16"} <= precisions
+    assert all(peak.ops > 1e8 and "matrix product of 128" in peak.by for peak in found.products)
+    assert found.copy > 1e8
+    assert found.of("fp7") is None
+    raw = {"products": [vars(peak) for peak in found.products], "copy": found.copy}
+    assert peaks_from_dict(raw) == found
+    assert Peaks().of("fp32") is None
+
+
+def test_the_machine_says_what_a_reader_asks() -> None:
+    found = describe_bench_machine()
+    assert {"processor", "features", "cores used", "clocks", "load before", "gpu"} <= found.keys()
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert peak_host_bytes() > 2**20

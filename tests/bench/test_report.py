@@ -1,0 +1,208 @@
+"""Tables and files of a made-up bench."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.bench.conftest import row_result
+from unetrt.bench.measure import WarmUp
+from unetrt.bench.report import (
+    context_lines,
+    detail_lines,
+    fastest_row,
+    stage_lines,
+    sweep_lines,
+    table_lines,
+    warnings,
+)
+from unetrt.bench.report_files import html_page, report_stem, write_report
+from unetrt.bench.result import Bench, Row
+from unetrt.bench.sweep import Sweep
+from unetrt.contract.errors import UserError
+
+
+def cells_of(lines: list[str]) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_lines_up_and_shows_no_speed_up_without_agreement(bench: Bench) -> None:
+    lines = table_lines(bench)
+    assert len({len(line) for line in lines}) == 1
+    assert {line.count("|") for line in lines} == {6}
+    assert set(lines[1]) == {"|", "-"}
+    cells = cells_of(lines)
+    assert cells[2] == ["reference: loop fp32 on cpu", "20 ± 10%", "10 ± 10%", "1.00×", "100.0000%"]
+    assert cells[3] == ["openvino fp32 on cpu", "80", "40", "4.00×", "99.9950%"]
+    assert cells[4][3:] == ["agreement low", "50.0000%"]
+    assert cells[5] == ["gone", "not run", "no such ¦ file", "", ""]
+    assert cells[6] == ["peer: tool on openvino", "100", "", "ours is 0.80 of it", ""]
+    assert cells[7] == ["peer: other on wrong", "not run", "", "not installed", ""]
+
+
+def test_masks_that_could_not_be_compared_give_no_speed_up(bench: Bench) -> None:
+    row = Row(name="odd", result=row_result("odd", [70]), reason="no speed-up: other classes")
+    line = table_lines(replace(bench, rows=(bench.rows[0], row), peers=()))[3]
+    assert "no speed-up: other classes" in line
+    assert "×" not in line
+
+
+def test_without_a_baseline_there_is_no_speed_up(bench: Bench) -> None:
+    rows = (Row(name="reference", reason="out of memory"), bench.rows[1])
+    assert "×" not in table_lines(replace(bench, rows=rows, peers=()))[3]
+
+
+def test_a_known_truth_brings_a_column_of_scores_and_their_change(bench: Bench) -> None:
+    rows = [
+        replace(row, judgement=replace(row.judgement, miou=miou) if row.judgement else None)
+        for row, miou in zip(bench.rows, (0.75, 0.74, None, None), strict=True)
+    ]
+    cells = cells_of(table_lines(replace(bench, rows=tuple(rows))))
+    assert [line[-1] for line in cells[:1] + cells[2:5]] == [
+        "foreground mIoU",
+        "0.7500 (+0.0000)",
+        "0.7400 (-0.0100)",
+        "",
+    ]
+
+
+def test_details_give_the_share_of_the_peak(bench: Bench) -> None:
+    cells = cells_of(detail_lines(bench))
+    assert len(cells) == 2 + 3
+    named = dict(zip(cells[0], cells[3], strict=True))
+    assert named["TFLOP/s"] == "0.08"
+    assert named["of peak"] == "8%"
+    assert named["p50 / p95 / p99 of a batch, ms"] == "1 / 2 / 3 (40 × batch 1)"
+    assert named["build / open / first batch, s"] == "3.00 / 0.50 / 0.25"
+    assert named["host MiB"] == "100"
+    assert named["lowest IoU to PyTorch's"] == "0.9990"
+
+
+def test_the_stage_table_names_the_bottleneck_and_its_bounds(bench: Bench) -> None:
+    assert fastest_row(bench) == bench.rows[1]
+    text = "\n".join(stage_lines([bench.rows[1]]))
+    assert "2 load threads" in text
+    assert "100.0% of it" in text
+    assert "Bottleneck: engine; alone it allows 20 images/s" in text
+    assert "cores 18" in text
+    assert fastest_row(replace(bench, rows=bench.rows[:1])) is None
+
+
+def test_the_context_says_what_the_times_leave_out(bench: Bench) -> None:
+    text = "\n".join(context_lines(bench))
+    assert "7 images, network input 100×90" in text
+    assert "Maker X/1" in text
+    assert "torch 2.13.0+cpu" in text
+    assert "ov " not in text
+    assert "no decode" in text
+    assert "no opening of the model" in text
+    assert "warm-up until" in text
+    assert "fp32 1 Tops/s (a matrix product of 9)" in text
+
+
+def test_a_machine_that_was_not_quiet_is_told(bench: Bench) -> None:
+    assert warnings(bench) == ["reference: repeats differ by ±10%: the machine was not quiet"]
+    restless = replace(row_result("x", [10, 10]), warm_up=WarmUp(seconds=2.0, stable=False))
+    machine = {**bench.machine, "load before": "99.5"}
+    found = warnings(replace(bench, rows=(Row(name="x", result=restless),), machine=machine))
+    assert found == [
+        "others were running before the bench: load 99.5",
+        "x: not stable after 2.0 s of warm-up",
+    ]
+
+
+def test_the_sweep_marks_one_knee(sweep: Sweep) -> None:
+    lines = sweep_lines(sweep)
+    (marked,) = [line for line in lines if "← knee" in line]
+    assert cells_of([marked])[0][:3] == ["1", "2", "97"]
+    assert "given up" in sweep_lines(replace(sweep, points=(), reason="given up"))[0]
+
+
+def test_the_report_is_four_files_named_by_what_was_measured(bench: Bench, tmp_path: Path) -> None:
+    paths = write_report(bench, tmp_path / "new" / "report", "unetrt bench a.pth")
+    stem = "bench_maker-x-1-2-cores_fp32_torch-2.13.0_openvino-2026.4_100x90_batch-1"
+    assert [path.name for path in paths] == [f"{stem}.{e}" for e in ("json", "md", "csv", "html")]
+    told = json.loads(paths[0].read_text())
+    assert told["command"] == "unetrt bench a.pth"
+    assert [row["name"] for row in told["rows"]] == ["reference", "openvino", "wrong", "gone"]
+    assert told["rows"][0]["result"]["files_to_files"] == [9, 10, 11]
+    assert told["regions"] == bench.regions
+    assert "samples" not in told
+    text = paths[1].read_text()
+    assert "`unetrt bench a.pth`" in text
+    assert all(line in text for line in (*table_lines(bench), *detail_lines(bench)))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the report"):
+        write_report(bench, tmp_path / "file" / "report", "x")
+
+
+def test_the_csv_holds_plain_numbers_and_no_speed_up_for_wrong_masks(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = write_report(bench, tmp_path, "x")[2]
+    rows = list(csv.DictReader(path.open()))
+    assert [row["name"] for row in rows] == ["reference", "openvino", "wrong", "gone"]
+    assert [row["speed_up"] for row in rows] == ["1.0", "4.0", "", ""]
+    assert float(rows[1]["of_peak"]) == pytest.approx(0.08)
+    assert rows[3]["engine_only"] == ""
+
+
+class Page(HTMLParser):
+    """Collects tags and what they refer to; every opened tag must be closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        names = ("src", "href", "xlink:href")
+        self.links += [value for name, value in attrs if name in names and value]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag != "meta":
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_stands_alone(bench: Bench, sweep: Sweep) -> None:
+    text = html_page(replace(bench, sweep=sweep), "unetrt bench <a> & b")
+    page = Page()
+    page.feed(text)
+    assert not page.open
+    assert page.tags.count("svg") == 5
+    assert page.tags.count("table") == 2 + 3 + 1
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert page.links
+    assert all(link.startswith(("#", "data:image/png")) for link in page.links)
+    assert "unetrt bench <a> & b" in page.text
+    assert "agreement low" in page.text
+    assert "← knee" in page.text
+    for start in [i for i in range(len(text)) if text.startswith("<svg", i)]:
+        ElementTree.fromstring(text[start : text.index("</svg>", start) + len("</svg>")])
+
+
+def test_the_page_of_a_bench_without_numbers_is_a_page(bench: Bench) -> None:
+    rows = (Row(name="reference", reason="out of memory"),)
+    empty = replace(bench, rows=rows, peers=(), samples=None)
+    page = Page()
+    page.feed(html_page(empty, "x"))
+    assert "svg" not in page.tags
+    assert report_stem(empty).endswith("_none_torch-2.13.0_0x0_batch-0")
