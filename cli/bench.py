@@ -1,0 +1,124 @@
+"""unetrt bench: every engine against the PyTorch baseline, speed and agreement."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import predict
+from .shared import (
+    MODEL_HELP,
+    add_device_argument,
+    add_scale_argument,
+    number,
+    positive,
+    seconds,
+    wrong,
+)
+
+if TYPE_CHECKING:
+    from ..bench.result import Bench
+    from ..bench.slo import Slo
+
+SAMPLES = 3
+"""Images whose masks a report shows."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    help_text = f"{MODEL_HELP}; the first checkpoint is the baseline, alone it brings its engines"
+    add("models", type=Path, nargs="+", metavar="MODEL", help=help_text)
+    add("--images", type=Path, required=True, metavar="DIR")
+    add("--masks", type=Path, metavar="DIR", help="the truth: mIoU, and its change, in each row")
+    add("--limit", type=positive, default=64, help="images taken from DIR (default: 64)")
+    add("--seconds", type=seconds, default=3.0, help="of each repeat (default: 3)")
+    add("--repeats", type=positive, default=3, help="default: 3")
+    add("--batch", type=positive, help="images a batch (default: the engine's)")
+    add_device_argument(parser)
+    add_scale_argument(parser)
+    help_text = "also run benchmark_app or trtexec on the engines; always with a checkpoint alone"
+    add("--peers", action="store_true", help=help_text)
+    add("--sweep", action="store_true", help="batch sizes and slots of the fastest engine")
+    help_text = "as p99=20ms: the highest throughput under it and the flags for it; sweeps"
+    add("--slo", metavar="BOUND", help=help_text)
+    help_text = "give a row up after so long (default: 1800 seconds)"
+    add("--row-timeout", type=seconds, default=1800.0, metavar="SECONDS", help=help_text)
+    add("--report", type=Path, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
+    add("--compare", type=Path, metavar="OLD.json", help="what changed since that report")
+    help_text = "of --compare: exit 1 past it (default: 5%%)"
+    add("--max-regression", type=share, default=0.05, metavar="SHARE", help=help_text)
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05`."""
+    expected = "a share between 0 and 1, or a percentage"
+    value = number(text.removesuffix("%"), expected) / (100 if text.endswith("%") else 1)
+    if not 0 <= value < 1:
+        raise wrong(text, expected)
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; 1 when a required row has no trusted number, or --compare a regression."""
+    from ..bench.compare import compare_lines, read_report
+    from ..bench.report import (
+        context_lines,
+        detail_lines,
+        fastest_row,
+        stage_lines,
+        sweep_lines,
+        table_lines,
+    )
+    from ..bench.report_files import write_report
+    from ..bench.slo import slo_from_text
+    from ..bench.table import BenchOptions, bench_models
+
+    slo = slo_from_text(args.slo) if args.slo else None
+    before = read_report(args.compare) if args.compare else None
+    options = BenchOptions(
+        images=args.images,
+        masks=args.masks,
+        limit=args.limit,
+        seconds=args.seconds,
+        repeats=args.repeats,
+        batch=args.batch,
+        device=args.device,
+        scale=args.scale,
+        peers=args.peers,
+        sweep=args.sweep or slo is not None,
+        row_timeout=args.row_timeout,
+        samples=SAMPLES if args.report else 0,
+    )
+    bench = bench_models(args.models, options)
+    fastest = fastest_row(bench)
+    lines = [*table_lines(bench), "", *detail_lines(bench), ""]
+    lines += [*stage_lines([fastest]), ""] if fastest else []
+    if bench.sweep is not None:
+        lines += [*sweep_lines(bench.sweep), ""]
+    lines += [*_slo_answer(bench, slo), *context_lines(bench)]
+    failed = any(row.required and not row.trusted for row in bench.rows)
+    if before is not None:
+        found, worse = compare_lines(before, bench, args.max_regression)
+        lines += ["", f"compared with {args.compare}:", "", *found]
+        failed |= worse
+    sys.stdout.write("\n".join(lines) + "\n")
+    if args.report:
+        command = shlex.join(["unetrt", *sys.argv[1:]])
+        paths = write_report(bench, args.report, command)
+        sys.stdout.write("report: " + ", ".join(map(str, paths)) + "\n")
+    return 1 if failed else 0
+
+
+def _slo_answer(bench: Bench, slo: Slo | None) -> list[str]:
+    from ..bench.slo import slo_lines
+
+    if slo is None:
+        return []
+    if bench.sweep is None:
+        return ["--slo: no engine with trusted masks to sweep", ""]
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    return [*slo_lines(bench.sweep, slo, "--slots" in parser.format_usage()), ""]

@@ -1,0 +1,179 @@
+"""unetrt build: a checkpoint or ONNX file to an engine directory, published past its gate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .shared import add_override_arguments, number, overrides_from_args, positive, wrong
+
+if TYPE_CHECKING:
+    from ..export.build import Built
+    from ..export.gate import GateResult
+    from ..export.tensorrt_build import PlanOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", type=Path, metavar="CHECKPOINT|ONNX")
+    add("-o", "--output", type=Path, required=True, metavar="ENGINE_DIR")
+    backends = ("auto", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    add("--backend", choices=backends, default="auto", help="default: the fastest that runs here")
+    precisions = ("auto", "fp16", "bf16", "fp32", "int8")
+    add("--precision", choices=precisions, default="auto", help="default: the backend's fastest")
+    add("--calibration", type=Path, metavar="DIR", help="pictures to measure int8 ranges on")
+    add(
+        "--fp32-blocks",
+        type=blocks,
+        metavar="auto|none|NAME,…",
+        help="what stays in fp32 in an fp16 engine (default: auto, what the gate needs)",
+    )
+    add("--gate-images", type=Path, metavar="DIR", help="pictures to judge the masks on")
+    add("--gate-masks", type=Path, metavar="DIR", help="their truth")
+    add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
+    add("--max-iou-drop", type=share, default=0.01, help="of any class (default: 0.01)")
+    add("--force", action="store_true", help="publish an engine that fails its gate")
+    add("--rebuild", action="store_true", help="also when the engine is up to date")
+    add("--batch", type=batches, default=(1, 4, 8), metavar="MIN,OPT,MAX", help="TensorRT only")
+    add(
+        "--size",
+        type=size_range,
+        action="append",
+        default=[],
+        metavar="HxW[..HxW]",
+        help="TensorRT only: a profile each",
+    )
+    add("--sizes-from", type=Path, metavar="DIR", help="TensorRT only: profiles for its images")
+    add("--workspace", type=positive, metavar="MIB", help="TensorRT only: memory of a layer")
+    add("--opt-level", type=int, choices=range(6), help="TensorRT only: 5 searches longest")
+    add("--timing-cache", type=Path, metavar="FILE", help="TensorRT only: shared by builds")
+    add("--hardware-compatibility", choices=("none", "same-cc", "ampere+"), default="none")
+    add("--version-compatible", action="store_true", help="TensorRT only: for later versions too")
+    add("--target", type=names, default=(), metavar="sm89,…", help="TensorRT-RTX only")
+    add_override_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..contract.errors import UserError
+    from ..export.build import BuildOptions, build_engine
+    from ..export.gate import GateOptions
+
+    if args.gate_masks and not args.gate_images:
+        raise UserError(
+            "--gate-masks goes with --gate-images",
+            seen="no --gate-images",
+            expected="both, or neither",
+            hint="--gate-images DIR --gate-masks DIR",
+        )
+    options = BuildOptions(
+        backend=args.backend,
+        precision=args.precision,
+        overrides=overrides_from_args(args),
+        calibration=args.calibration,
+        rebuild=args.rebuild,
+        fp32_blocks=args.fp32_blocks,
+        gate=GateOptions(
+            images=args.gate_images,
+            masks=args.gate_masks,
+            min_agreement=args.min_agreement,
+            max_iou_drop=args.max_iou_drop,
+            force=args.force,
+        ),
+        plan=_plan_options(args),
+    )
+    built = build_engine(args.model, args.output, options)
+    sys.stdout.write(_summary(args.output, built))
+    return 0
+
+
+def _plan_options(args: argparse.Namespace) -> PlanOptions:
+    from ..export.profiles import SizeRange, ranges_from_images
+    from ..export.tensorrt_build import PlanOptions
+
+    ranges = [SizeRange(low, high, high) for low, high in args.size]
+    if args.sizes_from:
+        ranges += ranges_from_images(args.sizes_from)
+    return PlanOptions(
+        batch=args.batch,
+        ranges=tuple(ranges),
+        targets=args.target,
+        workspace=args.workspace,
+        opt_level=args.opt_level,
+        timing_cache=args.timing_cache,
+        hardware=args.hardware_compatibility,
+        version_compatible=args.version_compatible,
+    )
+
+
+def _summary(directory: Path, built: Built) -> str:
+    manifest = built.manifest
+    head = f"{directory}: {manifest.backend} {manifest.backend_version} {manifest.precision}"
+    if built.reused:
+        head += "\nthe engine is up to date (--rebuild builds it again)"
+    lines = [head, f"chosen: {built.why}"]
+    if manifest.calibration:
+        inputs = "{images} images ({inputs})".format(**manifest.calibration)
+        lines.append(f"ranges measured on {inputs}")
+    if "fp32_blocks" in manifest.precisions:
+        kept, cost = manifest.precisions["fp32_blocks"], manifest.precisions["flops"]["fp32"]
+        lines.append(f"in fp32: {', '.join(kept)}, {cost:.1%} of the arithmetic")
+    return "\n".join([*lines, gate_text(built.gate), ""])
+
+
+def gate_text(gate: GateResult) -> str:
+    verdict = {
+        "passed": "the gate has passed",
+        "failed": "THE GATE HAS FAILED, published by --force",
+        "graph-only": "GRAPH ONLY: the plan cannot run here, its ONNX graph was judged instead; "
+        "the plan itself is judged when it is first opened on a GPU",
+    }[gate.verdict]
+    lines = [
+        f"{verdict}",
+        f"  judged on {gate.images} images ({gate.inputs}), by {gate.ran_on}",
+        f"  pixels equal to PyTorch's: {gate.agreement:.4%} (at least {gate.min_agreement:.4%})",
+    ]
+    for score in gate.classes:
+        iou = "absent" if score.iou is None else f"{score.iou:.4f}"
+        drop = "" if score.iou_drop is None else f", IoU to the truth {-score.iou_drop:+.4f}"
+        lines.append(f"  {score.name}: IoU to PyTorch's {iou}{drop}")
+    return "\n".join([*lines, *(f"  {failure}" for failure in gate.failures)])
+
+
+def share(text: str) -> float:
+    value = number(text, "a number from 0 to 1")
+    if not 0 <= value <= 1:
+        raise wrong(text, "a number from 0 to 1")
+    return value
+
+
+def batches(text: str) -> tuple[int, int, int]:
+    parts = [positive(part) for part in text.split(",")]
+    parts = parts * 3 if len(parts) == 1 else parts
+    if len(parts) != 3 or parts != sorted(parts):
+        raise wrong(text, "one number, or three that rise: 1,4,8")
+    return parts[0], parts[1], parts[2]
+
+
+def size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2:
+        raise wrong(text, "height and width in pixels: 200x300")
+    return positive(parts[0]), positive(parts[1])
+
+
+def size_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """One size is a range of its own."""
+    ends = text.split("..")
+    if len(ends) > 2:
+        raise wrong(text, "one size or two: 200x300..400x600")
+    return size(ends[0]), size(ends[-1])
+
+
+def blocks(text: str) -> tuple[str, ...] | None:
+    return None if text == "auto" else () if text == "none" else names(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))

@@ -1,0 +1,31 @@
+"""unetrt export: a checkpoint as one ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .shared import add_override_arguments, overrides_from_args
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT")
+    add("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
+    add_override_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..export.onnx_export import export_checkpoint
+
+    spec = export_checkpoint(
+        args.checkpoint, args.output, args.precision, overrides_from_args(args)
+    )
+    size = args.output.stat().st_size / 1e6
+    sys.stdout.write(
+        f"{args.output}: {size:.1f} MB, {args.precision}, {spec.channels} channels, "
+        f"{spec.classes} classes, scale {spec.scale}\n"
+    )
+    return 0

@@ -1,0 +1,127 @@
+"""`unetrt VERB …`: find the verb, run it, turn its outcome into a message and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from ..contract.errors import UserError
+
+VERBS = {
+    "train": "learn a U-Net from images and masks",
+    "evaluate": "score a model's masks against the truth",
+    "export": "write a checkpoint as one ONNX file",
+    "build": "compile a checkpoint or ONNX file to an engine, and prove its masks",
+    "inspect": "say what a model is and verify its files",
+    "predict": "images to masks",
+    "bench": "every engine against the PyTorch baseline, speed and agreement",
+    "doctor": "what this machine can run, and how to get what is missing",
+    "demo": "the whole chain on pictures that it draws itself",
+    "convert": "a checkpoint in the bare form of Pytorch-UNet",
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 some inputs failed or a gate did not pass, 2 wrong request, 130."""
+    _open_streams()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] not in VERBS:
+        _top_parser().parse_args(arguments or ["--help"])
+        return 2
+    verb = arguments[0]
+    # Only the verb that runs is imported: --help and --version stay quick.
+    module = importlib.import_module(f".{verb}", __package__)
+    parser = _Parser(f"unetrt {verb}", description=f"{VERBS[verb]}.")
+    module.add_arguments(parser)
+    return _run(verb, module.run, parser.parse_args(arguments[1:]))
+
+
+def _run(verb: str, run: object, args: argparse.Namespace) -> int:
+    from ..contract.errors import UserError
+
+    _show_warnings()
+    status = 0
+    try:
+        status = int(run(args))  # type: ignore[operator]
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UserError as error:
+        error.hint = error.hint or f"unetrt {verb} --help"
+        sys.stderr.write(f"unetrt {verb}: error: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        sys.stderr.write(f"unetrt {verb}: interrupted; what is written is whole\n")
+        return INTERRUPTED
+    except OSError as error:
+        sys.stderr.write(f"unetrt {verb}: error: {_refused(error)}\n")
+        return 2
+    return status
+
+
+def _refused(error: OSError) -> UserError:
+    """A full disk, a folder that may not be written: the system's words in our form."""
+    from ..contract.errors import UserError
+
+    return UserError(
+        "the system refused to read or write a file",
+        seen=error,
+        expected="room on the disk, and the right to use the file",
+        hint="name another file or folder",
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors end in a hint, as all of ours do."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"Hint: {self.prog} --help"
+        self.exit(2, f"{self.prog}: error: {message}\n  {hint}\n")
+
+
+def _open_streams() -> None:
+    """A closed stream swallows what is written; names that are no Unicode are shown escaped."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open to the end
+            setattr(sys, name, null)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _show_warnings() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("unetrt")
+    logger.handlers[:] = [handler]
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
+    parser = _Parser(
+        "unetrt",
+        usage="unetrt VERB …    unetrt VERB --help",
+        description="From a folder of images and masks to masks at full hardware speed.",
+        epilog=f"verbs:\n{verbs}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"unetrt {_version()}")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("unetrt")
+    except PackageNotFoundError:  # run from its folder, not installed
+        return "from source"

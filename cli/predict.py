@@ -1,0 +1,121 @@
+"""unetrt predict: images to masks."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from .shared import (
+    MODEL_HELP,
+    add_engine_arguments,
+    add_json_argument,
+    engine_from_args,
+    require_done,
+    show_failures,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from ..runtime.plan import Task
+    from ..runtime.predict import PredictOptions, Summary
+
+INTERRUPTED = 130
+STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", "-m", type=Path, default=Path("MODEL.pth"), metavar="MODEL", help=MODEL_HELP)
+    add("--input", "-i", nargs="+", required=True, help="images, folders, globs, @LIST, or -")
+    add("--output", "-o", nargs="+", type=Path, default=[], metavar="FILE", help="one an image")
+    add("--output-dir", type=Path, metavar="DIR", help="masks below DIR, the inputs' tree kept")
+    add("--no-save", "-n", action="store_true", help="write no masks")
+    add("--viz", "-v", action="store_true", help="show each image with its mask")
+    add("--classes", "-c", type=int, help="checked against the model, which knows its classes")
+    add("--bilinear", action="store_true", help="checked against the model")
+    add("--overlay", type=Path, metavar="DIR", help="images with their masks over them, below DIR")
+    add("--restart", action="store_true", help="make every mask again, also those in the journal")
+    add("--strict", action="store_true", help="stop at the first image that fails")
+    formats = ("auto", "index", "palette", "bilevel", "npy", "rle")
+    add("--format", choices=formats, default="auto", help="of the mask files (default: auto)")
+    add("--bit-depth", type=int, choices=range(9, 17), metavar="9-16", help="of 16-bit images")
+    add_json_argument(parser, "planned, done, failed, skipped and failures")
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..runtime.predict import check_reference_flags, predict_masks
+    from ..runtime.stop import stop_on_signals
+    from ..runtime.viz import MaskViewer
+
+    viewer = MaskViewer(args.bit_depth) if args.viz else None
+    with stop_on_signals(STOPPING) as stop:
+        tasks = _tasks_from_args(args)
+        with engine_from_args(args) as engine:
+            check_reference_flags(engine.spec, args.classes, args.bilinear)
+            options = _options_from_args(args)
+            summary = predict_masks(engine, tasks, options, viewer.keep if viewer else None, stop)
+    if viewer and not stop.is_set():
+        viewer.show(engine.spec)
+    write_json(args.json, summary.to_dict())
+    if summary.left and stop.is_set():
+        return _report_interrupted(summary, options.journal is not None)
+    return _report(summary, sys.stderr if str(args.json) == "-" else sys.stdout)
+
+
+def _options_from_args(args: argparse.Namespace) -> PredictOptions:
+    from ..runtime.journal import JournalOptions, digest_from_model
+    from ..runtime.pipeline import PipelineOptions
+    from ..runtime.predict import PredictOptions
+
+    journal = None
+    if args.output_dir is not None and not args.no_save:
+        model = digest_from_model(args.model)
+        journal = JournalOptions(output_dir=args.output_dir, model=model, restart=args.restart)
+    return PredictOptions(
+        format=args.format,
+        bit_depth=args.bit_depth,
+        strict=args.strict,
+        journal=journal,
+        pipeline=PipelineOptions(batch=args.batch),
+    )
+
+
+def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
+    from ..contract.errors import UserError
+    from ..runtime.plan import plan_tasks
+
+    if args.output_dir is None and (args.restart or args.format == "rle"):
+        what = "--restart" if args.restart else "--format rle"
+        hint = f"{what} --output-dir DIR"
+        raise UserError(f"{what} needs a folder of masks", seen="no --output-dir", hint=hint)
+    return plan_tasks(
+        args.input,
+        outputs=args.output,
+        output_dir=args.output_dir,
+        save=not args.no_save and args.format != "rle",
+        suffix=".npy" if args.format == "npy" else ".png",
+        overlay_dir=args.overlay,
+    )
+
+
+def _report_interrupted(summary: Summary, resumable: bool) -> int:
+    done = f"interrupted: {summary.done} done, {summary.failed} failed, {summary.left} left"
+    arguments = [a for a in sys.argv[1:] if not (len(a) > 2 and "--restart".startswith(a))]
+    command = shlex.join(["unetrt", *arguments])
+    goes_on = "goes on" if resumable else "starts over (only --output-dir keeps a journal)"
+    sys.stderr.write(f"{done}\nHint: {command}   {goes_on}\n")
+    return INTERRUPTED
+
+
+def _report(summary: Summary, stream: TextIO) -> int:
+    show_failures([(failure["input"], failure["reason"]) for failure in summary.failures])
+    stream.write(
+        f"{summary.planned} planned = {summary.done} done + {summary.failed} failed"
+        f" + {summary.skipped} skipped\n"
+    )
+    require_done(summary.planned, summary.failed)
+    return 1 if summary.failed else 0

@@ -1,0 +1,156 @@
+"""Arguments and messages that several verbs have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..contract.spec import SpecOverrides
+    from ..engine.base import Engine
+
+MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    backends = ("auto", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+    parser.add_argument("--backend", choices=backends, default="auto", help="default: the model's")
+    add_device_argument(parser)
+    parser.add_argument("--batch", type=positive, help="images a batch (default: the engine's)")
+    add_override_arguments(parser)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "cpu, cuda or cuda:N (default: auto)"
+    parser.add_argument("--device", type=device, default="auto", help=help_text)
+
+
+def add_scale_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", "-s", type=scale, help="for a checkpoint: image to network size")
+
+
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    add_scale_argument(parser)
+    parser.add_argument(
+        "--mask-threshold", "-t", type=threshold, help="for a one-class checkpoint (default: 0.5)"
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    help_text = f"{what}; - for standard output"
+    parser.add_argument("--json", type=json_file, metavar="FILE", help=help_text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise wrong(text, "a whole number above 0")
+    return int(text)
+
+
+def number(text: str, expected: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise wrong(text, expected) from None
+
+
+def scale(text: str) -> float:
+    value = number(text, "a number above 0, to 8")
+    if not 0 < value <= 8:
+        raise wrong(text, "a number above 0, to 8")
+    return value
+
+
+def threshold(text: str) -> float:
+    value = number(text, "a number between 0 and 1")
+    if not 0 < value < 1:
+        raise wrong(text, "a number between 0 and 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    value = number(text, "seconds, above 0")
+    if not 0 < value < float("inf"):
+        raise wrong(text, "seconds, above 0")
+    return value
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise wrong(text, "auto, cpu, cuda or cuda:N")
+    return text
+
+
+def json_file(text: str) -> Path:
+    """A place that can be written to: known before the work, not after it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise wrong(text, "a file in a folder that is there")
+    return path
+
+
+def wrong(text: str, expected: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"seen: {text!r}, expected: {expected}")
+
+
+def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
+    from ..contract.spec import SpecOverrides
+
+    return SpecOverrides(scale=args.scale, threshold=args.mask_threshold)
+
+
+def engine_from_args(args: argparse.Namespace) -> Engine:
+    """Open args.model and say on stderr what was chosen and why."""
+    from ..engine.open import open_engine
+
+    engine = open_engine(args.model, args.backend, args.device, overrides_from_args(args))
+    sys.stderr.write(f"engine: {engine.label} ({engine.why})\n")
+    return engine
+
+
+def show_failures(failures: Sequence[tuple[object, str]], shown: int = 20) -> None:
+    """The images that failed, with reasons, on stderr."""
+    for path, reason in failures[:shown]:
+        sys.stderr.write(f"failed: {path}: {reason}\n")
+    if len(failures) > shown:
+        sys.stderr.write(f"… and {len(failures) - shown} more (--json FILE lists all)\n")
+
+
+def require_done(planned: int, failed: int) -> None:
+    """Raise UserError when every image failed: such a request was wrong as a whole."""
+    from ..contract.errors import UserError
+
+    if failed == planned:
+        raise UserError(
+            "no image could be used",
+            seen=f"{failed} of {planned} failed, for the reasons above",
+            expected="JPEG, PNG, BMP, TIFF, WebP, PGM, PPM or GIF files that are whole",
+            hint="--json FILE   lists every image with its reason",
+        )
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Nothing when no file was asked for; "-" is standard output."""
+    if path is None:
+        return
+    text = json.dumps(content, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    from ..contract.errors import UserError
+    from ..contract.files import write_atomically
+
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}",
+            seen=error,
+            expected="a file that can be written",
+            hint="--json FILE   with another FILE, or - for standard output",
+        ) from error

@@ -1,0 +1,148 @@
+"""`unetrt train`: images and masks → a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..training.options import RecipeOptions, TrainOptions
+
+HELP = "learn from images and masks; writes best.pth, last.pth, metrics.csv and curve.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--images", type=Path, default=Path("data/imgs"), metavar="DIR")
+    data.add_argument("--masks", type=Path, default=Path("data/masks"), metavar="DIR")
+    data.add_argument("--val-images", type=Path, metavar="DIR", help="score on these images")
+    data.add_argument("--val-masks", type=Path, metavar="DIR", help="and these masks")
+    data.add_argument(
+        "--validation", "-v", type=float, default=10.0, metavar="PERCENT",
+        help="of the images kept back to score on, where no --val-images are given (default: 10)",
+    )  # fmt: skip
+    data.add_argument("--scale", "-s", type=float, default=0.5, help="of the images (default: 0.5)")
+    data.add_argument("--crop", type=int, metavar="PIXELS", help="train on random squares")
+    data.add_argument("--ignore-index", type=int, metavar="VALUE", help="mask value left out")
+    data.add_argument("--bit-depth", type=int, metavar="BITS", help="of data in 16-bit images")
+    _add_network_arguments(parser)
+    _add_recipe_arguments(parser)
+    _add_run_arguments(parser)
+
+
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_argument_group("network")
+    network.add_argument("--classes", "-c", type=int, default=2, help="(default: 2)")
+    network.add_argument("--class-names", metavar="NAME,NAME…", help="in the order of mask values")
+    network.add_argument("--channels", type=int, default=3, choices=(1, 3), help="(default: 3)")
+    network.add_argument(
+        "--width", type=int, default=64, help="channels of the first convolution (default: 64)"
+    )
+    network.add_argument("--bilinear", action="store_true", help="upsample without weights")
+    network.add_argument("--load", "-f", type=Path, metavar="CHECKPOINT", help="start from it")
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add flags that take the recipe's value where they are left out."""
+    recipe = parser.add_argument_group("recipe (defaults: those of --recipe)")
+    recipe.add_argument(
+        "--recipe", choices=("reference", "modern"), default="reference",
+        help="reference: as Pytorch-UNet, RMSprop, 5 epochs, batches of 1, rate 1e-5; "
+        "modern: AdamW, one-cycle, augmentation (default: reference)",
+    )  # fmt: skip
+    recipe.add_argument("--epochs", "-e", type=int)
+    recipe.add_argument("--batch-size", "-b", type=int, help="over all processes of torchrun")
+    recipe.add_argument("--learning-rate", "-l", type=float)
+    recipe.add_argument("--optimizer", choices=("rmsprop", "adamw"))
+    recipe.add_argument("--schedule", choices=("plateau", "onecycle", "cosine"))
+    recipe.add_argument("--loss", choices=("ce+dice", "focal+dice"))
+    recipe.add_argument(
+        "--dice", choices=("all", "foreground"), help="classes that the Dice loss counts"
+    )
+    recipe.add_argument(
+        "--class-weights", type=_class_weights, metavar="NUMBER,NUMBER…",
+        help="of each class in the cross-entropy; auto: 1 / √(share of the pixels)",
+    )  # fmt: skip
+    recipe.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, default=None,
+        help="random flips, quarter turns, scale, brightness and contrast",
+    )  # fmt: skip
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, metavar="DIR", help="(default: runs/train, -2, -3 …)")
+    run.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    run.add_argument(
+        "--amp",
+        action="store_true",
+        help="compute in bfloat16, or float16 where the GPU lacks it, where that is safe",
+    )
+    run.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run: its folder"
+    )
+    run.add_argument("--workers", type=int, metavar="N", help="threads that make batches ahead")
+    run.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    # PyTorch's threads spin while they wait: beside another busy process, 45 images/s became 3.
+    # It has to be set before PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ..contract.log import log
+    from ..training.train import train
+
+    log.setLevel(logging.INFO)
+    best = train(options_from_arguments(args))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        sys.stdout.write(f"{best}\n")
+    return 0
+
+
+def options_from_arguments(args: argparse.Namespace) -> TrainOptions:
+    from ..training.options import TrainOptions
+
+    names = tuple(args.class_names.split(",")) if args.class_names else ()
+    return TrainOptions(
+        images=args.images,
+        masks=args.masks,
+        val_images=args.val_images,
+        val_masks=args.val_masks,
+        validation=args.validation,
+        channels=args.channels,
+        classes=args.classes,
+        class_names=names,
+        width=args.width,
+        bilinear=args.bilinear,
+        scale=args.scale,
+        ignore_index=args.ignore_index,
+        bit_depth=args.bit_depth,
+        crop=args.crop,
+        recipe=_recipe_from_arguments(args),
+        load=args.load,
+        amp=args.amp,
+        seed=args.seed,
+        device=args.device,
+        out=args.out,
+        resume=args.resume,
+        workers=args.workers,
+        wandb=args.wandb,
+    )
+
+
+def _recipe_from_arguments(args: argparse.Namespace) -> RecipeOptions:
+    from ..training.options import RECIPES
+
+    base = RECIPES[args.recipe]
+    given = {f.name: getattr(args, f.name) for f in fields(base)}
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _class_weights(text: str) -> tuple[float, ...] | str:
+    return text if text == "auto" else tuple(float(number) for number in text.split(","))

@@ -1,0 +1,80 @@
+"""torch.hub: the U-Net, and the published Carvana weights of milesial/Pytorch-UNet."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from unetrt.training.unet import UNet
+
+dependencies = ["torch", "numpy"]
+
+RELEASE = "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0"
+CARVANA = {
+    0.5: f"{RELEASE}/unet_carvana_scale0.5_epoch2.pth",
+    1.0: f"{RELEASE}/unet_carvana_scale1.0_epoch2.pth",
+}
+
+
+def unet(channels: int = 3, classes: int = 2, width: int = 64, bilinear: bool = False) -> UNet:
+    """Give an untrained U-Net: (N, channels, h, w) float of 0 to 1 → (N, classes, h, w) logits."""
+    _find_package()
+    from unetrt.training.unet import UNet
+
+    return UNet(channels, classes, width, bilinear)
+
+
+def unet_carvana(
+    pretrained: bool = False, scale: float = 0.5, *, progress: bool = True, url: str | None = None
+) -> UNet:
+    """Give the U-Net for cars (3 channels, 2 classes), for images resized by `scale`.
+
+    pretrained: with the published weights for that scale (0.5 or 1.0), in evaluation mode.
+    url: another place of that file. Its SHA-256 is written beside it at the first download, no
+    source states one, and checked from then on. Raises UserError where it has changed.
+    """
+    if not pretrained:
+        return unet(3, 2, 64, bilinear=False)
+    if scale not in CARVANA:
+        raise ValueError(f"scale {scale}: there are weights for {' and '.join(map(str, CARVANA))}")
+    _find_package()
+    from unetrt.training.checkpoint import read_checkpoint, unet_from_checkpoint
+
+    return unet_from_checkpoint(read_checkpoint(_downloaded(url or CARVANA[scale], progress)))
+
+
+def _find_package() -> None:
+    """Make the folders beside this file the package, installed or not.
+
+    The links in typings/ would not do: an archive from GitHub unpacks without links.
+    """
+    if "unetrt" not in sys.modules:
+        package = ModuleType("unetrt")
+        package.__path__ = [str(Path(__file__).resolve().parent)]
+        sys.modules["unetrt"] = package
+
+
+def _downloaded(url: str, progress: bool) -> Path:
+    from unetrt.contract.errors import UserError
+    from unetrt.contract.files import sha256_from_file, write_atomically
+
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    recorded, digest = path.with_name(path.name + ".sha256"), sha256_from_file(path)
+    if not recorded.exists():
+        write_atomically(recorded, f"{digest}\n".encode())
+    elif recorded.read_text().strip() != digest:
+        raise UserError(
+            f"{path} is not the file that was downloaded first",
+            seen=digest,
+            expected=recorded.read_text().strip(),
+            hint=f"rm {path} {recorded}   if the change is known to be good",
+        )
+    return path

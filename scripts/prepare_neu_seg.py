@@ -1,0 +1,94 @@
+"""Lay out a copy of the NEU_Seg repository for training: imgs and masks, train and val.
+
+Its test pictures are mostly rotations of its training pictures, so they are no test of anything
+new. --scenes takes a table of stem and scene; the scenes of every tenth go to val, whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+SOURCES = {"tr": "training", "te": "test"}
+"""Prefixes of the new names: both folders of the repository use the same numbers."""
+
+EVERY = 10
+"""One scene of so many goes to val."""
+
+Pair = tuple[str, Path, Path]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 some images or masks have no partner, 2 nothing to do."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="holds images/ and annotations/")
+    parser.add_argument("--out", type=Path, default=Path("data/neu_seg"), metavar="DIR")
+    parser.add_argument(
+        "--scenes", type=Path, metavar="CSV",
+        help="columns stem (tr000001, te000001 …) and scene: pictures of a scene stay together",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    args = parser.parse_args(argv)
+    pairs, alone = _pairs(args.source)
+    if not pairs:
+        sys.stderr.write(f"{args.source} holds no images/training and annotations/training\n")
+        return 2
+    if alone:
+        sys.stderr.write(f"{len(alone)} files without a partner: {', '.join(alone[:5])}\n")
+        return 1
+    parts = _split(pairs, _scenes(args.scenes) if args.scenes else {})
+    for part, members in parts.items():
+        sys.stdout.write(f"{args.out / part}: {len(members)} pairs\n")
+        if not args.dry_run:
+            _copy(members, args.out / part)
+    if not args.scenes:
+        sys.stdout.write("val is the source's test folder, which shares scenes with train\n")
+    return 0
+
+
+def _pairs(source: Path) -> tuple[list[Pair], list[str]]:
+    """Give (new stem, image, mask) of both folders, and the names that have no partner."""
+    pairs, alone = [], []
+    for prefix, folder in SOURCES.items():
+        images = {p.stem: p for p in (source / "images" / folder).glob("*.jpg")}
+        masks = {p.stem: p for p in (source / "annotations" / folder).glob("*.png")}
+        alone += [f"{folder}/{stem}" for stem in sorted(images.keys() ^ masks.keys())]
+        both = sorted(images.keys() & masks.keys())
+        pairs += [(prefix + stem, images[stem], masks[stem]) for stem in both]
+    return pairs, alone
+
+
+def _scenes(table: Path) -> dict[str, str]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return {row["stem"]: row["scene"] for row in csv.DictReader(file)}
+
+
+def _split(pairs: list[Pair], scenes: dict[str, str]) -> dict[str, list[Pair]]:
+    """By scene where scenes are known, else by the folders of the source."""
+    if not scenes:
+        val = [pair for pair in pairs if pair[0].startswith("te")]
+    else:
+        val = [pair for pair in pairs if _held_back(scenes.get(pair[0], pair[0]))]
+    kept = {stem for stem, _, _ in val}
+    return {"train": [pair for pair in pairs if pair[0] not in kept], "val": val}
+
+
+def _held_back(scene: str) -> bool:
+    """Decide by the scene's name alone, the same on every machine."""
+    return zlib.crc32(scene.encode()) % EVERY == 0
+
+
+def _copy(pairs: list[Pair], folder: Path) -> None:
+    for name in ("imgs", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for stem, image, mask in pairs:
+        shutil.copyfile(image, folder / "imgs" / f"{stem}{image.suffix}")
+        shutil.copyfile(mask, folder / "masks" / f"{stem}{mask.suffix}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,168 @@
+"""The top level: help, version, exit statuses, and streams that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from unetrt.cli import doctor, inspect, predict
+from unetrt.cli.main import VERBS
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "cv2", "numpy", "PIL", "matplotlib", "rich")
+
+ANSWERS = """
+import contextlib, io, json, sys
+from unetrt.cli.main import main
+answers = {}
+for arguments in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main(arguments)
+    answers[" ".join(arguments)] = out.getvalue()
+heavy = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+print(json.dumps({"answers": answers, "heavy": heavy}))
+"""
+
+
+def test_help_and_version_answer_without_anything_heavy() -> None:
+    asked = [["--help"], ["--version"], [], *([verb, "--help"] for verb in VERBS)]
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERS, json.dumps(asked), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    assert told["heavy"] == []
+    assert told["answers"]["--version"].startswith("unetrt ")
+    for verb, what in VERBS.items():
+        assert f"{verb} " in told["answers"]["--help"]
+        assert what in told["answers"]["--help"]
+        assert f"usage: unetrt {verb}" in told["answers"][f"{verb} --help"]
+        assert "-h, --help" in told["answers"][f"{verb} --help"]
+    assert told["answers"][""] == told["answers"]["--help"]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "unetrt.cli"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("unetrt ")
+    wrong = subprocess.run([*command, "fly"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "Hint: unetrt --help" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["fly"], "'fly'"),
+        (["predict"], "--input/-i"),
+        (["predict", "-i", "a.png", "--format", "prob"], "'prob'"),
+        (["predict", "-i", "a.png", "--batch", "0"], "a whole number above 0"),
+        (["predict", "-i", "a.png", "--batch", "two"], "a whole number above 0"),
+        (["predict", "-i", "a.png", "--scale", "0"], "above 0, to 8"),
+        (["predict", "-i", "a.png", "--scale", "nan"], "above 0, to 8"),
+        (["predict", "-i", "a.png", "--scale", "half"], "above 0, to 8"),
+        (["predict", "-i", "a.png", "-t", "1"], "between 0 and 1"),
+        (["predict", "-i", "a.png", "--device", "gpu"], "cuda:N"),
+        (["predict", "-i", "a.png", "--backend", "tflite"], "'tflite'"),
+        (["predict", "-i", "a.png", "--bit-depth", "8"], "8"),
+        (["predict", "-i", "a.png", "--json", "no/such/folder/x.json"], "a folder that is there"),
+        (["predict", "-i", "a.png", "--classes", "many"], "'many'"),
+        (["evaluate", "m.pth", "--images", "x"], "--masks"),
+        (["evaluate", "m.pth", "--images", "x", "--masks", "y", "--json", "."], "a file in"),
+        (["export", "m.pth"], "--output"),
+        (["export", "m.pth", "-o", "x.onnx", "--precision", "int4"], "'int4'"),
+        (["build", "m.pth", "-o", "e", "--min-agreement", "99"], "from 0 to 1"),
+        (["build", "m.pth", "-o", "e", "--batch", "4,1"], "1,4,8"),
+        (["build", "m.pth", "-o", "e", "--batch", "8,4,1"], "1,4,8"),
+        (["build", "m.pth", "-o", "e", "--size", "640"], "200x300"),
+        (["bench", "--images", "x"], "MODEL"),
+        (["bench", "m.pth", "--images", "x", "--seconds", "-1"], "--seconds"),
+        (["bench", "m.pth", "--images", "x", "--seconds", "0"], "above 0"),
+        (["inspect"], "MODEL"),
+        (["doctor", "--cure"], "--cure"),
+    ],
+)
+def test_a_wrong_flag_is_one_message_with_a_hint(
+    arguments: list[str], named: str, unetrt: Command
+) -> None:
+    outcome = unetrt(*arguments)
+    assert named in outcome.error
+    verb = f" {arguments[0]}" if arguments[0] in VERBS else ""
+    assert outcome.err.endswith(f"Hint: unetrt{verb} --help\n")
+    assert outcome.out == ""
+
+
+def test_an_interrupt_is_130_and_one_line(unetrt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run", interrupted)
+    outcome = unetrt("doctor")
+    assert outcome.status == 130
+    assert outcome.err == "unetrt doctor: interrupted; what is written is whole\n"
+
+
+def test_what_the_system_refuses_is_a_message_too(
+    unetrt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(args: object) -> int:
+        raise PermissionError(13, "Permission denied", "/root/x.json")
+
+    monkeypatch.setattr(doctor, "run", refused)
+    assert "Permission denied: '/root/x.json'" in unetrt("doctor").whole_error
+
+
+def test_an_error_of_ours_is_not_hidden(unetrt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(doctor, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        unetrt("doctor")
+
+
+def test_a_reader_that_leaves_early_or_never_was_is_no_error(
+    checkpoint_file: Callable[..., Path],
+) -> None:
+    """`unetrt inspect MODEL | true`, and with standard output closed."""
+    command = f"{sys.executable} -m unetrt.cli inspect {checkpoint_file()}"
+    script = f"set -o pipefail; {command} | true; echo $?; {command} >&-; echo $?"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n0\n", "")
+
+
+def test_a_name_that_is_no_unicode_is_shown_escaped(
+    checkpoint_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    command = [sys.executable, "-m", "unetrt.cli", "convert", str(checkpoint_file()), "-o"]
+    done = subprocess.run(
+        [*command, folder + b"/x.pth"], capture_output=True, check=False, text=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\udce9/x.pth" in done.stdout
+
+
+def test_every_verb_has_one_module_with_the_two_functions() -> None:
+    for module in (doctor, inspect, predict):
+        assert callable(module.add_arguments)
+        assert callable(module.run)
+    folder = Path(predict.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} == {
+        *VERBS,
+        "__init__",
+        "__main__",
+        "main",
+        "shared",
+    }

@@ -1,0 +1,161 @@
+"""export, build, inspect, convert and doctor: from a checkpoint to what is deployed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.conftest import Command
+from unetrt.contract.masks import read_mask
+from unetrt.engine.probe import PROBES
+
+CheckpointFile = Callable[..., Path]
+
+
+def test_export_says_what_it_wrote(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    path = tmp_path / "two.onnx"
+    outcome = unetrt("export", checkpoint_file(classes=2), "-o", path, "--scale", "0.5")
+    assert outcome.status == 0
+    assert outcome.out.startswith(f"{path}: ")
+    assert "2 classes, scale 0.5" in outcome.out
+    assert json.loads(unetrt("inspect", path, "--json").out)["spec"]["scale"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("x.bin", "ends in .onnx"), ("no/x.onnx", "no folder")]
+)
+def test_export_refuses_a_place_it_cannot_write(
+    output: str, said: str, unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    assert said in unetrt("export", checkpoint_file(), "-o", tmp_path / output).error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_judges_and_says_so(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "engine"
+    outcome = unetrt(
+        "build", onnx_file, "-o", folder, "--backend", "onnxruntime", "--gate-images", pictures
+    )
+    assert outcome.status == 0
+    assert f"{folder}: onnxruntime " in outcome.out
+    assert "the gate has passed" in outcome.out
+    assert "judged on 4 images (images)" in outcome.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["engine", "my pictures ü"]
+
+
+def test_build_refuses_what_it_cannot_do(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    build = ("build", onnx_file, "-o", tmp_path / "engine")
+    for arguments, said in (
+        (("--gate-masks", pictures), "goes with --gate-images"),
+        (("--gate-images", tmp_path / "none"), "no folder of images"),
+        (("--backend", "onnxruntime", "--precision", "bf16"), "not built in bf16"),
+        (("--backend", "onnxruntime", "--precision", "fp16"), "a graph in fp32"),
+        (("--backend", "onnxruntime", "--scale", "0.25"), "another scale"),
+    ):
+        assert said in unetrt(*build, *arguments).error
+    assert "holds other files" in unetrt("build", onnx_file, "-o", pictures).error
+    file = pictures / "a.png"
+    assert "Traceback" not in unetrt("build", onnx_file, "-o", file / "engine").error
+    assert not (tmp_path / "engine").exists()
+
+
+def test_inspect_describes_every_kind(
+    unetrt: Command, checkpoint_file: CheckpointFile, onnx_file: Path, engine_folder: Path
+) -> None:
+    for model, kind in (
+        (checkpoint_file(), "checkpoint"),
+        (onnx_file, "onnx"),
+        (engine_folder, "engine"),
+    ):
+        text = unetrt("inspect", model)
+        assert text.status == 0
+        assert f"kind: {kind}\n" in text.out
+        assert "  classes: 4\n" in text.out
+        told = json.loads(unetrt("inspect", model, "--json").out)
+        assert told["kind"] == kind
+        assert told["spec"]["classes"] == 4
+    assert told["files_verified"] is True
+    assert told["gate"]["verdict"] == "passed"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "gate.json"])
+def test_a_file_that_was_changed_is_found_and_nothing_runs(
+    name: str, unetrt: Command, engine_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "engine"
+    shutil.copytree(engine_folder, folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    assert f"{name} has SHA-256" in unetrt("inspect", folder).whole_error
+    out = tmp_path / "out"
+    assert name in unetrt("predict", "-m", folder, "-i", pictures, "--output-dir", out).error
+    assert not out.exists()
+    (folder / name).unlink()
+    assert f"{name} is missing" in unetrt("inspect", folder).error
+
+
+def test_inspect_of_a_folder_that_is_no_engine(unetrt: Command, pictures: Path) -> None:
+    assert "is not an engine directory" in unetrt("inspect", pictures).error
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convert_writes_the_bare_form_with_the_same_masks(
+    channels: int, unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    model, bare = checkpoint_file(channels=channels, classes=2), tmp_path / "bare.pth"
+    outcome = unetrt("convert", model, "-o", bare)
+    assert outcome.status == 0
+    assert "--classes 2 --scale 1.0" in outcome.out
+    state = torch.load(bare, weights_only=True)
+    assert state.pop("mask_values") == [0, 1]
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert state["outc.conv.bias"].shape == (2,)
+    for path, name in ((model, "ours"), (bare, "bare")):
+        asked = ("predict", "-m", path, "-i", pictures, "--output-dir", tmp_path / name)
+        assert unetrt(*asked, "--scale", "1").status == 0
+    for path in (tmp_path / "ours").rglob("*.png"):
+        other = tmp_path / "bare" / path.relative_to(tmp_path / "ours")
+        np.testing.assert_array_equal(read_mask(path), read_mask(other))
+    assert "checkpoint of Pytorch-UNet" in unetrt("inspect", bare).out
+
+
+def test_convert_needs_a_folder_to_write_to(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    outcome = unetrt("convert", checkpoint_file(), "-o", tmp_path / "no" / "x.pth")
+    assert "no folder" in outcome.whole_error
+
+
+def test_doctor_names_every_backend_and_what_build_takes(unetrt: Command) -> None:
+    outcome = unetrt("doctor")
+    assert outcome.status == 0
+    for name in PROBES:
+        assert f"\n{name} " in outcome.out
+    assert "unetrt build takes " in outcome.out
+    assert "processor" in outcome.out
+
+
+def test_doctor_reports_also_where_nothing_runs(
+    unetrt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetrt.engine import probe
+
+    nothing = probe.BackendStatus("openvino", False, False, "not installed", "pip install openvino")
+    monkeypatch.setattr(probe, "PROBES", {"openvino": lambda: nothing})
+    outcome = unetrt("doctor")
+    assert "no backend runs here" in outcome.error
+    assert "not installed" in outcome.out
+    assert "pip install openvino" in outcome.out
