@@ -1,0 +1,139 @@
+"""The preparation scripts, as a user runs them, on small folders made here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
+
+
+def run(
+    script: str, *arguments: object, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """path: the only folder in which programs are found."""
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    environment = {**os.environ, **({"PATH": str(path)} if path else {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    """Carvana's two archives, as they are laid out, with two cars."""
+    folder = tmp_path / "zips"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "train_hq.zip", "w") as images:
+        for car in ("aa_01", "aa_02"):
+            images.writestr(f"train_hq/{car}.jpg", car)
+        images.writestr("__MACOSX/train_hq/._aa_01.jpg", "")
+    with zipfile.ZipFile(folder / "train_masks.zip", "w") as masks:
+        for car in ("aa_01", "aa_02"):
+            masks.writestr(f"train_masks/{car}_mask.gif", car)
+        masks.writestr("../../outside_mask.gif", "")
+    return folder
+
+
+def test_carvana_is_unpacked_and_checked(tmp_path: Path, archives: Path) -> None:
+    """An entry that points outside lands inside, and has no image: the check tells."""
+    data = tmp_path / "data"
+    done = run("prepare_carvana.py", "--data", data, "--archives", archives)
+    assert done.returncode == 1
+    assert "['outside']" in done.stderr
+    assert not (tmp_path / "outside_mask.gif").exists()
+    (data / "masks" / "outside_mask.gif").unlink()
+    expected = {f"imgs/aa_0{i}.jpg" for i in (1, 2)} | {f"masks/aa_0{i}_mask.gif" for i in (1, 2)}
+    assert names(data) == expected
+    again = run("prepare_carvana.py", "--data", data, "--archives", archives)
+    assert again.returncode == 2
+    assert "holds files already" in again.stderr
+
+
+def test_carvana_s_plan_is_told_without_doing_it(tmp_path: Path) -> None:
+    done = run("prepare_carvana.py", "--data", tmp_path / "data", "--dry-run")
+    assert done.returncode == 0
+    first, second, *unpack = done.stdout.splitlines()
+    wanted = "kaggle competitions download -c carvana-image-masking-challenge -f train_hq.zip"
+    assert first.startswith(wanted)
+    assert "-f train_masks.zip" in second
+    assert len(unpack) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_carvana_is_fetched_by_kaggle_s_client(tmp_path: Path, archives: Path) -> None:
+    """A client of the same command line stands for Kaggle's, which needs an account."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    missing = run("prepare_carvana.py", "--data", tmp_path / "data", path=programs)
+    assert missing.returncode == 2
+    assert "pip install kaggle" in missing.stderr
+    client = programs / "kaggle"
+    copy = "import shutil, sys\na = sys.argv\nf, p = a[a.index('-f') + 1], a[a.index('-p') + 1]\n"
+    client.write_text(f"#!{sys.executable}\n{copy}shutil.copy({str(archives)!r} + '/' + f, p)\n")
+    client.chmod(0o755)
+    done = run("prepare_carvana.py", "--data", tmp_path / "data", path=programs)
+    assert "outside" in done.stderr
+    assert names(tmp_path / "data" / "archives") == {"train_hq.zip", "train_masks.zip"}
+    client.write_text(f"#!{sys.executable}\nraise SystemExit(1)\n")
+    failed = run("prepare_carvana.py", "--data", tmp_path / "other", path=programs)
+    assert failed.returncode == 2
+    assert "rules accepted" in failed.stderr
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """NEU_Seg's two folders; the same numbers stand for different pictures."""
+    source = tmp_path / "NEU_Seg"
+    for folder, count in (("training", 30), ("test", 4)):
+        for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+            (source / kind / folder).mkdir(parents=True)
+            for number in range(count):
+                path = source / kind / folder / f"{number:06}.{suffix}"
+                path.write_text(f"{folder} {number}")
+    return source
+
+
+def test_neu_seg_keeps_its_folders_apart(tmp_path: Path, repository: Path) -> None:
+    out = tmp_path / "out"
+    planned = run("prepare_neu_seg.py", repository, "--out", out, "--dry-run")
+    assert "train: 30 pairs" in planned.stdout
+    assert not out.exists()
+    done = run("prepare_neu_seg.py", repository, "--out", out)
+    assert done.returncode == 0
+    assert "shares scenes with train" in done.stdout
+    found = names(out)
+    assert len(found) == 2 * 34
+    assert {"train/imgs/tr000001.jpg", "val/masks/te000001.png"} <= found
+    assert (out / "val" / "imgs" / "te000001.jpg").read_text() == "test 1"
+
+
+def test_neu_seg_never_parts_a_scene(tmp_path: Path, repository: Path) -> None:
+    table = tmp_path / "scenes.csv"
+    scene = {f"tr{i:06}": f"scene{i // 2}" for i in range(30)}
+    scene |= {f"te{i:06}": f"scene{i}" for i in range(4)}
+    table.write_text("stem,scene\n" + "".join(f"{s},{c}\n" for s, c in scene.items()))
+    done = run("prepare_neu_seg.py", repository, "--out", tmp_path / "out", "--scenes", table)
+    assert done.returncode == 0
+    parts = [
+        {scene[path.stem] for path in (tmp_path / "out" / part / "imgs").iterdir()}
+        for part in ("train", "val")
+    ]
+    assert parts[0]
+    assert parts[1]
+    assert not parts[0] & parts[1]
+
+
+def test_neu_seg_tells_what_has_no_partner(tmp_path: Path, repository: Path) -> None:
+    (repository / "annotations" / "training" / "000003.png").unlink()
+    done = run("prepare_neu_seg.py", repository, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "training/000003" in done.stderr
+    assert run("prepare_neu_seg.py", tmp_path, "--out", tmp_path / "out").returncode == 2

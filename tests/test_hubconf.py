@@ -1,0 +1,82 @@
+"""torch.hub with source="local": from the folder as it lies, installed or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unetrt.contract.errors import UserError
+from unetrt.training.unet import UNet
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "unet_carvana_scale0.5_epoch2.pth"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the published one's form: a state_dict with mask_values."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("release") / NAME
+    torch.save({**UNet(3, 2, 64).state_dict(), "mask_values": [0, 1]}, path)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Path]:
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+def load(name: str, **arguments: Any) -> Any:
+    return torch.hub.load(str(ROOT), name, source="local", **arguments)  # type: ignore[no-untyped-call]
+
+
+def test_carvana_weights_are_loaded_and_their_digest_is_kept(published: Path, hub: Path) -> None:
+    arguments = {"pretrained": True, "scale": 0.5, "progress": False, "url": published.as_uri()}
+    net = load("unet_carvana", **arguments)
+    expected = torch.load(published, weights_only=True)
+    assert not net.training
+    assert torch.equal(net.state_dict()["outc.conv.weight"], expected["outc.conv.weight"])
+    assert {path.name for path in hub.iterdir()} == {NAME, f"{NAME}.sha256"}
+    load("unet_carvana", **arguments)
+    with (hub / NAME).open("r+b") as file:
+        file.seek(5000)
+        file.write(b"changed")
+    with pytest.raises(UserError, match="not the file that was downloaded first"):
+        load("unet_carvana", **arguments)
+
+
+def test_scales_without_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0\.5 and 1\.0"):
+        load("unet_carvana", pretrained=True, scale=0.25)
+
+
+def test_addresses_are_those_of_the_release() -> None:
+    text = (ROOT / "hubconf.py").read_text(encoding="utf-8")
+    assert "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0" in text
+    for scale in ("0.5", "1.0"):
+        assert f"/unet_carvana_scale{scale}_epoch2.pth" in text
+
+
+def test_it_loads_without_an_install(tmp_path: Path) -> None:
+    """Nothing but this folder may give the package: every other finder of it is taken away."""
+    code = f"""
+import sys, torch
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path[:] = [p for p in sys.path if "typings" not in p]
+net = torch.hub.load({str(ROOT)!r}, "unet", source="local", channels=1, classes=4, width=4)
+assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
+print(sys.modules["unetrt.training.unet"].__file__)
+"""
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(ROOT / "training" / "unet.py")
