@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -129,6 +130,9 @@ def decoding(name: str) -> Iterator[None]:
 def read_bytes(path: Path) -> bytes:
     """Read the whole file; ImageError says why not."""
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # these could block, or never end
+            raise ImageError(f"no image at {path}", seen="a pipe or a device")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"no image at {path}", seen="no such file") from error

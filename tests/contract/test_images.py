@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -537,12 +538,14 @@ def test_wide_and_signed_integers_are_refused() -> None:
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
-    text, empty = tmp_path / "a.png", tmp_path / "b.jpg"
+    text, empty, pipe = tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "c.png"
     text.write_text("not a picture")
     empty.touch()
+    os.mkfifo(pipe)
     cases = {
         text: "not an image of a known kind",
         empty: "empty file",
+        pipe: "a pipe or a device",
         tmp_path: "a folder",
         tmp_path / "none.png": "no such file",
     }
