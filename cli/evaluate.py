@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .shared import (
     MODEL_HELP,
+    add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
     engine_from_args,
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     add("--images", type=Path, required=True, metavar="DIR")
     add("--masks", type=Path, required=True, metavar="DIR")
+    add_bit_depth_argument(parser)
     add_json_argument(parser, "the scores")
     add_engine_arguments(parser)
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     with engine_from_args(args) as engine:
         options = PipelineOptions(batch=args.batch)
-        evaluation = evaluate_engine(engine, args.images, args.masks, options)
+        evaluation = evaluate_engine(engine, args.images, args.masks, options, args.bit_depth)
     show_failures(evaluation.failures)
     write_json(args.json, evaluation.scores.to_dict())
     if str(args.json) != "-":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .shared import (
     MODEL_HELP,
+    add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
     engine_from_args,
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="stop at the first image that fails")
     formats = ("auto", "index", "palette", "bilevel", "npy", "rle")
     add("--format", choices=formats, default="auto", help="of the mask files (default: auto)")
-    add("--bit-depth", type=int, choices=range(9, 17), metavar="9-16", help="of 16-bit images")
+    add_bit_depth_argument(parser)
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)
 

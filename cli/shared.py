@@ -46,6 +46,13 @@ def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", type=json_file, metavar="FILE", help=help_text)
 
 
+def add_bit_depth_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "of the data in 16-bit images"
+    parser.add_argument(
+        "--bit-depth", type=int, choices=range(9, 17), metavar="9-16", help=help_text
+    )
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise wrong(text, "a whole number above 0")

@@ -24,16 +24,23 @@ class Evaluation:
 
 
 def evaluate_engine(
-    engine: Engine, images: Path, masks: Path, options: PipelineOptions | None = None
+    engine: Engine,
+    images: Path,
+    masks: Path,
+    options: PipelineOptions | None = None,
+    bit_depth: int | None = None,
 ) -> Evaluation:
-    """Score every pair. Raises UserError when images and masks do not match."""
+    """Score every pair. Raises UserError when images and masks do not match.
+
+    bit_depth: of 16-bit files whose values fill fewer bits.
+    """
     pairs = checked_pairs(images, masks)
     spec = engine.spec
     matrix, lock = ConfusionMatrix(spec.mask_classes), threading.Lock()
     truths: dict[Pair, U8] = {}
 
     def load(pair: Pair) -> Loaded:
-        image, size, truths[pair] = load_pair(pair, spec)
+        image, size, truths[pair] = load_pair(pair, spec, bit_depth)
         return image, size
 
     def consume(pair: Pair, mask: U8) -> None:

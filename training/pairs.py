@@ -77,9 +77,9 @@ def checked_pairs(images: Path, masks: Path) -> list[Pair]:
     return pairs
 
 
-def load_pair(pair: Pair, spec: ModelSpec) -> LabelledImage:
+def load_pair(pair: Pair, spec: ModelSpec, bit_depth: int | None = None) -> LabelledImage:
     """Read one pair to score on. Raises ImageError as read_pair does, and for unknown values."""
-    image, size, pixels = read_pair(pair, spec)
+    image, size, pixels = read_pair(pair, spec, bit_depth)
     return image, size, class_indices(pixels, spec, pair.mask)
 
 

@@ -91,6 +91,17 @@ def test_pairs_that_cannot_be_scored_are_left_out_and_named(tmp_path: Path) -> N
     assert [score.iou for score in found.scores.classes] == pytest.approx(expected)
 
 
+def test_twelve_bits_in_a_file_of_sixteen(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2, 4)
+    for path in (tmp_path / "imgs").iterdir():
+        deep = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        Image.fromarray(deep).save(path)
+    folders = tmp_path / "imgs", tmp_path / "masks"
+    with torch_engine(balanced_checkpoint()) as engine:
+        assert "--bit-depth 12" in evaluate_engine(engine, *folders).failures[0][1]
+        assert not evaluate_engine(engine, *folders, bit_depth=12).failures
+
+
 def test_an_output_that_is_not_finite_is_no_score(tmp_path: Path) -> None:
     write_pairs(tmp_path, 2, 4)
     checkpoint = balanced_checkpoint()
