@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
-    from ..training.checkpoint import read_checkpoint, write_bare
+    from ..contract.log import log
+    from ..training.checkpoint import bare_differences, read_checkpoint, write_bare
 
     if not args.output.parent.is_dir():
         raise UserError(
@@ -29,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(args.checkpoint).with_overrides(overrides_from_args(args))
     write_bare(args.output, checkpoint)
     spec = checkpoint.spec
+    for difference in bare_differences(spec):
+        log.warning("Pytorch-UNet's predict.py: %s", difference)
     bilinear = " --bilinear" if spec.bilinear else ""
     sys.stdout.write(
         f"{args.output}: for predict.py --classes {spec.classes} --scale {spec.scale}{bilinear}\n"

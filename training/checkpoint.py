@@ -86,6 +86,21 @@ def write_bare(path: Path, checkpoint: Checkpoint) -> None:
         torch.save({**checkpoint.state, "mask_values": values}, temporary)
 
 
+def bare_differences(spec: ModelSpec) -> list[str]:
+    """Say what Pytorch-UNet's predict.py will do otherwise with the bare form of this network."""
+    found = []
+    if (spec.channels, spec.width) != (3, 64):
+        seen = f"this one has {spec.channels} and {spec.width}"
+        found.append(
+            f"it makes a network of 3 channels and width 64, {seen}: edit its UNet(…) call"
+        )
+    if spec.resize != "pil-bicubic":
+        found.append(f"it resizes images by pil-bicubic, this network learnt from {spec.resize}")
+    if spec.classes == 1 and spec.threshold != 0.5:
+        found.append(f"its threshold is 0.5 unless -t {spec.threshold} is given")
+    return found
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raise UserError for what is not a checkpoint; nothing in the file is ever executed."""
     content = _load(path)

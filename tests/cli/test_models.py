@@ -119,6 +119,8 @@ def test_convert_writes_the_bare_form_with_the_same_masks(
     outcome = unetrt("convert", model, "-o", bare)
     assert outcome.status == 0
     assert "--classes 2 --scale 1.0" in outcome.out
+    assert "3 channels and width 64" in outcome.err
+    assert "pil-bicubic" in outcome.err
     state = torch.load(bare, weights_only=True)
     assert state.pop("mask_values") == [0, 1]
     assert all(isinstance(value, torch.Tensor) for value in state.values())
