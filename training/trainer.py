@@ -67,7 +67,7 @@ class Trainer:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         join_norms(net, ranks, self._device)
         self._masknet = MaskNet(net, data.spec)
-        self._batches = Batches(data.train, _batch_options(options, self._device), ranks)
+        self._batches = Batches(data.train, batch_options(options, self._device), ranks)
         self._optimizer = optimizer_from_recipe(net.parameters(), recipe)
         self._schedule = RateSchedule(
             self._optimizer, recipe, steps=recipe.epochs * len(self._batches)
@@ -207,7 +207,7 @@ class Trainer:
         return Checkpoint(self._data.spec, state, golden)
 
 
-def _batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
+def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
     """One core is left to the step, and a GPU copies from pinned memory."""
     workers = options.workers
     return BatchOptions(

@@ -1,0 +1,190 @@
+"""Whether loading starves training: the loop against its own steps without any loading.
+
+python -m unetrt.bench.training --images DIR --masks DIR --classes 4 --channels 1 --width 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..training.batches import Batch, Batches
+from ..training.masknet import MaskNet
+from ..training.optim import optimizer_from_recipe
+from ..training.options import RECIPES, TrainOptions
+from ..training.ranks import Ranks
+from ..training.samples import Sample, TrainingData, load_training_data
+from ..training.step import StepOptions, Stepper, amp_dtype
+from ..training.trainer import batch_options
+from ..training.unet import UNet
+from ..training.weights import loss_from_recipe
+from .machine import describe_bench_machine
+
+IN_MEMORY = "one batch, held in memory"
+LOOP = "the loop of unetrt train"
+REFERENCE = "Pytorch-UNet's loading"
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """images_per_second: median of the repeats; ratio: median of each repeat's to IN_MEMORY."""
+
+    name: str
+    images_per_second: float
+    ratio: float
+
+
+class ReferenceSamples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Files as Pytorch-UNet reads them: each time anew, resized by Pillow, no augmentation.
+
+    What it does beyond that (floats from the workers) is left out, in its favour.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = self._samples[index]
+        height, width = sample.input_size
+        mode = "L" if sample.spec.channels == 1 else "RGB"
+        with Image.open(sample.pair.image) as file:
+            image = file.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
+        with Image.open(sample.pair.mask) as file:
+            mask = np.asarray(file.resize((width, height), Image.Resampling.NEAREST))
+        truth = np.zeros((height, width), np.int64)
+        for position, value in enumerate(sample.spec.mask_values):
+            truth[mask == value] = position
+        pixels = np.array(image).reshape(height, width, sample.spec.channels)
+        return torch.from_numpy(pixels), torch.from_numpy(truth)
+
+
+def measure_training(options: TrainOptions, seconds: float, repeats: int) -> list[TrainingRow]:
+    """Time the same steps on three sources of batches, in turn, `repeats` times each."""
+    data = load_training_data(options, None)
+    stepper = _stepper(options, data)
+    sources = _sources(options, data)
+    rates: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(repeats):
+        for name, batches in sources.items():
+            rates[name].append(_rate(stepper, batches, seconds))
+    return [
+        TrainingRow(
+            name,
+            statistics.median(found),
+            statistics.median(np.divide(found, rates[IN_MEMORY]).tolist()),
+        )
+        for name, found in rates.items()
+    ]
+
+
+def _stepper(options: TrainOptions, data: TrainingData) -> Stepper:
+    torch.manual_seed(options.seed)
+    spec, device = data.spec, _device(options)
+    net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear).train().to(device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step_options = StepOptions(
+        loss=loss_from_recipe(options.recipe, spec, data.train),
+        amp=amp_dtype(device) if options.amp else None,
+    )
+    optimizer = optimizer_from_recipe(net.parameters(), options.recipe)
+    return Stepper(net, MaskNet(net, spec), optimizer, step_options, Ranks())
+
+
+def _sources(options: TrainOptions, data: TrainingData) -> dict[str, Callable[[], Iterator[Batch]]]:
+    batches = Batches(data.train, batch_options(options, _device(options)))
+    held = next(batches.epoch(0))
+    files = DataLoader(
+        ReferenceSamples(data.train),
+        batch_size=options.recipe.batch_size,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+    )
+
+    def once_more() -> Iterator[Batch]:
+        while True:
+            yield held
+
+    return {
+        IN_MEMORY: once_more,
+        LOOP: partial(_endless, lambda epoch: batches.epoch(epoch)),
+        REFERENCE: partial(_endless, lambda _: (Batch(i, t, []) for i, t in files)),
+    }
+
+
+def _endless(epoch: Callable[[int], Iterator[Batch]]) -> Iterator[Batch]:
+    number = 0
+    while True:
+        yield from epoch(number)
+        number += 1
+
+
+def _rate(stepper: Stepper, source: Callable[[], Iterator[Batch]], seconds: float) -> float:
+    """Images/s after one step that is not counted: it starts what loads ahead."""
+    batches = source()
+    stepper.step(next(batches))
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        batch = next(batches)
+        stepper.step(batch)  # ends with the loss on the host, so that nothing is left queued
+        count += len(batch.images)
+    return count / (time.perf_counter() - start)
+
+
+def _device(options: TrainOptions) -> torch.device:
+    name = options.device
+    return torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    )
+
+
+def _options(args: argparse.Namespace) -> TrainOptions:
+    return TrainOptions(
+        images=args.images,
+        masks=args.masks,
+        classes=args.classes,
+        channels=args.channels,
+        width=args.width,
+        scale=args.scale,
+        amp=args.amp,
+        recipe=replace(RECIPES[args.recipe], batch_size=args.batch_size),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--masks", type=Path, required=True)
+    for name, default in (("classes", 2), ("channels", 3), ("width", 64), ("batch-size", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--scale", type=float, default=0.5)
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="reference")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(arguments)
+    rows = measure_training(_options(args), args.seconds, args.repeats)
+    machine = describe_bench_machine()
+    sys.stdout.write("".join(f"{key}: {machine[key]}\n" for key in sorted(machine)))
+    for row in rows:
+        sys.stdout.write(f"{row.name:28}{row.images_per_second:8.1f} images/s  {row.ratio:.3f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
