@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..contract.log import log
 from .shared import add_override_arguments, number, overrides_from_args, positive, wrong
 
 if TYPE_CHECKING:
+    from ..export.borders import BorderGate
     from ..export.build import Built
-    from ..export.gate import GateResult
+    from ..export.gate import GateOptions, GateResult
     from ..export.tensorrt_build import PlanOptions
 
 
@@ -30,11 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|NAME,…",
         help="what stays in fp32 in an fp16 engine (default: auto, what the gate needs)",
     )
-    add("--gate-images", type=Path, metavar="DIR", help="pictures to judge the masks on")
-    add("--gate-masks", type=Path, metavar="DIR", help="their truth")
-    add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
-    add("--max-iou-drop", type=share, default=0.01, help="of any class (default: 0.01)")
-    add("--force", action="store_true", help="publish an engine that fails its gate")
+    add_gate_arguments(parser)
     add("--rebuild", action="store_true", help="also when the engine is up to date")
     add("--batch", type=batches, default=(1, 4, 8), metavar="MIN,OPT,MAX", help="TensorRT only")
     add(
@@ -51,13 +52,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timing-cache", type=Path, metavar="FILE", help="TensorRT only: shared by builds")
     add("--hardware-compatibility", choices=("none", "same-cc", "ampere+"), default="none")
     add("--version-compatible", action="store_true", help="TensorRT only: for later versions too")
+    add("--refittable", action="store_true", help="TensorRT only: for unetrt refit")
+    add("--verbose", action="store_true", help="TensorRT only: its whole log, on stderr")
     add("--target", type=names, default=(), metavar="sm89,…", help="TensorRT-RTX only")
     add_override_arguments(parser)
 
 
+def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gate-images", type=Path, metavar="DIR", help="pictures to judge the masks on")
+    add("--gate-masks", type=Path, metavar="DIR", help="their truth")
+    add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
+    add("--max-iou-drop", type=share, default=0.01, help="of any class (default: 0.01)")
+    add("--force", action="store_true", help="publish an engine that fails its gate")
+
+
 def run(args: argparse.Namespace) -> int:
-    from ..contract.errors import UserError
     from ..export.build import BuildOptions, build_engine
+
+    if args.verbose:
+        log.setLevel(logging.DEBUG)
+    options = BuildOptions(
+        backend=args.backend,
+        precision=args.precision,
+        overrides=overrides_from_args(args),
+        calibration=args.calibration,
+        rebuild=args.rebuild,
+        fp32_blocks=args.fp32_blocks,
+        gate=gate_options(args),
+        plan=_plan_options(args),
+    )
+    with failed_gate_shown():
+        built = build_engine(args.model, args.output, options)
+    sys.stdout.write(_summary(args.output, built))
+    return 0
+
+
+def gate_options(args: argparse.Namespace) -> GateOptions:
+    """What add_gate_arguments was given. Raises UserError for masks without their images."""
+    from ..contract.errors import UserError
     from ..export.gate import GateOptions
 
     if args.gate_masks and not args.gate_images:
@@ -67,25 +100,13 @@ def run(args: argparse.Namespace) -> int:
             expected="both, or neither",
             hint="--gate-images DIR --gate-masks DIR",
         )
-    options = BuildOptions(
-        backend=args.backend,
-        precision=args.precision,
-        overrides=overrides_from_args(args),
-        calibration=args.calibration,
-        rebuild=args.rebuild,
-        fp32_blocks=args.fp32_blocks,
-        gate=GateOptions(
-            images=args.gate_images,
-            masks=args.gate_masks,
-            min_agreement=args.min_agreement,
-            max_iou_drop=args.max_iou_drop,
-            force=args.force,
-        ),
-        plan=_plan_options(args),
+    return GateOptions(
+        images=args.gate_images,
+        masks=args.gate_masks,
+        min_agreement=args.min_agreement,
+        max_iou_drop=args.max_iou_drop,
+        force=args.force,
     )
-    built = build_engine(args.model, args.output, options)
-    sys.stdout.write(_summary(args.output, built))
-    return 0
 
 
 def _plan_options(args: argparse.Namespace) -> PlanOptions:
@@ -104,6 +125,8 @@ def _plan_options(args: argparse.Namespace) -> PlanOptions:
         timing_cache=args.timing_cache,
         hardware=args.hardware_compatibility,
         version_compatible=args.version_compatible,
+        refittable=args.refittable,
+        verbose=args.verbose,
     )
 
 
@@ -122,10 +145,24 @@ def _summary(directory: Path, built: Built) -> str:
     return "\n".join([*lines, gate_text(built.gate), ""])
 
 
-def gate_text(gate: GateResult) -> str:
+@contextmanager
+def failed_gate_shown() -> Iterator[None]:
+    """What the gate found is shown, also when nothing is published."""
+    from ..export.gate import RefusedError
+
+    try:
+        yield
+    except RefusedError as error:
+        sys.stdout.write(gate_text(error.result, published=False) + "\n")
+        sys.stdout.flush()
+        raise
+
+
+def gate_text(gate: GateResult, published: bool = True) -> str:
+    failed = "published by --force" if published else "nothing is published"
     verdict = {
         "passed": "the gate has passed",
-        "failed": "THE GATE HAS FAILED, published by --force",
+        "failed": f"THE GATE HAS FAILED, {failed}",
         "graph-only": "GRAPH ONLY: the plan cannot run here, its ONNX graph was judged instead; "
         "the plan itself is judged when it is first opened on a GPU",
     }[gate.verdict]
@@ -133,12 +170,23 @@ def gate_text(gate: GateResult) -> str:
         f"{verdict}",
         f"  judged on {gate.images} images ({gate.inputs}), by {gate.ran_on}",
         f"  pixels equal to PyTorch's: {gate.agreement:.4%} (at least {gate.min_agreement:.4%})",
+        f"  pixels that differ: {_borders_text(gate.borders)}",
+        f"  images with a NaN or an infinity: {gate.not_finite}",
     ]
     for score in gate.classes:
         iou = "absent" if score.iou is None else f"{score.iou:.4f}"
         drop = "" if score.iou_drop is None else f", IoU to the truth {-score.iou_drop:+.4f}"
         lines.append(f"  {score.name}: IoU to PyTorch's {iou}{drop}")
     return "\n".join([*lines, *(f"  {failure}" for failure in gate.failures)])
+
+
+def _borders_text(borders: BorderGate) -> str:
+    at, inside, all_of = (
+        "none there" if part is None else f"{part:.4%}"
+        for part in (borders.at_border, borders.inside, borders.share)
+    )
+    where = f"at most {borders.reach} px from another class, {all_of} of all"
+    return f"{at} of those at class borders ({where}), {inside} of those inside"
 
 
 def share(text: str) -> float:

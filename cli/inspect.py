@@ -30,6 +30,9 @@ def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
     for key, value in content.items():
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            rows = (", ".join(f"{k} {v}" for k, v in row.items()) for row in value)
+            lines += [f"{indent}{key}:", *(f"{indent}  {row}" for row in rows)]
         else:
             lines.append(f"{indent}{key}: {value}")
     return lines

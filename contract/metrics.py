@@ -91,12 +91,6 @@ class ConfusionMatrix:
         )
 
 
-def pixel_agreement(a: U8, b: U8) -> float:
-    """Give the share of pixels in which two masks of one shape are equal."""
-    _require_equal_shapes(a, b)
-    return float(np.count_nonzero(a == b) / a.size)
-
-
 def _require_equal_shapes(a: U8, b: U8) -> None:
     if a.shape != b.shape:
         raise ValueError(f"masks of different shapes: {a.shape} and {b.shape}")

@@ -27,28 +27,45 @@ Shape = tuple[int, int, int, int, int]
 
 
 class OpenVinoEngine(Engine):
-    """One compiled model a shape, the last MAX_SHAPES kept; raises UserError on a bad file."""
+    """One compiled model a shape, the last MAX_SHAPES kept; raises UserError on a bad file.
+
+    profile: every layer is timed, and slots have `layer_times`. threads: None takes every core.
+    """
 
     backend = "openvino"
     device = "cpu"
 
-    def __init__(self, model: Path, spec: ModelSpec, precision: str, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Path,
+        spec: ModelSpec,
+        precision: str,
+        device: str = "auto",
+        profile: bool = False,
+        threads: int | None = None,
+    ) -> None:
         super().__init__(spec)
         if device not in ("auto", "cpu"):
             raise UserError(f"the openvino backend does not run on {device}", expected="cpu")
-        self.precision = precision
+        # Weights of an fp16 file are multiplied in fp32 on a CPU.
+        self.precision, self.path = "fp32" if precision == "fp16" else precision, model
         openvino = import_module("openvino")
         self._core = openvino.Core()
-        _check_precision(self._core, precision)
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        _check_precision(able, precision)
         self._model = _read_model(self._core, model)
-        self._config = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision_hint(able, precision),
             "PERFORMANCE_HINT": "THROUGHPUT",
+            "PERF_COUNT": "YES" if profile else "NO",
         }
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
         self._compiled: OrderedDict[Shape, Any] = OrderedDict()
         self._lock = threading.Lock()
         # One more than the streams keeps each of them fed while a mask is handed over.
-        self.slots = self._streams() + 1
+        self.streams = self._streams()
+        self.slots = self.streams + 1
 
     def _streams(self) -> int:
         compiled = self._core.compile_model(self._model, "CPU", self._config)
@@ -112,11 +129,12 @@ class OpenVinoSlot(Slot):
     def _bind(self, shape: Shape) -> None:
         from openvino import Tensor
 
-        self._masks = self._outputs.view((shape[0], *shape[3:]))
+        spec = self._engine.spec
+        self._masks = self._outputs.view(spec.result_shape(shape[0], shape[3:]))
         request = self._engine.compiled(shape).create_infer_request()
         request.set_tensor("image", Tensor(self._images, shared_memory=True))
         request.set_tensor("size_like", Tensor(self._like.view(shape[3:]), shared_memory=True))
-        request.set_tensor("mask", Tensor(self._masks, shared_memory=True))
+        request.set_tensor(spec.result, Tensor(self._masks, shared_memory=True))
         self._request, self._shape = request, shape
 
     def masks(self) -> U8:
@@ -124,6 +142,10 @@ class OpenVinoSlot(Slot):
             raise RuntimeError("masks() before submit()")
         self._request.wait()
         return self._masks[: self._n]
+
+    def layer_times(self) -> Any:
+        """OpenVINO's ProfilingInfo of every layer in the last batch, in the order they ran."""
+        return self._request.get_profiling_info()
 
     def close(self) -> None:
         self._request = None
@@ -136,10 +158,15 @@ def supports_bf16() -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _check_precision(core: Any, precision: str) -> None:
+def precision_hint(able: list[str], precision: str) -> str:
+    """What is computed between int8 layers is bf16 only on a processor that has it."""
+    hint = HINTS[precision]
+    return "f32" if precision == "int8" and "BF16" not in able else hint
+
+
+def _check_precision(able: list[str], precision: str) -> None:
     if precision not in HINTS:
         raise UserError("no such precision", seen=precision, expected=", ".join(HINTS))
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
         raise UserError(
             "this processor has no bfloat16",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from functools import cache
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.log import log
 from ..contract.modules import import_module
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -13,6 +16,8 @@ RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Compute capabilities that TensorRT-RTX 1.7 builds for and runs on."""
 FLOORS = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
 """Strongly typed networks that take uint8 on both sides, from these versions on."""
+
+_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 
 
 def import_flavour(backend: str) -> Any:
@@ -31,17 +36,28 @@ def import_flavour(backend: str) -> Any:
 def make_logger(trt: Any, keep: int = 8) -> Any:
     """A logger that keeps the last warnings and errors.
 
-    TensorRT returns None or False on failure and says why in its log only.
+    TensorRT returns None or False on failure and says why in its log only. While `verbose` is
+    set, all that it says goes to our log too, at its own severity.
     """
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.CRITICAL,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.INFO,
+        trt.ILogger.VERBOSE: logging.DEBUG,
+    }
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.messages: list[str] = []
+            self.verbose = False
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.WARNING:
                 self.messages = [*self.messages[1 - keep :], message.strip()]
+            if self.verbose:
+                log.log(levels[severity], "%s: %s", trt.__name__, message.strip())
 
     return Logger()
 
@@ -49,20 +65,26 @@ def make_logger(trt: Any, keep: int = 8) -> Any:
 _only_logger = cache(make_logger)
 
 
-def shared_logger(trt: Any) -> Any:
+def shared_logger(trt: Any, verbose: bool = False) -> Any:
     """The one logger of a process, emptied.
 
     While a builder or runtime lives, TensorRT says of any other logger that it is ignored, and
     holds a lock as it says so: Python code that frees a builder just then waits for ever.
     """
     logger = _only_logger(trt)
-    logger.messages = []
+    logger.messages, logger.verbose = [], verbose
     return logger
 
 
 def check(result: Any, what: str, logger: Any, hint: str | None = None) -> Any:
-    """Pass `result` on. Raises UserError with the log's last lines when it is None or False."""
+    """Pass `result` on. Raises UserError with the log's last lines when it is None or False.
+
+    DeviceMemoryError where those lines tell of memory.
+    """
     if result is None or result is False:
         seen = "; ".join(logger.messages) or "TensorRT said nothing"
+        if _MEMORY.search(seen):
+            logger.messages = []  # or the next failure would seem one of memory, too
+            raise DeviceMemoryError(f"TensorRT failed to {what}", seen=seen, hint=hint)
         raise UserError(f"TensorRT failed to {what}", seen=seen, hint=hint)
     return result

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import GateError, UserError
-from ..contract.files import atomic_path, sha256_from_file
 from ..contract.log import log
-from ..contract.modules import is_installed
-from ..contract.spec import ModelSpec, SpecOverrides
-from ..engine.base import Engine
-from ..engine.manifest import GATE, GOLDEN, MANIFEST, GoldenCase, Manifest, write_golden
-from ..engine.open import NO_OVERRIDES, engine_from_manifest, golden_agreement, open_engine
-from ..engine.probe import choose_backend, default_precision, probe_backends
-from ..engine.torch_backend import TorchEngine
-from ..training.checkpoint import Golden
-from ..training.pairs import checked_pairs, load_pair
+from ..contract.spec import SpecOverrides
+from ..engine.manifest import MANIFEST, Manifest
+from ..engine.open import NO_OVERRIDES
+from ..engine.probe import choose_backend, default_precision
 from .current import current_build, request_of_build
-from .gate import GateCase, GateOptions, GateResult, judge_engine
+from .gate import GateCase, GateOptions, GateResult
 from .int8 import calibration_inputs
 from .modelfile import ModelOptions, write_model
-from .onnx_export import BLOCKS, rounded_masknet
-from .repair import find_fp32_blocks
-from .source import GOLDEN_CASES, Source, gate_inputs, load_inputs, read_source
+from .onnx_export import BLOCKS
+from .publish import OUR_FILES, Draft, gate_cases, publish_engine
+from .repair import find_fp32_blocks, overflowing_blocks
+from .source import Source, gate_inputs, read_source
 from .tensorrt_build import PlanOptions
 
 PRECISIONS = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("bf16", "fp32", "int8"),
-    "tensorrt": ("fp16", "fp32"),
-    "tensorrt-rtx": ("fp16", "fp32"),
+    "tensorrt": ("fp16", "fp32", "int8"),
+    "tensorrt-rtx": ("fp16", "fp32", "int8"),
 }
 """What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
-
-
-OUR_FILES = {MANIFEST, GOLDEN, GATE, "model.onnx", "model.plan", "model.xml", "model.bin"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,60 +79,58 @@ def build_engine(model: Path, directory: Path, options: BuildOptions) -> Built:
     found = current_build(directory, source, backend, precision, request)
     if found is not None and not options.rebuild:
         return Built(*found, why, reused=True)
-    make = partial(_build, directory, source, gate=options.gate, request=request)
+    repair = _Repair(source, wanted, options)
+    blocks = repair.blocks_that_overflow()
+    if blocks:
+        return Built(*_build(directory, source, repair.keep(blocks), options, request), why)
     try:
-        return Built(*make(wanted), why)
+        return Built(*_build(directory, source, wanted, options, request), why)
     except GateError:
-        blocks = _blocks_that_mend(source, wanted, options)
+        blocks = repair.blocks_that_mend()
         if not blocks:
             raise
-    log.warning("fp16 fails the gate: %s will stay in fp32", ", ".join(blocks))
-    return Built(*make(replace(wanted, fp32_blocks=blocks)), why)
-
-
-def _blocks_that_mend(
-    source: Source, wanted: ModelOptions, options: BuildOptions
-) -> tuple[str, ...]:
-    checkpoint = source.checkpoint
-    if wanted.precision != "fp16" or options.fp32_blocks is not None or checkpoint is None:
-        return ()
-    inputs, _ = gate_inputs(source, options.gate.images)
-    cases = partial(_gate_cases, inputs, source.spec, options.gate)
-    with source.reference() as reference:
-        return find_fp32_blocks(checkpoint, reference, cases, options.gate)
+    return Built(*_build(directory, source, repair.keep(blocks), options, request), why)
 
 
 def _build(
     directory: Path,
     source: Source,
     wanted: ModelOptions,
-    *,
-    gate: GateOptions,
+    options: BuildOptions,
     request: dict[str, Any],
 ) -> tuple[Manifest, GateResult]:
-    inputs, kind = gate_inputs(source, gate.images)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(directory) as temporary, source.reference() as reference:
-        temporary.mkdir()
-        golden = _golden_cases(reference, load_inputs(inputs[:GOLDEN_CASES], source.spec))
-        write_golden(temporary / GOLDEN, golden)
-        draft = replace(write_model(temporary, source, wanted, golden), options=request)
-        cases = _gate_cases(inputs, source.spec, gate)
-        with _judged_engine(temporary, draft) as engine:
-            graph_only = engine.backend != wanted.backend
-            result = judge_engine(
-                reference,
-                engine,
-                cases,
-                inputs=kind,
-                options=gate,
-                graph_only=graph_only,
-                rounded=_rounded(source, wanted) if graph_only else None,
-            )
-            agreed = golden_agreement(engine, golden)
-        if result.failures and not gate.force:
-            raise result.error(directory)
-        return _publish(temporary, draft, result, agreed), result
+    draft = Draft(source, options.gate, request, wanted.fp32_blocks)
+    write = partial(write_model, source=source, options=wanted)
+    return publish_engine(directory, draft, write)
+
+
+class _Repair:
+    """Blocks of an fp16 engine that must stay in fp32, where they were left to the gate."""
+
+    def __init__(self, source: Source, wanted: ModelOptions, options: BuildOptions) -> None:
+        self._source, self._wanted, self._gate = source, wanted, options.gate
+        left_to_us = wanted.precision == "fp16" and options.fp32_blocks is None
+        self._checkpoint = source.checkpoint if left_to_us else None
+
+    def blocks_that_overflow(self) -> tuple[str, ...]:
+        """Known from the graph, before a plan is built in vain; () where nothing overflows."""
+        if self._checkpoint is None or not overflowing_blocks(self._checkpoint, self._cases()):
+            return ()
+        return self.blocks_that_mend()
+
+    def blocks_that_mend(self) -> tuple[str, ...]:
+        if self._checkpoint is None:
+            return ()
+        with self._source.reference() as reference:
+            return find_fp32_blocks(self._checkpoint, reference, self._cases, self._gate)
+
+    def _cases(self) -> Iterable[GateCase]:
+        inputs, _ = gate_inputs(self._source, self._gate.images)
+        return gate_cases(inputs, self._source.spec, self._gate)
+
+    def keep(self, blocks: tuple[str, ...]) -> ModelOptions:
+        log.warning("fp16 fails the gate: %s will stay in fp32", ", ".join(blocks))
+        return replace(self._wanted, fp32_blocks=blocks)
 
 
 def _choose(options: BuildOptions) -> tuple[str, str, str]:
@@ -171,6 +160,11 @@ def _model_options(
         raise UserError(
             f"the {backend} backend has no {', '.join(options.plan.flags())}",
             expected="these flags with --backend tensorrt or tensorrt-rtx alone",
+        )
+    if options.plan.refittable and precision == "int8":
+        raise UserError(
+            "an int8 plan takes no other weights: its ranges belong to those it was built with",
+            hint="--precision fp16 --refittable, or --precision int8 without it",
         )
     blocks = _checked_blocks(source, precision, options.fp32_blocks or ())
     model = ModelOptions(
@@ -215,43 +209,3 @@ def _check_target(directory: Path) -> None:
             seen=", ".join(sorted(names - OUR_FILES or names)[:4]),
             expected="a new folder, or an engine directory to replace",
         )
-
-
-def _golden_cases(reference: Engine, inputs: Iterator[Golden]) -> list[GoldenCase]:
-    return [GoldenCase(image, reference.run(image, size)) for image, size in inputs]
-
-
-def _gate_cases(
-    inputs: list[Path] | list[Golden], spec: ModelSpec, options: GateOptions
-) -> Iterator[GateCase]:
-    if options.masks is None or options.images is None:
-        return (GateCase(image, size) for image, size in load_inputs(inputs, spec))
-    pairs = checked_pairs(options.images, options.masks)
-    return (GateCase(*case) for case in (load_pair(pair, spec) for pair in pairs))
-
-
-def _judged_engine(directory: Path, draft: Manifest) -> Engine:
-    """The engine itself; for a plan that cannot run here, its ONNX graph in ONNX Runtime."""
-    runs = {status.name: status.runs for status in probe_backends()}
-    if not runs[draft.backend] and is_installed("onnxruntime"):
-        return open_engine(directory / "model.onnx", "onnxruntime", "cpu")
-    return engine_from_manifest(directory, draft)
-
-
-def _rounded(source: Source, wanted: ModelOptions) -> Engine | None:
-    """What tells whether an fp16 plan overflows; only a checkpoint has the network for it."""
-    if wanted.precision != "fp16" or source.checkpoint is None:
-        return None
-    net = rounded_masknet(source.checkpoint, wanted.fp32_blocks)
-    return TorchEngine(source.checkpoint, "cpu", net)
-
-
-def _publish(directory: Path, draft: Manifest, result: GateResult, golden: float) -> Manifest:
-    text = json.dumps(result.to_dict(), indent=2) + "\n"
-    (directory / GATE).write_text(text, encoding="utf-8")
-    files = {p.name: sha256_from_file(p) for p in sorted(directory.iterdir())}
-    keys = ("verdict", "inputs", "agreement", "min_agreement")
-    summary = {key: result.to_dict()[key] for key in keys} | {"golden_agreement": golden}
-    manifest = replace(draft, files=files, gate=summary)
-    (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest

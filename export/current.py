@@ -22,13 +22,22 @@ def request_of_build(
     backend: str, gate: GateOptions, plan: PlanOptions, calibration: Path | None
 ) -> dict[str, Any]:
     """All that a build depends on beside source, backend and precision, as JSON holds it."""
-    images = {"images": _digest(gate.images), "masks": _digest(gate.masks)}
     request = {
         "device": describe_device(backend),
-        "plan": asdict(plan),
-        "gate": asdict(replace(gate, force=False)) | images,
+        "plan": asdict(replace(plan, verbose=False)),
+        "gate": request_of_gate(gate),
         "calibration": _digest(calibration),
     }
+    return _as_json(request)
+
+
+def request_of_gate(gate: GateOptions) -> dict[str, Any]:
+    """What the gate was asked, --force aside, as JSON holds it."""
+    images = {"images": _digest(gate.images), "masks": _digest(gate.masks)}
+    return _as_json(asdict(replace(gate, force=False)) | images)
+
+
+def _as_json(request: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(request, default=str))
     return found
 

@@ -14,6 +14,7 @@ from ..contract.metrics import ConfusionMatrix
 from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine
+from .borders import BorderCount, BorderGate
 
 MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
 """Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
@@ -56,7 +57,10 @@ class ClassGate:
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """gate.json. inputs: images, golden or synthetic; ran_on: the engine that was judged."""
+    """gate.json. inputs: images, golden or synthetic; ran_on: the engine that was judged.
+
+    not_finite: images with a NaN or an infinity in the logits, whose mask is no class at all.
+    """
 
     verdict: Verdict
     inputs: str
@@ -66,6 +70,7 @@ class GateResult:
     min_agreement: float
     max_iou_drop: float
     not_finite: int
+    borders: BorderGate
     classes: tuple[ClassGate, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +79,8 @@ class GateResult:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> GateResult:
         """Raise TypeError or KeyError for what is no gate.json."""
-        return cls(**{**raw, "classes": tuple(ClassGate(**c) for c in raw["classes"])})
+        classes = tuple(ClassGate(**score) for score in raw["classes"])
+        return cls(**{**raw, "borders": BorderGate(**raw["borders"]), "classes": classes})
 
     @property
     def failures(self) -> list[str]:
@@ -88,14 +94,22 @@ class GateResult:
         found += [f"IoU of {n} down by {d:.4f}" for n, d in drops if d > self.max_iou_drop]
         return found
 
-    def error(self, directory: Path) -> GateError:
-        return GateError(
+    def error(self, directory: Path) -> RefusedError:
+        return RefusedError(self, directory)
+
+
+class RefusedError(GateError):
+    """An engine that did not pass, with what was found."""
+
+    def __init__(self, result: GateResult, directory: Path) -> None:
+        super().__init__(
             f"the gate did not pass: {directory} was not written",
-            seen="; ".join(self.failures),
+            seen="; ".join(result.failures),
             expected="masks like those of fp32 PyTorch",
             hint="--precision fp32, or --min-agreement / --max-iou-drop, "
             "or --force to publish it with this verdict",
         )
+        self.result = result
 
 
 def judge_engine(
@@ -115,14 +129,16 @@ def judge_engine(
     """
     spec = reference.spec
     between, before, after = (ConfusionMatrix(spec.mask_classes) for _ in range(3))
+    borders = BorderCount()
     images = not_finite = 0
     for case in cases:
-        expected, found = engine_masks(reference, case), engine_masks(engine, case)
+        expected, found = (e.run(case.image, case.size) for e in (reference, engine))
         between.update(expected, found)
+        borders.update(expected, found)
         images += 1
         bad = (found == NO_CLASS).any()
         if rounded is not None:
-            bad |= (engine_masks(rounded, case) == NO_CLASS).any()
+            bad |= (rounded.run(case.image, case.size) == NO_CLASS).any()
         not_finite += bool(bad)
         if case.truth is not None:
             before.update(case.truth, expected)
@@ -140,13 +156,10 @@ def judge_engine(
         min_agreement=bound,
         max_iou_drop=options.max_iou_drop,
         not_finite=not_finite,
+        borders=borders.result(),
         classes=_class_gates(spec, between, before, after),
     )
     return _failed(result) if result.failures else result
-
-
-def engine_masks(engine: Engine, case: GateCase) -> U8:
-    return engine.run(case.image, case.size)
 
 
 def _agreement(between: ConfusionMatrix) -> float:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
-from ..engine.manifest import read_gate, read_manifest, verify_files
+from ..contract.types import Size
+from ..engine.manifest import (
+    GOLDEN,
+    Manifest,
+    read_gate,
+    read_golden,
+    read_manifest,
+    verify_files,
+)
 from ..engine.onnxfile import metadata_from_onnx, read_onnx
+from ..engine.tensorrt_backend import TensorRtEngine, cuda_devices
 from ..training.checkpoint import read_checkpoint
+from .memory import activation_bytes, weight_bytes
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -24,8 +36,51 @@ def describe_model(path: Path) -> dict[str, Any]:
 def _describe_directory(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     verify_files(path, manifest)
-    gate = read_gate(path)
-    return {"kind": "engine", **asdict(manifest), "files_verified": True, "gate": gate}
+    return {
+        "kind": "engine",
+        **asdict(manifest),
+        "files_verified": True,
+        "memory": _memory(path, manifest),
+        "gate": read_gate(path),
+    }
+
+
+def _memory(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Bytes. The features' are estimated for the largest shape of the profiles or golden images."""
+    graph = path / "model.onnx"
+    if not graph.is_file():
+        return {}
+    image, mask = _largest(path, manifest)
+    found: dict[str, Any] = {
+        "model_file": (path / manifest.model).stat().st_size,
+        "weights": weight_bytes(graph),
+        "features_estimated": activation_bytes(graph, image, mask),
+        "features_of": {"image": list(image), "size_like": list(mask)},
+    }
+    if manifest.backend.startswith("tensorrt"):
+        found["device_per_slot"] = _device_bytes(path, manifest)
+    return found
+
+
+def _largest(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], Size]:
+    """Shapes of the two inputs: of the profile with the most pixels, else of the golden images."""
+    shapes = [(p["image"][2], p["size_like"][2]) for p in manifest.profiles]
+    if not shapes:
+        cases = read_golden(path / GOLDEN)
+        shapes = [([1, *case.image.shape], list(case.size)) for case in cases]
+    image, mask = max(shapes, key=lambda pair: prod(pair[0]) + prod(pair[1]))
+    return tuple(image), (mask[0], mask[1])
+
+
+def _device_bytes(path: Path, manifest: Manifest) -> int | str:
+    """What TensorRT takes for each slot; it tells only once the plan is on its GPU."""
+    if not cuda_devices():
+        return "only the engine itself can tell, opened on its GPU"
+    try:
+        with TensorRtEngine(path, manifest, "auto") as engine:
+            return engine.device_bytes
+    except UserError as error:
+        return f"only the engine itself can tell, and it does not open here: {error.reason}"
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:

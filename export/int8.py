@@ -37,6 +37,37 @@ class Calibration:
         return {"inputs": self.kind, "images": len(self.inputs)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Where quantise and dequantise nodes stand, and what they round to.
+
+    symmetric: activations are int8 around 0, else uint8 from least to most. kinds: nodes whose
+    inputs are quantised; none for all that ONNX Runtime can, outputs and biases too. first:
+    also the first convolution, whose input is the image.
+    """
+
+    symmetric: bool = False
+    kinds: tuple[str, ...] = ()
+    first: bool = True
+
+    def extra_options(self) -> dict[str, Any]:
+        if not self.kinds:
+            return {}
+        return {
+            "ActivationSymmetric": self.symmetric,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(self.kinds),
+        }
+
+
+ON_CPU = Form()
+IN_TENSORRT = Form(symmetric=True, kinds=("Conv", "ConvTranspose"), first=False)
+"""TensorRT takes int8 with zero point 0 alone, biases in floats, and no quantised constants but
+weights. It moves a quantise node up through concatenations and poolings by itself. Around 0 an
+image keeps seven of its eight bits: the first convolution stays in floats."""
+
+
 def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -> Calibration:
     """Images of `folder`, else what the gate looks at, at most MAX_IMAGES of them."""
     inputs: list[Path] | list[Golden]
@@ -50,15 +81,18 @@ def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -
     return Calibration(kind, inputs[::step], source.spec)
 
 
-def int8_from_onnx(source: Path, target: Path, calibration: Calibration) -> None:
+def int8_from_onnx(
+    source: Path, target: Path, calibration: Calibration, form: Form = ON_CPU
+) -> None:
     """Write the int8 graph; its uint8 input and mask stay, and so do its dynamic shapes.
 
     The last convolution and what follows it stay in floats: classes do not tie, and an output
-    that is not finite is still seen. Activations are uint8, one range a tensor (least to most
-    seen); weights int8, one range an output channel.
+    that is not finite is still seen. Activations have one range a tensor (least to most seen);
+    weights are int8, one range an output channel.
     Raises UserError when the graph cannot be quantised.
     """
     quantization = import_module("onnxruntime.quantization")
+    kind = quantization.QuantType
     with show_progress("calibrate", len(calibration.inputs)) as advance, _quiet():
         try:
             quantization.quantize_static(
@@ -66,21 +100,24 @@ def int8_from_onnx(source: Path, target: Path, calibration: Calibration) -> None
                 str(target),
                 _reader(quantization.CalibrationDataReader, calibration, advance),
                 quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
+                activation_type=kind.QInt8 if form.symmetric else kind.QUInt8,
+                weight_type=kind.QInt8,
                 per_channel=True,
-                nodes_to_exclude=_after_features(source),
+                op_types_to_quantize=list(form.kinds) or None,
+                nodes_to_exclude=_in_floats(source, form),
+                extra_options=form.extra_options(),
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"ONNX Runtime cannot quantise {source}", seen=error) from error
     _finish(source, target)
 
 
-def _after_features(source: Path) -> list[str]:
-    """Names of the nodes from the last convolution on."""
+def _in_floats(source: Path, form: Form) -> list[str]:
+    """Names of the nodes from the last convolution on, and of the first one where asked."""
     nodes = list(read_onnx(source).graph.node)
-    last = max(i for i, node in enumerate(nodes) if node.op_type == "Conv")
-    return [node.name for node in nodes[last:]]
+    convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
+    first = [] if form.first else [nodes[convolutions[0]].name]
+    return first + [node.name for node in nodes[convolutions[-1] :]]
 
 
 def _reader(base: type[Any], calibration: Calibration, advance: Advance) -> Any:

@@ -11,11 +11,12 @@ from ..engine.manifest import GoldenCase, Manifest
 from ..engine.probe import package_version
 from ..engine.tensorrt_backend import cuda_devices
 from ..engine.tensorrt_flavour import import_flavour
-from .int8 import Calibration, int8_from_onnx
+from .int8 import IN_TENSORRT, ON_CPU, Calibration, int8_from_onnx
 from .layers import Shares, onnx_shares
 from .onnx_export import Precision, onnx_from_checkpoint
 from .source import Source
 from .tensorrt_build import PlanOptions, plan_from_onnx
+from .tensorrt_refit import REFITTABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class ModelOptions:
 
 
 def write_model(
-    directory: Path, source: Source, options: ModelOptions, golden: list[GoldenCase]
+    directory: Path, golden: list[GoldenCase], *, source: Source, options: ModelOptions
 ) -> Manifest:
     """Write the model file; return the manifest as far as it is known before the gate."""
     onnx_path = directory / "model.onnx"
@@ -76,6 +77,7 @@ def _with_plan(
         "layers": plan.layers,
         "hardware": options.plan.hardware,
         "version_compatible": options.plan.version_compatible,
+        REFITTABLE: options.plan.refittable,
     }
     return replace(
         draft,
@@ -101,7 +103,8 @@ def write_onnx(path: Path, source: Source, options: ModelOptions) -> None:
         return
     floats = path.with_name("floats.onnx")
     _write_floats(floats, source, graph)
-    int8_from_onnx(floats, path, options.calibration)
+    form = IN_TENSORRT if options.backend.startswith("tensorrt") else ON_CPU
+    int8_from_onnx(floats, path, options.calibration, form)
     floats.unlink()
 
 

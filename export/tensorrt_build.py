@@ -18,12 +18,15 @@ from .tensorrt_config import (
     build_serialized,
     set_hardware_compatibility,
     set_opt_level,
+    set_refittable,
     set_version_compatible,
     set_workspace,
 )
 from .tensorrt_layers import count_types, layers_from_network, require_precision
 
 REFUSED_HINT = "unetrt build … --backend openvino, or another --size and --batch"
+
+REFIT_HINT = "without --refittable, or on an NVIDIA GPU: TensorRT-RTX 1.7 needs one for such a plan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class PlanOptions:
     may use. opt_level: 0 to 5. hardware: "none", "same-cc" or "ampere+".
     targets: compute capabilities ("sm89") that a TensorRT-RTX plan is built for; none means the
     GPU of this machine, or every one that TensorRT-RTX knows where there is no GPU.
+    refittable: to take other weights later. verbose: TensorRT's log goes to ours.
     precision: "fp16" refuses a convolution in fp32, unless fp32_blocks names what may be.
     """
 
@@ -46,6 +50,8 @@ class PlanOptions:
     timing_cache: Path | None = None
     hardware: str = "none"
     version_compatible: bool = False
+    refittable: bool = False
+    verbose: bool = False
     precision: str = ""
     fp32_blocks: tuple[str, ...] = ()
 
@@ -59,6 +65,8 @@ class PlanOptions:
             "--timing-cache": self.timing_cache is not None,
             "--hardware-compatibility": self.hardware != "none",
             "--version-compatible": self.version_compatible,
+            "--refittable": self.refittable,
+            "--verbose": self.verbose,
         }
         return [flag for flag, is_given in given.items() if is_given]
 
@@ -94,7 +102,7 @@ def _build_plan(
     backend: str, model: Path, spec: ModelSpec, options: PlanOptions, devices: int
 ) -> Plan:
     trt = import_flavour(backend)
-    logger = shared_logger(trt)
+    logger = shared_logger(trt, options.verbose)
     builder = trt.Builder(logger)
     network = _network_from_onnx(trt, builder, logger, model)
     layers = layers_from_network(trt, network)
@@ -106,9 +114,9 @@ def _build_plan(
     ]
     cache = _set_options(trt, config, options)
     targets = _set_targets(trt, config, logger, options.targets, devices)
-    serialized = check(
-        build_serialized(trt, builder, network, config), "build the plan", logger, REFUSED_HINT
-    )
+    hint = REFIT_HINT if options.refittable and not devices else REFUSED_HINT
+    plan = build_serialized(trt, builder, network, config)
+    serialized = check(plan, "build the plan", logger, hint)
     return Plan(
         data=bytes(serialized),
         profiles=profiles,
@@ -153,6 +161,8 @@ def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | N
         set_hardware_compatibility(trt, config, options.hardware)
     if options.version_compatible:
         set_version_compatible(trt, config)
+    if options.refittable:
+        set_refittable(trt, config)
     return TimingCache(trt, config, options.timing_cache) if options.timing_cache else None
 
 

@@ -51,6 +51,14 @@ def set_version_compatible(trt: Any, config: Any) -> None:
         _require(trt, "--version-compatible", config.get_flag(flag))
 
 
+def set_refittable(trt: Any, config: Any) -> None:
+    """A plan that takes other weights of the same network."""
+    with _lacking(trt, "--refittable"):
+        flag = trt.BuilderFlag.REFIT
+        config.set_flag(flag)
+        _require(trt, "--refittable", config.get_flag(flag))
+
+
 @contextmanager
 def _lacking(trt: Any, flag: str) -> Iterator[None]:
     """A name or a type that the bindings do not have is an option that they do not have."""

@@ -19,23 +19,38 @@ _KINDS = {
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
 
+_UNCOUNTED = {"CONSTANT", "QUANTIZE", "DEQUANTIZE"}
+"""They compute nothing, or are part of the layers beside them."""
+
+
 def layers_from_network(trt: Any, network: Any) -> list[Layer]:
     """Every layer in order. Only those whose output is of a compute type have a precision."""
-    return [_layer(trt, network.get_layer(i)) for i in range(network.num_layers)]
+    dequantised: set[str] = set()
+    return [_layer(trt, network.get_layer(i), dequantised) for i in range(network.num_layers)]
 
 
-def _layer(trt: Any, layer: Any) -> Layer:
+def _layer(trt: Any, layer: Any, dequantised: set[str]) -> Layer:
+    """Add the outputs of a dequantising layer to `dequantised`."""
     kind = _KINDS.get(layer.type.name, "other")
-    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-    inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-    precision = _PRECISIONS.get(outputs[0].dtype.name, "") if outputs and outputs[0] else ""
+    found = [layer.get_output(i) for i in range(layer.num_outputs)]
+    outputs = [tensor for tensor in found if tensor is not None]
+    found = [layer.get_input(i) for i in range(layer.num_inputs)]
+    inputs = [tensor for tensor in found if tensor is not None]
+    precision = _PRECISIONS.get(outputs[0].dtype.name, "") if outputs else ""
+    names = tuple(tensor.name for tensor in inputs)
+    if layer.type.name == "DEQUANTIZE":
+        dequantised.update(tensor.name for tensor in outputs)
+    weights = 0
+    if kind in ("conv", "deconv"):
+        weights = _weights(trt, layer, kind, inputs[0])
+        precision = "int8" if len(names) > 1 and dequantised.issuperset(names[:2]) else precision
     return Layer(
         layer.name,
         kind,
-        precision,
-        tuple(tensor.name for tensor in inputs if tensor is not None),
-        tuple(tensor.name for tensor in outputs if tensor is not None),
-        _weights(trt, layer, kind, inputs[0]) if kind in ("conv", "deconv") else 0,
+        "" if layer.type.name in _UNCOUNTED else precision,
+        names,
+        tuple(tensor.name for tensor in outputs),
+        weights,
     )
 
 
@@ -46,14 +61,20 @@ def _weights(trt: Any, layer: Any, kind: str, features: Any) -> int:
 
 
 def require_precision(layers: Sequence[Layer], precision: str, allowed: Sequence[str]) -> None:
-    """Raise UserError for a convolution in fp32 in an fp16 build; `allowed` blocks may be."""
-    stray = [x.name for x in layers if x.weights and x.precision != "fp16"]
-    if precision != "fp16" or allowed or not stray:
+    """Raise UserError for a convolution in another precision than an fp16 or int8 build's.
+
+    `allowed` blocks of an fp16 network may be in fp32, and so are the first and the last
+    convolution of an int8 one.
+    """
+    convolutions = [x for x in layers if x.weights]
+    judged = convolutions[1:-1] if precision == "int8" else convolutions
+    stray = [x.name for x in judged if x.precision != precision]
+    if precision not in ("fp16", "int8") or allowed or not stray:
         return
     raise UserError(
-        "an fp16 plan would compute convolutions in another precision",
+        f"an {precision} plan would compute convolutions in another precision",
         seen=f"{len(stray)} of them: {', '.join(stray[:4])}",
-        expected="every convolution in fp16",
+        expected=f"every convolution in {precision}",
         hint="--precision fp32, or a checkpoint instead of this ONNX file",
     )
 

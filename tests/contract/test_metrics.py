@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from unetrt.contract.metrics import ConfusionMatrix, pixel_agreement
+from unetrt.contract.metrics import ConfusionMatrix
 from unetrt.contract.types import NO_CLASS, U8
 
 NAMES = ("background", "a", "b", "c")
@@ -138,10 +138,3 @@ def test_misuse_is_an_error() -> None:
         ConfusionMatrix(4).merge(ConfusionMatrix(3))
     with pytest.raises(ValueError, match="names"):
         ConfusionMatrix(4).scores(NAMES[:2])
-
-
-def test_agreement_is_the_share_of_equal_pixels() -> None:
-    assert pixel_agreement(row(0, 1, 2, 3), row(0, 1, 2, 0)) == 0.75
-    assert pixel_agreement(row(5), row(5)) == 1
-    with pytest.raises(ValueError, match="shapes"):
-        pixel_agreement(row(0, 1), row(0))

@@ -19,7 +19,7 @@ from unetrt.contract.types import U8
 from unetrt.engine.manifest import GATE, GOLDEN, MANIFEST, Manifest, read_golden, read_manifest
 from unetrt.engine.open import open_engine
 from unetrt.engine.openvino_backend import supports_bf16
-from unetrt.export import build, modelfile
+from unetrt.export import modelfile, publish
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
@@ -281,7 +281,7 @@ class TestAtomicity:
         if fault == "gate":
             sabotage()
         else:
-            monkeypatch.setattr(build, "_publish", fail)
+            monkeypatch.setattr(publish, "_publish", fail)
         with pytest.raises((GateError, OSError, KeyboardInterrupt)):
             build_engine(exported(), tmp_path / "engine", options(rebuild=True))
         assert snapshot(tmp_path) == before

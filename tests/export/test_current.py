@@ -32,7 +32,7 @@ def engine(exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "engine"
     assert not build_engine(exported(), path, OPTIONS).reused
 
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise Written
 
     monkeypatch.setattr(build, "write_model", stop)

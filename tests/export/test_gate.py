@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,18 @@ def test_a_plan_that_would_overflow_fails_by_its_rounded_twin() -> None:
         rounded=Painter(1000, NO_CLASS),
     )
     assert (result.verdict, result.not_finite, result.agreement) == ("failed", 1, 1.0)
+
+
+def test_differences_at_borders_are_told_from_those_inside() -> None:
+    image = picture()
+    image[:, 50:] = 2
+    result = judge(Painter(wrong=20, value=0), [GateCase(image, SIZE)])  # far from column 50
+    borders = result.borders
+    assert (borders.reach, borders.share) == (2, pytest.approx(0.04))
+    assert (borders.at_border, borders.inside) == (0.0, pytest.approx(20 / 960))
+    wrong = result.to_dict()["borders"]["inside"] * 960 + borders.at_border * 40
+    assert 1 - result.agreement == pytest.approx(wrong / 1000)
+    assert GateResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
 def test_graph_only_is_its_own_verdict() -> None:

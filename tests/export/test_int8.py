@@ -22,6 +22,7 @@ from unetrt.export.inspect import describe_model
 from unetrt.export.int8 import Calibration, calibration_inputs, int8_from_onnx
 from unetrt.export.layers import onnx_shares
 from unetrt.export.source import load_inputs, read_source
+from unetrt.export.tensorrt_build import PlanOptions, plan_from_onnx
 
 Export = Callable[..., Path]
 UNTRAINED = GateOptions(min_agreement=0.5)
@@ -49,6 +50,23 @@ def built(
         backend=request.param, precision="int8", calibration=pictures[0], gate=UNTRAINED
     )
     return path, build_engine(exported(), path, options)
+
+
+@pytest.fixture(scope="session")
+def planned(
+    exported: Export, pictures: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An int8 engine directory of TensorRT-RTX."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    path = tmp_path_factory.mktemp("int8-plan") / "engine"
+    options = BuildOptions(
+        backend="tensorrt-rtx",
+        precision="int8",
+        calibration=pictures[0],
+        gate=GateOptions(images=pictures[0], min_agreement=0.5),
+    )
+    build_engine(exported(), path, options)
+    return path
 
 
 class TestGraph:
@@ -191,6 +209,51 @@ class TestInputs:
         cases.append((steel(1, 33, 40), (66, 80)))  # type: ignore[arg-type]
         int8_from_onnx(exported(), tmp_path / "o.onnx", Calibration("golden", cases, spec))
         assert onnx_shares(tmp_path / "o.onnx")["layers"]["int8"] > 0.9
+
+
+class TestPlan:
+    """Explicit Q/DQ as TensorRT takes it, parsed and built by TensorRT-RTX without a GPU."""
+
+    def test_ranges_are_symmetric(self, planned: Path) -> None:
+        graph = onnx.load(str(planned / "model.onnx")).graph
+        arrays = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+        nodes = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert len(nodes) > 40
+        for node in nodes:
+            zero = arrays[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+
+    def test_weights_have_a_range_each_channel(self, planned: Path) -> None:
+        graph = onnx.load(str(planned / "model.onnx")).graph
+        arrays = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+        kernels = [
+            n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in arrays
+        ]
+        assert len(kernels) == 21
+        for node in kernels:
+            weights, scale = arrays[node.input[0]], arrays[node.input[1]]
+            axis = next(a.i for a in node.attribute if a.name == "axis")
+            assert weights.dtype == np.int8
+            assert scale.shape == (weights.shape[axis],)
+            assert axis == (1 if ".up.weight" in node.input[0] else 0)
+
+    def test_all_but_the_ends_is_int8(self, planned: Path) -> None:
+        manifest = read_manifest(planned)
+        assert (manifest.model, manifest.precision) == ("model.plan", "int8")
+        assert 0.9 < manifest.precisions["flops"]["int8"] < 1
+        assert set(manifest.precisions["flops"]) == {"int8", "fp32"}
+        assert manifest.calibration == {"inputs": "calibration", "images": 8}
+        gate = describe_model(planned)["gate"]
+        assert (gate["verdict"], gate["ran_on"]) == ("graph-only", "onnxruntime int8 on cpu")
+
+    def test_a_graph_that_stayed_in_floats_is_refused(self, exported: Export) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+        spec = metadata_from_onnx(exported())[0]
+        options = PlanOptions(sizes=((64, 64),), precision="int8")
+        with pytest.raises(UserError, match="an int8 plan would compute") as caught:
+            plan_from_onnx("tensorrt-rtx", exported(), spec, options, 0)
+        assert str(caught.value.seen).startswith("21 of them")
 
 
 @pytest.mark.slow

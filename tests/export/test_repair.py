@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +17,12 @@ from unetrt.contract.errors import GateError, UserError
 from unetrt.contract.types import U8
 from unetrt.engine.manifest import read_manifest
 from unetrt.engine.open import open_engine
+from unetrt.export import modelfile
 from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.gate import GateCase, GateOptions
 from unetrt.export.onnx_export import BLOCKS, onnx_from_checkpoint
 from unetrt.export.repair import find_fp32_blocks, overflowing_blocks, smallest_blocks
+from unetrt.export.tensorrt_build import Plan, plan_from_onnx
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 Export = Callable[..., Path]
@@ -101,8 +104,19 @@ class TestBuild:
             build_engine(source, tmp_path / "engine", plain)
 
     def test_the_repaired_engine_passes(
-        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self,
+        source: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        plans: list[Path] = []
+
+        def counted(*arguments: Any) -> Plan:
+            plans.append(arguments[1])
+            return plan_from_onnx(*arguments)
+
+        monkeypatch.setattr(modelfile, "plan_from_onnx", counted)
         gate = GateOptions(min_agreement=0.99)
         built = build_engine(source, tmp_path / "engine", BuildOptions(backend=RTX, gate=gate))
         assert not built.gate.failures
@@ -110,6 +124,7 @@ class TestBuild:
         assert precisions["fp32_blocks"] == ["up2"]
         assert 0.05 < precisions["flops"]["fp32"] < 0.3
         assert "up2 will stay in fp32" in caplog.text
+        assert len(plans) == 1, "what overflows is known before a plan is built"
         again = build_engine(source, tmp_path / "engine", BuildOptions(backend=RTX, gate=gate))
         assert again.reused
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from unetrt.export.tensorrt_config import (
     Share,
     set_hardware_compatibility,
     set_opt_level,
+    set_refittable,
     set_version_compatible,
     set_workspace,
 )
@@ -49,6 +51,8 @@ def test_what_is_taken(builder: Any) -> None:
     set_workspace(trt, config, 64)
     set_opt_level(trt, config, 2)
     set_version_compatible(trt, config)
+    set_refittable(trt, config)
+    assert config.get_flag(trt.BuilderFlag.REFIT)
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert config.builder_optimization_level == 2
     assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -90,6 +94,32 @@ def test_a_profile_each(exported: Export) -> None:
         [[32, 48], [32, 48], [96, 96]],
     ]
     assert plan.profiles[0]["image"] == [[2, 64, 64, 1]] * 3
+
+
+def test_a_refittable_plan_is_one_or_an_error_that_helps(exported: Export) -> None:
+    """TensorRT-RTX 1.7 calls CUDA for such a plan: without a GPU it says so."""
+    try:
+        assert build(exported("fp16"), refittable=True).data
+    except UserError as error:
+        assert "TensorRT failed to build the plan" in error.message  # noqa: PT017
+        assert "without --refittable" in str(error.hint)  # noqa: PT017
+
+
+def test_an_int8_plan_takes_no_other_weights(exported: Export, tmp_path: Path) -> None:
+    options = BuildOptions(backend=RTX, precision="int8", plan=PlanOptions(refittable=True))
+    with pytest.raises(UserError, match="takes no other weights"):
+        build_engine(exported(), tmp_path / "engine", options)
+
+
+def test_the_whole_log_on_demand(exported: Export, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "unetrt")
+    build(exported("fp16"))
+    assert not [r for r in caplog.records if "tensorrt_rtx" in r.getMessage()]
+    build(exported("fp16"), verbose=True)
+    levels = {r.levelno for r in caplog.records if r.getMessage().startswith("tensorrt_rtx: ")}
+    assert {logging.DEBUG, logging.WARNING} <= levels
+    build(exported("fp16"))
+    assert not shared_logger(import_flavour(RTX)).verbose
 
 
 def test_plan_flags_are_an_error_elsewhere(exported: Export, tmp_path: Path) -> None:

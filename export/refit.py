@@ -1,0 +1,146 @@
+"""New weights of the same net into an engine directory, judged anew and swapped whole."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract.errors import GateError, UserError
+from ..contract.files import sha256_from_file
+from ..contract.modules import import_module
+from ..contract.spec import ModelSpec
+from ..engine.manifest import GoldenCase, Manifest, read_manifest, verify_files
+from ..engine.onnxfile import SOURCE_KEY, read_onnx
+from ..engine.probe import describe_device, package_version
+from ..training.checkpoint import Checkpoint, read_checkpoint
+from .current import request_of_gate
+from .gate import GateOptions, GateResult
+from .modelfile import backend_version
+from .onnx_export import folded_masknet
+from .publish import Draft, publish_engine
+from .source import Source
+from .tensorrt_refit import require_refittable, write_refitted_plan
+
+
+def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manifest, GateResult]:
+    """Replace the weights of `directory` by those of the checkpoint `model`.
+
+    The directory stays as it was when anything fails. Raises UserError for another net, for
+    int8 and for a plan that cannot be refitted here; GateError when the gate does not pass.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    rebuild = _rebuild_command(directory, model, manifest)
+    if manifest.precision == "int8":
+        raise UserError(
+            f"{directory} is in int8: its ranges belong to the weights they were measured with",
+            hint=rebuild,
+        )
+    source = _same_net(directory, model, manifest.spec, rebuild)
+    if manifest.backend.startswith("tensorrt"):
+        require_refittable(directory, manifest, rebuild)
+    request = {
+        **manifest.options,
+        "gate": request_of_gate(gate),
+        "device": describe_device(manifest.backend),
+    }
+    blocks = tuple(manifest.precisions.get("fp32_blocks", ()))
+    write = partial(_write_refitted, directory, manifest, source)
+    try:
+        return publish_engine(directory, Draft(source, gate, request, blocks), write)
+    except GateError as error:
+        error.hint = f"{rebuild}   judges a new engine; --force publishes this one"
+        raise
+
+
+def _rebuild_command(directory: Path, model: Path, manifest: Manifest) -> str:
+    command = f"unetrt build {model} -o {directory} --backend {manifest.backend}"
+    calibration = " --calibration DIR" if manifest.precision == "int8" else ""
+    return f"{command} --precision {manifest.precision}{calibration}"
+
+
+def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> Source:
+    """Raise UserError unless the checkpoint is a net of this spec."""
+    if model.is_dir() or model.suffix == ".onnx":
+        raise UserError(
+            f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
+        )
+    checkpoint = read_checkpoint(model)
+    asked = replace(checkpoint.spec, result=spec.result)  # of a graph, not of its weights
+    checkpoint = replace(checkpoint, spec=asked)
+    if checkpoint.bare:
+        checkpoint = replace(checkpoint, spec=_completed(checkpoint.spec, spec))
+    others = [
+        (field.name, getattr(checkpoint.spec, field.name), getattr(spec, field.name))
+        for field in fields(spec)
+        if getattr(checkpoint.spec, field.name) != getattr(spec, field.name)
+    ]
+    if others:
+        raise UserError(
+            f"{model} is another net than that of {directory}",
+            seen=", ".join(f"{name} {new}" for name, new, _ in others),
+            expected=", ".join(f"{name} {old}" for name, _, old in others),
+            hint=rebuild,
+        )
+    return Source(model, spec, sha256_from_file(model), "fp32", checkpoint)
+
+
+def _completed(bare: ModelSpec, engine: ModelSpec) -> ModelSpec:
+    """What a bare checkpoint does not say is as in the engine."""
+    names = ["scale", "resize", "threshold", "ignore_index"]
+    if bare.classes == engine.classes:
+        names.append("class_names")
+        unsaid = bare.mask_values == tuple(range(bare.mask_classes))
+        names += ["mask_values"] if unsaid else []
+    said: dict[str, Any] = {name: getattr(engine, name) for name in names}
+    return replace(bare, **said)
+
+
+def _write_refitted(
+    old: Path, manifest: Manifest, source: Source, directory: Path, golden: list[GoldenCase]
+) -> Manifest:
+    assert source.checkpoint is not None
+    graph = directory / "model.onnx"
+    write_reweighted(old / graph.name, graph, source.checkpoint, source.digest)
+    version = backend_version(manifest.backend)
+    if manifest.backend.startswith("tensorrt"):
+        write_refitted_plan(old, manifest, graph)
+        version = manifest.backend_version
+    return replace(
+        manifest,
+        source={"name": source.path.name, "sha256": source.digest},
+        backend_version=version,
+        made_by=f"unetrt {package_version('unetrt')}",
+    )
+
+
+def write_reweighted(source: Path, target: Path, checkpoint: Checkpoint, digest: str) -> None:
+    """Write an ONNX file of ours again with the checkpoint's weights, BatchNorm folded.
+
+    Each keeps its name, its shape and the precision that the file has it in; what is not a
+    weight of the network stays. Raises UserError where the file lacks one of them.
+    """
+    onnx = import_module("onnx")
+    model = read_onnx(source)
+    places = {value.name: value for value in model.graph.initializer}
+    for name, tensor in folded_masknet(checkpoint).state_dict().items():
+        place = places.get(name)
+        if place is None or tuple(place.dims) != tuple(tensor.shape):
+            raise UserError(
+                f"{source} has no weights in the form of this net",
+                seen=f"{name}: {'missing' if place is None else list(place.dims)}",
+                expected=list(tensor.shape),
+                hint="unetrt build CHECKPOINT -o ENGINE_DIR   makes a new engine",
+            )
+        kind = onnx.helper.tensor_dtype_to_np_dtype(place.data_type)
+        with np.errstate(over="ignore"):  # the gate sees what fp16 does not hold
+            weights = tensor.numpy().astype(kind)
+        place.CopyFrom(onnx.numpy_helper.from_array(weights, name))
+    entries = {entry.key: entry.value for entry in model.metadata_props} | {SOURCE_KEY: digest}
+    onnx.helper.set_model_props(model, entries)
+    onnx.checker.check_model(model)
+    target.write_bytes(model.SerializeToString())
