@@ -2,6 +2,7 @@
 # make test    lint, types and the fast tests
 # make soak    the slow tests
 # make gpu     what needs an NVIDIA GPU, in stages; results under bench/results
+# make docker  the images of Dockerfile.trt; make docker-test runs the CPU one
 # make dev     the environment that these use, in .venv
 
 PYTHON ?= python3
@@ -9,16 +10,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types pycuda unit soak gpu readme dev clean
+.PHONY: demo test lint types pycuda bindings tritonserver unit soak docker docker-test gpu readme dev clean
 
 demo: $(INSTALLED)
 	$(BIN)/unetrt demo --out demo
 
-test: lint types pycuda unit
+test: lint types pycuda bindings unit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile.trt
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -27,22 +29,42 @@ types: $(INSTALLED)
 pycuda: $(INSTALLED)
 	scripts/install_pycuda.sh $(BIN)/python
 
+# To check the names that we use on TensorRT's objects; does nothing where there is no index.
+bindings: $(INSTALLED)
+	scripts/install_trt_bindings.sh $(BIN)/python
+
 unit: $(INSTALLED)
 	$(BIN)/pytest --durations=10
 
-soak: $(INSTALLED)
+# For the tests of `unetrt triton` in a real server; does nothing where its wheel does not run.
+tritonserver: $(INSTALLED)
+	scripts/install_tritonserver.sh $(BIN)/python
+
+soak: $(INSTALLED) tritonserver
 	$(BIN)/pytest -m slow --durations=10
 
 # STAGE=install|tests|train|bench|all, on a machine with an NVIDIA GPU, with the PYTHON named.
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu.sh $(or $(STAGE),all)
 
+# TARGET=trt|cpu: the image of Dockerfile.trt, as unetrt:TARGET.
+TARGET ?= trt
+
+docker:
+	docker build -f Dockerfile.trt --target $(TARGET) -t unetrt:$(TARGET) .
+
+# The CPU image, and the whole chain in it on pictures that it draws itself.
+docker-test:
+	$(MAKE) docker TARGET=cpu
+	docker run --rm unetrt:cpu doctor
+	docker run --rm -w /tmp unetrt:cpu demo --out /tmp/demo
+
 dev: $(INSTALLED)
 
 # One environment for all targets: what is tested is what the demo shows.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[rtx,wandb,dev]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[rtx,wandb,triton,dev]'
 	touch $@
 
 # The tables of both READMEs, from the results under bench/results.

@@ -11,14 +11,18 @@ from .errors import UserError
 INSTALL = {
     "torch": "pip install torch",
     "google.protobuf.message": "pip install protobuf",
+    "google.protobuf.text_format": "pip install protobuf",
+    "grpc": "pip install 'unetrt[triton]'",
     "onnx": "pip install onnx",
     "onnxscript": "pip install onnxscript",
     "onnxruntime": "pip install onnxruntime-gpu",
     "openvino": "pip install openvino",
     "pycuda.driver": "pip install 'unetrt[trt]'",
     "tensorrt": "pip install 'unetrt[trt]'",
+    "pynvml": "pip install nvidia-ml-py",
     "wandb": "pip install 'unetrt[wandb]'",
     "tensorrt_rtx": "pip install 'unetrt[rtx]'",
+    "tritonclient.grpc.model_config_pb2": "pip install 'unetrt[triton]'",
 }
 
 
