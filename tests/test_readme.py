@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 
+PAGES = [ROOT / "docs" / name for name in ("from-pytorch-unet.md", "triton.md")]
+
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```bash\n(.*?)```", re.DOTALL)
 
 
@@ -26,10 +28,12 @@ def test_both_readmes_have_the_same_commands() -> None:
     assert sum(run for run, _ in blocks(ENGLISH)) >= 3
 
 
-@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ENGLISH, CHINESE, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
 def test_its_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
-    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
     assert not missing
 
 
@@ -57,10 +61,24 @@ def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("commands", [text for run, text in blocks(ENGLISH) if run])
 def test_the_commands_run(commands: str, after_the_demo: Path) -> None:
+    run_commands(commands, after_the_demo)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_commands_of_a_page_run(page: Path, after_the_demo: Path, tmp_path: Path) -> None:
+    """In a folder of the page's own, which has the demo in it."""
+    (tmp_path / "demo").symlink_to(after_the_demo / "demo")
+    for run, commands in blocks(page):
+        if run:
+            run_commands(commands, tmp_path)
+
+
+def run_commands(commands: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
-        cwd=after_the_demo,
+        cwd=folder,
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,

@@ -1,0 +1,82 @@
+"""The documents quote messages that the code has, and commands and flags that there are."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from unetrt.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("contract", "training", "engine", "runtime", "export", "bench", "cli")
+TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "from-pytorch-unet.md").read_text(encoding="utf-8")
+MESSAGES = re.findall(r"\*\*`([^`]+)`\*\*", TEXT)
+OTHERS = {"--gpus"}
+"""Flags of Docker."""
+
+
+def texts_of_the_code() -> set[str]:
+    """Every text in the sources; what is put in when it runs is an ellipsis."""
+    found = set()
+    for path in (p for folder in FOLDERS for p in (ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+                found.add("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value.replace("%s", "…"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts() -> set[str]:
+    return texts_of_the_code()
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_quoted_message_is_one_of_the_code(message: str, texts: set[str]) -> None:
+    assert message in texts
+
+
+def test_each_message_stands_once() -> None:
+    assert len(MESSAGES) > 30
+    assert len(set(MESSAGES)) == len(MESSAGES)
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(verb, exit_on_error=False)
+    importlib.import_module(f"unetrt.cli.{verb}").add_arguments(parser)
+    return parser
+
+
+def test_the_flags_that_help_are_there() -> None:
+    known = OTHERS.union(*(parser_of(verb)._option_string_actions for verb in VERBS))
+    named = set(re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]*", TEXT))
+    assert named - known == set()
+
+
+def commands_of_pytorch_unet() -> list[tuple[str, str]]:
+    """(old, new) of every row of the tables that begins with one of its scripts."""
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", REFERENCE, re.MULTILINE)
+    return [(old, new) for old, new in rows if ".py" in old and "unetrt" in new]
+
+
+def test_every_command_of_its_readme_has_its_row() -> None:
+    assert len(commands_of_pytorch_unet()) >= 9
+
+
+@pytest.mark.parametrize(("old", "new"), commands_of_pytorch_unet())
+def test_a_command_of_pytorch_unet_keeps_its_flags(old: str, new: str) -> None:
+    words = shlex.split(new)
+    verb, *arguments = words[words.index("unetrt") + 1 :]
+    parsed = parser_of(verb).parse_args(arguments)
+    assert vars(parsed)
+    flags = {word for word in shlex.split(old) if word.startswith("-")}
+    assert flags <= set(arguments)
