@@ -12,8 +12,8 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.files import require_file
 from .measure import spread
-from .report import markdown_table, number
 from .result import Bench
+from .text import markdown_table, number
 
 REGIONS = ("with_copies", "files_to_files")
 SHOWN = {"with_copies": "engine", "files_to_files": "files to files"}

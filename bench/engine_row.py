@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..contract.errors import UserError
@@ -13,11 +14,14 @@ from ..engine.base import Engine
 from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, predict_masks
+from .cuda_clock import copies_rate, cuda_slots, network_rates
 from .filled import Batch, FilledSlots, commonest_batch
 from .flops import count_flops
 from .job import RowJob, RowResult
 from .machine import device_bytes_in_use, peak_host_bytes
-from .measure import latency, rate, warm_up
+from .measure import Latency, WarmUp, latency, rate, warm_up
+from .nvml import watch_device
+from .profilers import profile_layers
 from .timed_pass import time_stages
 
 
@@ -26,41 +30,78 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
 
     Warms up first, every shape among the images.
     """
-    used = device_bytes_in_use(engine.device)
     batch = commonest_batch(engine.spec, job.images, job.batch or engine.batch)
+    slots = job.slots or engine.slots
+    used = device_bytes_in_use(engine.device)
     first = _first_seconds(engine, batch)
     tasks = [Task(Path(i), Path(o)) for i, o in zip(job.images, job.outputs, strict=True)]
-    options = PredictOptions(pipeline=PipelineOptions(batch=job.batch))
-    _predict(engine, _one_of_each_shape(engine, tasks), options)
-    with FilledSlots(engine, batch, engine.slots) as slots:
-        warm = warm_up(slots.turn, job.seconds)
-        rates = [rate(slots.turn, job.seconds) for _ in range(job.repeats)]
-        now = device_bytes_in_use(engine.device)
-    with FilledSlots(engine, batch, 1) as slots:
-        one = latency(slots.once, job.seconds)
-    files = file_rates(lambda: _predict(engine, tasks, options), job)
-    on_cpu = engine.device == "cpu"
+    options = PredictOptions(pipeline=PipelineOptions(batch=job.batch, slots=job.slots))
+    with watch_device(engine.device) as watch:
+        _predict(engine, _one_of_each_shape(engine, tasks), options)
+        rates = _engine_rates(engine, batch, slots, job)
+        files = file_rates(lambda: _predict(engine, tasks, options), job)
+    stages = time_stages(engine, tasks, options, statistics.median(rates.with_copies))
     return RowResult(
         name=job.name,
         label=engine.label,
         precision=engine.precision,
         device=engine.device,
         batch=len(batch.images),
-        slots=engine.slots,
+        slots=slots,
         input_size=batch.input_size,
         mask_size=batch.size,
         flops=count_flops(engine.spec, batch.input_size),
         open_seconds=opened,
         first_seconds=first,
-        warm_up=warm,
-        engine_only=rates if on_cpu else [],
-        with_copies=rates,
+        warm_up=rates.warm_up,
+        engine_only=rates.engine_only,
+        with_copies=rates.with_copies,
         files_to_files=files,
-        latency=one,
-        stages=time_stages(engine, tasks, options, statistics.median(rates)),
+        latency=rates.latency,
+        stages=stages,
         host_bytes=peak_host_bytes(),
-        device_bytes=None if now is None or used is None else max(0, now - used),
+        device_bytes=_taken(used, rates.device_bytes),
+        layers=profile_layers(engine, batch, job.seconds) if job.layers else None,
+        use=watch.use,
+        use_reason=watch.reason,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rates:
+    """Of the repeats, and what the GPU held while slots were in flight."""
+
+    warm_up: WarmUp
+    engine_only: list[float]
+    with_copies: list[float]
+    latency: Latency
+    device_bytes: int | None
+
+
+def _engine_rates(engine: Engine, batch: Batch, count: int, job: RowJob) -> _Rates:
+    """On CUDA streams by their events, drained; elsewhere by the clock."""
+    with FilledSlots(engine, batch, count) as slots:
+        measure = copies_rate if cuda_slots(slots) else _clocked_rate
+        warm = warm_up(slots.turn, job.seconds)
+        rates = [measure(slots, job.seconds) for _ in range(job.repeats)]
+        held = device_bytes_in_use(engine.device)
+    if engine.device == "cpu":
+        alone = rates
+    else:
+        alone = network_rates(engine, batch, count, job.seconds, job.repeats)
+    with FilledSlots(engine, batch, 1) as slots:
+        one = latency(slots.once, job.seconds)
+    return _Rates(
+        warm_up=warm, engine_only=alone, with_copies=rates, latency=one, device_bytes=held
+    )
+
+
+def _clocked_rate(slots: FilledSlots, seconds: float) -> float:
+    return rate(slots.turn, seconds)
+
+
+def _taken(before: int | None, now: int | None) -> int | None:
+    return None if before is None or now is None else max(0, now - before)
 
 
 def _predict(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> None:

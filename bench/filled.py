@@ -36,6 +36,12 @@ def commonest_batch(spec: ModelSpec, paths: Sequence[str], count: int) -> Batch:
     return Batch([images[i % len(images)] for i in range(count)], size)
 
 
+def fill_slot(slot: Slot, batch: Batch) -> None:
+    images = slot.reserve(len(batch.images), batch.input_size)
+    for row, image in zip(images, batch.images, strict=True):
+        row[:] = image
+
+
 class FilledSlots:
     """Slots of an engine in flight in turn, on one batch; masks reach the host.
 
@@ -44,30 +50,35 @@ class FilledSlots:
 
     def __init__(self, engine: Engine, batch: Batch, count: int) -> None:
         self._batch, self._next = batch, 0
-        self._slots: list[Slot] = [engine.slot() for _ in range(count)]
+        self.slots: list[Slot] = [engine.slot() for _ in range(count)]
         self._flying = [False] * count
 
     def __enter__(self) -> Self:
-        for slot in self._slots:
-            images = slot.reserve(len(self._batch.images), self._batch.input_size)
-            for row, image in zip(images, self._batch.images, strict=True):
-                row[:] = image
+        for slot in self.slots:
+            fill_slot(slot, self._batch)
         return self
 
     def turn(self) -> int:
         """Wait for the slot that was started first and start it again; the images of a batch."""
-        index = self._next % len(self._slots)
+        index = self._next % len(self.slots)
         self._next += 1
         if self._flying[index]:
-            self._slots[index].masks()
-        self._slots[index].submit(len(self._batch.images), self._batch.size)
+            self.slots[index].masks()
+        self.slots[index].submit(len(self._batch.images), self._batch.size)
         self._flying[index] = True
         return len(self._batch.images)
 
+    def drain(self) -> None:
+        """Wait for all that `turn` has started."""
+        for index, slot in enumerate(self.slots):
+            if self._flying[index]:
+                slot.masks()
+                self._flying[index] = False
+
     def once(self) -> int:
         """One batch from its start to its masks, with none beside it."""
-        self._slots[0].submit(len(self._batch.images), self._batch.size)
-        self._slots[0].masks()
+        self.slots[0].submit(len(self._batch.images), self._batch.size)
+        self.slots[0].masks()
         return len(self._batch.images)
 
     def __exit__(
@@ -76,7 +87,7 @@ class FilledSlots:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for slot, flying in zip(self._slots, self._flying, strict=True):
-            if flying and error is None:
-                slot.masks()
+        if error is None:
+            self.drain()
+        for slot in self.slots:
             slot.close()

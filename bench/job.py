@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..contract.types import Size
+from .layers import LayerTable, layer_table_from_dict
 from .measure import Latency, WarmUp
+from .nvml import DeviceUse, use_from_dict
 from .stages import StageTable, stage_table_from_dict
 
 REFERENCE = "reference"
@@ -20,7 +22,8 @@ VARIANTS = ("torch-half", "torch-compile")
 class RowJob:
     """model: what to open. outputs: where the masks go, one an image. seconds: of a repeat.
 
-    backend: REFERENCE, a name of VARIANTS, or what `open_engine` takes.
+    backend: REFERENCE, a name of VARIANTS, or what `open_engine` takes. layers: the engine's own
+    profiler runs, after all that is timed. slots, graphs: None leaves them to the engine.
     """
 
     name: str
@@ -33,6 +36,9 @@ class RowJob:
     repeats: int
     batch: int | None = None
     scale: float | None = None
+    layers: bool = False
+    slots: int | None = None
+    graphs: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ class RowResult:
     engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
     copies to no device. flops: of one image. first_seconds: of the first batch, compiling
     included. host_bytes: the process's peak; device_bytes: taken on the GPU, None on a CPU.
+    use: of the GPU while it was measured; use_reason: why that is not known.
     """
 
     name: str
@@ -63,6 +70,9 @@ class RowResult:
     host_bytes: int
     device_bytes: int | None = None
     stages: StageTable | None = None
+    layers: LayerTable | None = None
+    use: DeviceUse | None = None
+    use_reason: str = ""
 
     @property
     def engine_rate(self) -> float:
@@ -81,12 +91,14 @@ class RowResult:
 
 def result_from_dict(raw: dict[str, Any]) -> RowResult:
     """The inverse of `dataclasses.asdict`."""
-    stages = raw.get("stages")
+    stages, layers, use = raw.get("stages"), raw.get("layers"), raw.get("use")
     parts = {
         "input_size": tuple(raw["input_size"]),
         "mask_size": tuple(raw["mask_size"]),
         "warm_up": WarmUp(**raw["warm_up"]),
         "latency": Latency(**raw["latency"]),
         "stages": None if stages is None else stage_table_from_dict(stages),
+        "layers": None if layers is None else layer_table_from_dict(layers),
+        "use": None if use is None else use_from_dict(use),
     }
     return RowResult(**{**raw, **parts})

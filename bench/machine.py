@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from ..engine.probe import describe_machine
+from ..engine.probe import describe_machine, usable_cores
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 NOISY = 0.05
@@ -27,12 +27,6 @@ def describe_bench_machine() -> dict[str, str]:
     }
     threads = os.environ.get("OMP_NUM_THREADS")
     return {**found, "OMP_NUM_THREADS": threads} if threads else found
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_before() -> float | None:
@@ -80,11 +74,17 @@ def peak_host_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
+def cuda_device(device: str) -> str:
+    """`cuda:N` of an engine's device, which may hold the GPU's name too; '' for a CPU."""
+    found = re.search(r"cuda(:\d+)?", device)
+    return found.group() if found else ""
+
+
 def device_bytes_in_use(device: str) -> int | None:
     """Memory of the GPU that is taken, by whomever, in bytes; None on a CPU."""
-    if not device.startswith("cuda"):
+    if not cuda_device(device):
         return None
     import torch
 
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(cuda_device(device))
     return int(total - free)

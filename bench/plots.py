@@ -9,10 +9,13 @@ from typing import Any
 
 from .report import speed_up
 from .result import Bench
-from .samples import Samples
 
-INK, PALE, WARN = "#2a6f97", "#a9d6e5", "#c1121f"
+INK, PALE, WARN = "#3580ad", "#a9d6e5", "#d3213a"
 """Trusted numbers, their companions, and rows without a speed-up."""
+TEXT = "#010203"
+"""Stands for the page's own text colour, light or dark."""
+LONGEST = 36
+"""Characters of a row's name."""
 
 
 def rates_svg(bench: Bench) -> str:
@@ -24,7 +27,6 @@ def rates_svg(bench: Bench) -> str:
         axis.barh(place, result.engine_rate, height=0.8, color=PALE)
         axis.barh(place, result.files_rate, height=0.45, color=colour)
     _name_rows(axis, [row.name for row, _ in rows])
-    axis.set_title("throughput: files to files (dark; red: masks not trusted), engine only (pale)")
     return _svg(figure)
 
 
@@ -42,7 +44,6 @@ def latency_svg(bench: Bench) -> str:
     axis.set_xscale("log", subs=[])
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_title("latency: p50 (dot), p95 and p99 (marks)")
     return _svg(figure)
 
 
@@ -56,7 +57,6 @@ def agreement_svg(bench: Bench) -> str:
     _name_rows(axis, [row.name for row, _ in rows])
     axis.set_xscale("log")
     axis.set_xlim(5e-7, 1)
-    axis.set_title("agreement with fp32 PyTorch (left is better; 1e-6: none differ)")
     return _svg(figure)
 
 
@@ -68,44 +68,37 @@ def waterfall_svg(bench: Bench) -> str:
     for place, (_, gain) in enumerate(gains):
         axis.barh(place, gain, color=PALE)
         axis.barh(place, gain - before, left=before, height=0.45, color=INK)
-        axis.text(max(gain, before), place, f" {gain:.2f}×", va="center")
+        end = (max(gain, before), place)
+        place_text = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{gain:.2f}×", end, color=TEXT, **place_text)
         before = gain
     _name_rows(axis, [name for name, _ in gains])
     axis.set_xlim(0, 1.15 * max((gain for _, gain in gains), default=1))
-    axis.set_title("waterfall: the dark part is the step from the row above")
-    return _svg(figure)
-
-
-def samples_svg(samples: Samples) -> str:
-    """An image a line: itself, the truth where it is known, every row's mask."""
-    columns = max(map(len, samples.panels))
-    figure = _new_figure(1.9 * columns, 1.9 * len(samples.panels) + 0.3)
-    axes = figure.subplots(len(samples.panels), columns, squeeze=False)
-    for line, panels in zip(axes, samples.panels, strict=True):
-        for axis, (title, picture) in zip(line, panels, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_title(title if line is axes[0] else "", fontsize=7)
-            axis.axis("off")
     return _svg(figure)
 
 
 def _figure(rows: int, label: str) -> tuple[Any, Any]:
-    figure = _new_figure(8, 0.45 * rows + 1.2)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.45 * rows + 0.9), layout="constrained")
+    figure.patch.set_alpha(0)
     axis = figure.subplots()
-    axis.set_xlabel(label)
+    axis.patch.set_alpha(0)
+    axis.set_xlabel(label, color=TEXT)
+    axis.tick_params(which="both", colors=TEXT)
     axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_color(TEXT)
     return figure, axis
 
 
-def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _name_rows(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [_short(name) for name in names])
     axis.invert_yaxis()
+
+
+def _short(name: str) -> str:
+    """The end of a long path tells more than its beginning."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def _svg(figure: Any) -> str:
@@ -117,4 +110,5 @@ def _svg(figure: Any) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     # The prologue names a DTD on the network and does not belong inside a page.
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace(TEXT, "currentColor")

@@ -15,7 +15,7 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
 from .compare import read_report
-from .report import markdown_table, rates_text
+from .text import markdown_table, rates_text
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 HEADS = {

@@ -44,13 +44,19 @@ class ReferenceLoop:
     def infer(self, image: Tensor, size: Size) -> U8:
         """Class indices (H, W)."""
         with torch.no_grad():
-            logits = self.net(image.to(self.device)).cpu()
+            logits = self.run_network(image.to(self.device)).cpu()
             logits = F.interpolate(logits, size, mode="bilinear")
             if self.spec.classes > 1:
                 mask = logits.argmax(1)
             else:
                 mask = torch.sigmoid(logits)[:, 0] > self.spec.threshold
         return mask[0].to(torch.uint8).numpy()
+
+    def run_network(self, image: Tensor) -> Tensor:
+        """Logits of an image that lies on the device; they stay there."""
+        with torch.no_grad():
+            logits: Tensor = self.net(image)
+            return logits
 
     def predict(self, paths: Sequence[Path], outputs: Sequence[Path]) -> None:
         """Files to files, as the reference saves them: Pillow's PNG."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
+from ..engine.probe import usable_cores
 from .job import RowResult
-from .machine import LOADED, NOISY, usable_cores
+from .layer_report import layer_lines
+from .machine import LOADED, NOISY
 from .measure import spread
 from .result import Bench, Row
 from .stages import StageTable
 from .sweep import KNEE, Sweep
+from .text import markdown_table, number, rates_text
 
 HEAD = ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement")
 DETAILS = (
@@ -21,10 +23,11 @@ DETAILS = (
     "build / open / first batch, s",
     "host MiB",
     "device MiB",
+    "power, W (SM clock, MHz)",
     "lowest IoU to PyTorch's",
 )
 STAGES = ("stage", "where", "seconds", "busy", "computing, s")
-SWEEP = ("batch", "slots", "images/s", "p50, ms", "p95, ms", "p99, ms", "")
+SWEEP = ("image", "batch", "slots", "images/s", "p50, ms", "p95, ms", "p99, ms", "")
 
 
 def table_lines(bench: Bench) -> list[str]:
@@ -76,10 +79,13 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     cells = []
     for p in sweep.points:
         times = (f"{t:.3g}" for t in (p.latency.p50, p.latency.p95, p.latency.p99))
-        mark = "← knee" if p == sweep.knee else ""
-        cells.append((str(p.batch), str(p.slots), number(p.rate), *times, mark))
-    rule = f"knee: the fewest images in flight that reach {KNEE:.0%} of the best throughput"
-    return [f"sweep of {sweep.model}, engine only; {rule}", "", *markdown_table([SWEEP, *cells])]
+        mark = "← knee" if p == sweep.knee(p.size) else ""
+        size = f"{p.size[0]}×{p.size[1]}"
+        cells.append((size, str(p.batch), str(p.slots), number(p.rate), *times, mark))
+    refused = [f"{size} does not run: {reason}" for size, reason in sweep.refused.items()]
+    rule = f"knee: the fewest images in flight that reach {KNEE:.0%} of its size's best throughput"
+    lines = [f"sweep of {sweep.model}, engine only; {rule}", "", *markdown_table([SWEEP, *cells])]
+    return [*lines, "", *refused] if refused else lines
 
 
 def context_lines(bench: Bench) -> list[str]:
@@ -118,6 +124,8 @@ def warnings(bench: Bench) -> list[str]:
         if not row.result.warm_up.stable:
             spent = row.result.warm_up.seconds
             found.append(f"{row.name}: not stable after {spent:.1f} s of warm-up")
+        for reason, part in (row.result.use.throttled if row.result.use else {}).items():
+            found.append(f"{row.name}: the GPU was held back by {reason}, {part:.0%} of the time")
     return found
 
 
@@ -125,17 +133,11 @@ def report_lines(bench: Bench, command: str) -> list[str]:
     """The whole report as Markdown."""
     lines = [f"`{command}`", "", *table_lines(bench), "", *detail_lines(bench), ""]
     lines += [*stage_lines(bench.rows), ""]
+    layers = layer_lines(bench.rows, bench.peaks)
+    lines += [*layers, ""] if layers else []
     if bench.sweep is not None:
         lines += [*sweep_lines(bench.sweep), ""]
     return [*lines, *(f"- {line}" for line in context_lines(bench))]
-
-
-def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """The first line is the head; columns as wide as their widest cell."""
-    cells = [[" ".join(cell.replace("|", "¦").split()) for cell in line] for line in cells]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [_line(line, widths) for line in cells]
-    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
 def speed_up(row: Row, baseline: Row) -> float | None:
@@ -143,20 +145,6 @@ def speed_up(row: Row, baseline: Row) -> float | None:
     if not row.trusted or row.result is None or baseline.result is None:
         return None
     return row.result.files_rate / baseline.result.files_rate
-
-
-def rates_text(rates: Sequence[float]) -> str:
-    middle = number(statistics.median(rates))
-    return f"{middle} ± {spread(rates):.0%}" if len(rates) > 1 else middle
-
-
-def number(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [f" {cell:{width}} " for cell, width in zip(cells, widths, strict=True)]
-    return "|" + "|".join(padded) + "|"
 
 
 def _cells(row: Row, baseline: Row) -> tuple[str, ...]:
@@ -198,8 +186,18 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
         " / ".join("–" if s is None else f"{s:.2f}" for s in before),
         f"{result.host_bytes / 2**20:.0f}",
         "" if result.device_bytes is None else f"{result.device_bytes / 2**20:.0f}",
+        _power(result),
         f"{min(ious):.4f}" if ious else "",
     )
+
+
+def _power(result: RowResult) -> str:
+    """Mean and most; empty on a CPU, the reason on a GPU that NVML does not tell of."""
+    use = result.use
+    if use is None or use.watts is None:
+        return result.use_reason
+    clocks = f" ({use.sm_mhz[0]} to {use.sm_mhz[1]})" if use.sm_mhz else ""
+    return f"{use.watts[0]:.0f}, at most {use.watts[1]:.0f}{clocks}"
 
 
 def _threads(where: str, threads: int) -> str:

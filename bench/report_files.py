@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import re
@@ -12,15 +11,9 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
-from .plots import agreement_svg, latency_svg, rates_svg, samples_svg, waterfall_svg
-from .report import context_lines, report_lines, speed_up, stage_lines, sweep_lines, table_lines
-from .report import detail_lines as details
+from .page import html_page
+from .report import report_lines, speed_up
 from .result import Bench, Row
-
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;
-color:#1b1b1b}table{border-collapse:collapse;font-size:.9em;margin:1rem 0}
-th,td{border-bottom:1px solid #ccc;padding:.3em .7em;text-align:left}svg{max-width:100%;height:auto}
-code{background:#f0f0f0;padding:.1em .3em}h2{margin-top:2.2rem}.warning{color:#c1121f}"""
 
 
 def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
@@ -99,55 +92,3 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "trusted": row.trusted,
         "reason": row.reason,
     }
-
-
-def html_page(bench: Bench, command: str) -> str:
-    """One self-contained page: tables, and plots as inline SVG."""
-    parts = [f"<p><code>{html.escape(command)}</code></p>", _html_lines(table_lines(bench))]
-    if any(row.result for row in bench.rows):
-        plots = (rates_svg, waterfall_svg, latency_svg, agreement_svg)
-        parts += [f"<figure>{plot(bench)}</figure>" for plot in plots]
-    if bench.samples is not None and bench.samples.panels:
-        parts += ["<h2>Masks side by side</h2>", f"<figure>{samples_svg(bench.samples)}</figure>"]
-    parts += ["<h2>Details</h2>", _html_lines(details(bench))]
-    parts += ["<h2>Where the time goes</h2>", _html_lines(stage_lines(bench.rows))]
-    if bench.sweep is not None:
-        parts += ["<h2>Batches and slots</h2>", _html_lines(sweep_lines(bench.sweep))]
-    parts += ["<h2>What was measured, and on what</h2>", _html_list(context_lines(bench))]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
-        f"<title>unetrt bench</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>\n<h1>unetrt bench</h1>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _html_lines(lines: list[str]) -> str:
-    """Our own Markdown tables as HTML tables, other lines as paragraphs."""
-    out: list[str] = []
-    table: list[str] = []
-    for line in [*lines, ""]:
-        if line.startswith("|"):
-            table.append(line)
-            continue
-        out += [_html_table(table)] if table else []
-        table = []
-        out += [f"<p>{html.escape(line)}</p>"] if line else []
-    return "\n".join(out)
-
-
-def _html_table(lines: list[str]) -> str:
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    text = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "\n".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f"<table>\n<thead><tr>{text}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-
-
-def _html_list(lines: list[str]) -> str:
-    items = [
-        f"<li{' class=warning' * line.startswith('warning')}>{html.escape(line)}</li>"
-        for line in lines
-    ]
-    return f"<ul>\n{chr(10).join(items)}\n</ul>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,19 @@ from ..contract.errors import UserError
 from ..contract.resize import network_input
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
+from .cuda_clock import torch_rate
 from .engine_row import file_rates, measure_engine
 from .flops import count_flops
 from .job import REFERENCE, VARIANTS, RowJob, RowResult
-from .machine import device_bytes_in_use, peak_host_bytes
+from .machine import cuda_device, device_bytes_in_use, peak_host_bytes
 from .measure import latency, rate, warm_up
+from .nvml import watch_device
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..training.checkpoint import Checkpoint
+    from .reference import ReferenceLoop
 
 MOST_COMPILED_SHAPES = 3
 """torch.compile takes minutes for each: with more among the images the row is not run."""
@@ -32,7 +38,16 @@ def measure_row(job: RowJob) -> RowResult:
         return _measure_reference(job)
     start = time.perf_counter()
     with _open(job) as engine:
+        choose_graphs(engine, job.graphs)
         return measure_engine(engine, job, time.perf_counter() - start)
+
+
+def choose_graphs(engine: Engine, wanted: bool | None) -> None:
+    """Before the first slot. Raises UserError for graphs that the engine does not have."""
+    if wanted and engine.graphs is None:
+        raise UserError(f"the {engine.backend} engine runs no CUDA graphs in this version")
+    if wanted is not None and engine.graphs is not None:
+        engine.graphs = wanted
 
 
 def _open(job: RowJob) -> Engine:
@@ -84,8 +99,10 @@ def _measure_reference(job: RowJob) -> RowResult:
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
-    warm = warm_up(run, job.seconds)
-    rates = [rate(run, job.seconds) for _ in range(job.repeats)]
+    with watch_device(device) as watch:
+        warm = warm_up(run, job.seconds)
+        alone, rates = _reference_rates(loop, run, image, job)
+        files = file_rates(lambda: loop.predict(paths, outputs), job)
     input_size = (image.shape[2], image.shape[3])
     return RowResult(
         name=job.name,
@@ -100,13 +117,33 @@ def _measure_reference(job: RowJob) -> RowResult:
         open_seconds=opened,
         first_seconds=first,
         warm_up=warm,
-        engine_only=rates if loop.device == "cpu" else [],
+        engine_only=alone,
         with_copies=rates,
-        files_to_files=file_rates(lambda: loop.predict(paths, outputs), job),
+        files_to_files=files,
         latency=latency(run, job.seconds),
         host_bytes=peak_host_bytes(),
         device_bytes=device_bytes_in_use(loop.device),
+        use=watch.use,
+        use_reason=watch.reason,
     )
+
+
+def _reference_rates(
+    loop: ReferenceLoop, run: Callable[[], int], image: Tensor, job: RowJob
+) -> tuple[list[float], list[float]]:
+    """(engine only, with copies) of every repeat: on CUDA by events, elsewhere by the clock."""
+    if not cuda_device(loop.device):
+        rates = [rate(run, job.seconds) for _ in range(job.repeats)]
+        return rates, rates
+    held = image.to(loop.device)
+
+    def network() -> int:
+        loop.run_network(held)
+        return 1
+
+    torch_rate(network, loop.device, job.seconds)  # warms up
+    alone = [torch_rate(network, loop.device, job.seconds) for _ in range(job.repeats)]
+    return alone, [torch_rate(run, loop.device, job.seconds) for _ in range(job.repeats)]
 
 
 def main() -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..contract.errors import UserError
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
+from ..engine.manifest import MANIFEST, read_manifest
 from ..engine.probe import BackendStatus, probe_backends
 from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
@@ -31,13 +32,22 @@ GPU_ENGINES = (
 )
 """Built from a checkpoint that is given alone; in the order of the waterfall."""
 
+GPU_STEPS = (
+    ("", 1, 1, False),
+    (" + batch", None, 1, False),
+    (" + CUDA graph", None, 1, True),
+    (" + slots in flight", None, None, None),
+)
+"""(name, batch, slots, graphs) of a plan in fp16; None is what the engine takes by itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row to be measured, or with `reason` one that cannot run here.
 
     backend: as RowJob's. build: the command that makes the engine, for one that the bench built.
-    required: its failure is the bench's; not so for PyTorch's own variants.
+    required: its failure is the bench's; not so for PyTorch's own variants. batch, slots, graphs:
+    of a step of the waterfall; None leaves them to the engine.
     """
 
     name: str
@@ -47,6 +57,9 @@ class Entry:
     build: str = ""
     build_seconds: float | None = None
     required: bool = True
+    batch: int | None = None
+    slots: int | None = None
+    graphs: bool | None = None
 
 
 def baseline_checkpoint(models: Sequence[Path]) -> Path:
@@ -88,17 +101,68 @@ def entries_from_checkpoint(
         name = f"{backend}-{precision}"
         reason = _obstacle(statuses[backend], precision, device)
         if reason:
-            entries.append(Entry(name=name, model=checkpoint, reason=reason))
-        else:
-            options = BuildOptions(
-                backend=backend,
-                precision=precision,
-                overrides=SpecOverrides(scale=scale),
-                gate=GateOptions(force=True),
-                plan=PlanOptions(sizes=tuple(sizes)),
+            entries += entry_steps(
+                Entry(name=name, model=checkpoint, reason=reason), backend, precision
             )
-            entries.append(_built_entry(checkpoint, folder / name, options))
+        else:
+            options = build_options(backend, precision, sizes, scale)
+            built = _built_entry(checkpoint, folder / name, options)
+            entries += entry_steps(built, backend, precision)
     return entries
+
+
+def build_options(
+    backend: str, precision: str, sizes: Sequence[Size], scale: float | None
+) -> BuildOptions:
+    """Published whatever its gate says, and built anew: the time of a build is a column."""
+    return BuildOptions(
+        backend=backend,
+        precision=precision,
+        overrides=SpecOverrides(scale=scale),
+        gate=GateOptions(force=True),
+        plan=PlanOptions(sizes=tuple(sizes)),
+        rebuild=True,
+    )
+
+
+def entry_steps(entry: Entry, backend: str, precision: str) -> list[Entry]:
+    """The entry; a plan in fp16 as the steps of the waterfall, each with its own gain."""
+    if not backend.startswith("tensorrt") or precision != "fp16":
+        return [entry]
+    return [
+        replace(
+            entry,
+            name=entry.name + step,
+            batch=batch,
+            slots=slots,
+            graphs=graphs,
+            required=graphs is not True and entry.required,
+        )
+        for step, batch, slots, graphs in GPU_STEPS
+    ]
+
+
+@dataclass(frozen=True)
+class BuildCommand:
+    """The line that makes an entry's engine, '' for a model that is no engine; and its name."""
+
+    line: str
+    target: str
+
+
+def build_command(entry: Entry) -> BuildCommand:
+    """Of an engine that the bench built, or of a directory by what its manifest says."""
+    if entry.build:
+        return BuildCommand(entry.build, "ENGINE")
+    if not (entry.model / MANIFEST).is_file():
+        return BuildCommand("", str(entry.model))
+    manifest = read_manifest(entry.model)
+    source = manifest.source.get("name", "CHECKPOINT")
+    line = (
+        f"unetrt build {source} -o {entry.model} --backend {manifest.backend} "
+        f"--precision {manifest.precision}"
+    )
+    return BuildCommand(line, str(entry.model))
 
 
 def _obstacle(status: BackendStatus, precision: str, device: str) -> str:

@@ -35,7 +35,11 @@ def slo_from_text(text: str) -> Slo:
 
 def best_under(sweep: Sweep, slo: Slo, slots_flag: bool) -> SweepPoint | None:
     """The fastest point under the bound that the flags of `predict` can give."""
-    reachable = [p for p in sweep.points if slots_flag or p.slots == sweep.default_slots]
+    reachable = [
+        point
+        for point in sweep.points
+        if point.size == sweep.size and (slots_flag or point.slots == sweep.default_slots)
+    ]
     return max(filter(slo.met_by, reachable), key=lambda p: p.rate, default=None)
 
 
@@ -44,20 +48,23 @@ def slo_lines(sweep: Sweep, slo: Slo, slots_flag: bool) -> list[str]:
     bound = f"{slo.percentile} ≤ {slo.milliseconds:g} ms"
     best = best_under(sweep, slo, slots_flag)
     if best is None:
-        nearest = min(sweep.points, key=lambda p: getattr(p.latency, slo.percentile), default=None)
+        own = [point for point in sweep.points if point.size == sweep.size]
+        nearest = min(own, key=lambda p: getattr(p.latency, slo.percentile), default=None)
         if nearest is None:
-            return [f"{bound}: nothing was swept"]
+            return [f"{bound}: nothing was swept ({sweep.reason or 'no points'})"]
         found = getattr(nearest.latency, slo.percentile)
         return [
             f"{bound}: no setting meets it; the lowest is {found:.3g} ms, at "
             f"batch {nearest.batch}, slots {nearest.slots}"
         ]
-    model = "ENGINE" if sweep.build else sweep.model
     flags = f"--batch {best.batch}" + (f" --slots {best.slots}" if slots_flag else "")
     lines = [
         f"{bound}: {best.rate:.3g} images/s, {slo.percentile} "
         f"{getattr(best.latency, slo.percentile):.3g} ms, at batch {best.batch}, "
         f"slots {best.slots}"
     ]
-    lines += [f"  {sweep.build}"] if sweep.build else []
+    if sweep.build:
+        batches = f" --batch 1,{best.batch},{best.batch}" if sweep.plan else ""
+        lines.append(f"  {sweep.build}{batches}")
+    model = sweep.target or sweep.model
     return [*lines, f"  unetrt predict -m {model} {flags} -i IMAGES --output-dir MASKS"]

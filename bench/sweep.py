@@ -1,4 +1,4 @@
-"""Throughput and latency of one engine over batch sizes and slots in flight."""
+"""Throughput and latency of one engine over batches, slots in flight and sizes of images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
+from ..contract.resize import resize_image
 from ..contract.spec import SpecOverrides
+from ..contract.types import Size
 from ..engine.base import Engine, Slot
 from ..engine.open import open_engine
-from .filled import Batch, commonest_batch
+from .filled import Batch, commonest_batch, fill_slot
 from .measure import Latency, latency_from_seconds
 from .process import answer_from_process
 
@@ -27,7 +29,10 @@ KNEE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class SweepJob:
-    """seconds: of each point; batches stop growing when one alone takes longer."""
+    """seconds: of each point; batches stop growing when one alone takes longer.
+
+    sizes: of images, beside that of most; none takes half and twice its sides.
+    """
 
     model: str
     device: str
@@ -36,12 +41,17 @@ class SweepJob:
     scale: float | None = None
     batches: tuple[int, ...] = BATCHES
     slots: tuple[int, ...] = SLOTS
+    sizes: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
-    """Images a second, and the time from a batch's start to its masks with the others beside it."""
+    """Images of a size (H, W) a second, and the time from a batch's start to its masks.
 
+    The other slots' batches run beside it.
+    """
+
+    size: Size
     batch: int
     slots: int
     rate: float
@@ -50,76 +60,110 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """default_slots: what `predict` keeps in flight; build: the command that makes the engine."""
+    """size: of most images, whose points come first. default_slots: what `predict` keeps in flight.
+
+    build: the command that makes the engine, target: what `predict` is then given. plan: it takes
+    the batches that it was built for. refused: sizes that the engine does not run, and why.
+    """
 
     model: str
     points: tuple[SweepPoint, ...]
     default_slots: int
+    size: Size = (0, 0)
     build: str = ""
+    target: str = ""
+    plan: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
     @property
-    def knee(self) -> SweepPoint | None:
+    def sizes(self) -> list[Size]:
+        return list(dict.fromkeys(point.size for point in self.points))
+
+    def knee(self, size: Size) -> SweepPoint | None:
         """See KNEE; of two with as many in flight the faster."""
-        if not self.points:
-            return None
-        best = max(point.rate for point in self.points)
-        enough = [point for point in self.points if point.rate >= KNEE * best]
-        return min(enough, key=lambda point: (point.batch * point.slots, -point.rate))
+        points = [point for point in self.points if point.size == size]
+        best = max((point.rate for point in points), default=0.0)
+        enough = [point for point in points if point.rate >= KNEE * best]
+        return min(enough, key=lambda p: (p.batch * p.slots, -p.rate), default=None)
 
 
 def sweep_from_dict(raw: dict[str, Any]) -> Sweep:
-    points = (SweepPoint(**{**p, "latency": Latency(**p["latency"])}) for p in raw["points"])
-    return Sweep(**{**raw, "points": tuple(points)})
-
-
-def sweep_model(
-    name: str,
-    model: Path,
-    images: Sequence[Path],
-    *,
-    device: str,
-    scale: float | None,
-    seconds: float,
-    timeout: float,
-    build: str = "",
-) -> Sweep:
-    """Sweep in a fresh process; without points and with the reason when it fails."""
-    job = SweepJob(
-        model=str(model),
-        device=device,
-        images=[str(path) for path in images],
-        seconds=seconds,
-        scale=scale,
+    """The inverse of `dataclasses.asdict` after JSON."""
+    points = tuple(
+        SweepPoint(**{**p, "size": tuple(p["size"]), "latency": Latency(**p["latency"])})
+        for p in raw["points"]
     )
-    empty = Sweep(model=name, points=(), default_slots=1, build=build)
+    return Sweep(**{**raw, "points": points, "size": tuple(raw["size"])})
+
+
+def sweep_model(name: str, job: SweepJob, timeout: float, build: str, target: str) -> Sweep:
+    """Sweep in a fresh process; without points and with the reason when it fails."""
     answer = answer_from_process("unetrt.bench.sweep", job, timeout)
     if isinstance(answer, str):
-        return Sweep(**{**vars(empty), "reason": answer})
-    found = sweep_from_dict(answer)
-    return Sweep(**{**vars(found), "model": name, "build": build})
+        return Sweep(model=name, points=(), default_slots=1, reason=answer)
+    return replace(sweep_from_dict(answer), model=name, build=build, target=target)
 
 
 def run_sweep(job: SweepJob) -> Sweep:
-    """Every batch size with every number of slots. Raises UserError when the model does not run."""
+    """Every batch size with every number of slots; other sizes with the engine's own slots.
+
+    Raises UserError when the model does not run.
+    """
     overrides = SpecOverrides(scale=job.scale)
-    points: list[SweepPoint] = []
     with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
-        for count in (count for count in job.batches if count >= engine.min_batch):
-            batch = commonest_batch(engine.spec, job.images, count)
-            points += [_point(engine, batch, slots, job.seconds) for slots in job.slots]
-            if count / max(p.rate for p in points if p.batch == count) > job.seconds:
-                break
-        return Sweep(model=job.model, points=tuple(points), default_slots=engine.slots)
+        own = commonest_batch(engine.spec, job.images, 1).size
+        points = _points_of_size(engine, own, job, job.slots)
+        refused: dict[str, str] = {}
+        for size in _other_sizes(own, job.sizes):
+            try:
+                points += _points_of_size(engine, size, job, (engine.slots,))
+            except UserError as error:
+                refused[f"{size[0]}×{size[1]}"] = error.reason
+        return Sweep(
+            model=job.model,
+            points=tuple(points),
+            default_slots=engine.slots,
+            size=own,
+            plan=engine.backend.startswith("tensorrt"),
+            refused=refused,
+        )
+
+
+def _other_sizes(own: Size, sizes: Sequence[Size]) -> list[Size]:
+    height, width = own
+    halved = (max(1, height // 2), max(1, width // 2))
+    chosen = [(s[0], s[1]) for s in sizes] or [halved, (2 * height, 2 * width)]
+    return [size for size in chosen if size != own]
+
+
+def _points_of_size(
+    engine: Engine, size: Size, job: SweepJob, slots: Sequence[int]
+) -> list[SweepPoint]:
+    points: list[SweepPoint] = []
+    for count in (count for count in job.batches if count >= engine.min_batch):
+        batch = _batch_of_size(engine, job.images, size, count)
+        found = [_point(engine, batch, n, job.seconds) for n in slots]
+        points += found
+        if count / max(point.rate for point in found) > job.seconds:
+            break
+    return points
+
+
+def _batch_of_size(engine: Engine, images: Sequence[str], size: Size, count: int) -> Batch:
+    """Images of the commonest size, resized where another is asked for."""
+    batch = commonest_batch(engine.spec, images, count)
+    if batch.size == size:
+        return batch
+    wanted = engine.spec.input_size(size)
+    return Batch([resize_image(i, wanted, engine.spec.resize) for i in batch.images], size)
 
 
 def _point(engine: Engine, batch: Batch, count: int, seconds: float) -> SweepPoint:
     slots = [engine.slot() for _ in range(count)]
     try:
         for slot in slots:
-            images = slot.reserve(len(batch.images), batch.input_size)
-            for row, image in zip(images, batch.images, strict=True):
-                row[:] = image
+            fill_slot(slot, batch)
             _finish(slot, batch)
         times, spent = _keep_in_flight(slots, batch, seconds)
     finally:
@@ -127,7 +171,11 @@ def _point(engine: Engine, batch: Batch, count: int, seconds: float) -> SweepPoi
             slot.close()
     rate = len(times) * len(batch.images) / spent
     return SweepPoint(
-        batch=len(batch.images), slots=count, rate=rate, latency=latency_from_seconds(times)
+        size=batch.size,
+        batch=len(batch.images),
+        slots=count,
+        rate=rate,
+        latency=latency_from_seconds(times),
     )
 
 
@@ -160,12 +208,11 @@ def _keep_in_flight(
 
 def main() -> int:
     """Read a job, print the sweep as JSON in the last line."""
-    raw = json.loads(sys.stdin.read())
+    job = SweepJob(**json.loads(sys.stdin.read()))
     try:
-        found = run_sweep(SweepJob(**raw))
+        found = run_sweep(job)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        found = Sweep(model=job.model, points=(), default_slots=1, reason=error.reason)
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return 0
 

@@ -23,9 +23,15 @@ from .peak import Peaks, probe_peaks
 from .peers import Peer, measure_peer
 from .process import answer_from_process
 from .result import Bench, Row, judged_row
-from .rows import Entry, baseline_checkpoint, entries_from_checkpoint, entries_from_models
+from .rows import (
+    Entry,
+    baseline_checkpoint,
+    build_command,
+    entries_from_checkpoint,
+    entries_from_models,
+)
 from .samples import Samples, read_samples
-from .sweep import Sweep, sweep_model
+from .sweep import Sweep, SweepJob, sweep_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,9 @@ class BenchOptions:
     """limit: images taken from the folder. seconds, repeats: of every engine-only measurement.
 
     masks: the truth, for mIoU. peers: also run the makers' benchmarks. sweep: batches and slots
-    of the fastest engine. row_timeout: seconds after which a row is given up. samples: images
-    whose masks are kept for the report. peaks: probe what the device can do at most.
+    of the fastest engine, and sizes (H, W) of images; none takes half and twice those of most.
+    row_timeout: seconds after which a row is given up. samples: images whose masks are kept for
+    the report. peaks: probe what the device can do at most. layers: run the engines' profilers.
     """
 
     images: Path
@@ -47,9 +54,11 @@ class BenchOptions:
     scale: float | None = None
     peers: bool = False
     sweep: bool = False
+    sizes: tuple[Size, ...] = ()
     row_timeout: float = 1800.0
     samples: int = 0
     peaks: bool = True
+    layers: bool = False
 
 
 def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
@@ -118,7 +127,7 @@ class _Run:
             rows.append(row)
             if index == 0:
                 self.baseline = row.judgement
-            if peers and row.result is not None:
+            if peers and row.result is not None and entry.slots is None:
                 seconds, repeats = self.options.seconds, self.options.repeats
                 peer = measure_peer(entry.name, entry.model, row.result, seconds, repeats)
                 others += [peer] if peer else []
@@ -174,8 +183,11 @@ class _Run:
             outputs=[str(path) for path in outputs],
             seconds=self.options.seconds,
             repeats=self.options.repeats,
-            batch=self.options.batch,
+            batch=entry.batch or self.options.batch,
+            slots=entry.slots,
+            graphs=entry.graphs,
             scale=self.options.scale,
+            layers=self.options.layers,
         )
 
     def samples(self, rows: Sequence[Row]) -> Samples | None:
@@ -207,13 +219,13 @@ def _sweep(
         return None
     fastest = max(usable, key=lambda pair: pair[0])[1]
     sys.stderr.write(f"bench: sweep of {fastest.name}\n")
-    return sweep_model(
-        fastest.name,
-        fastest.model,
-        images,
+    job = SweepJob(
+        model=str(fastest.model),
         device=options.device,
-        scale=options.scale,
+        images=[str(path) for path in images],
         seconds=options.seconds,
-        timeout=options.row_timeout,
-        build=fastest.build,
+        scale=options.scale,
+        sizes=options.sizes,
     )
+    command = build_command(fastest)
+    return sweep_model(fastest.name, job, options.row_timeout, command.line, command.target)

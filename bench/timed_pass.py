@@ -12,11 +12,11 @@ from ..contract.images import read_image
 from ..contract.resize import resize_image
 from ..contract.types import U8, Size
 from ..engine.base import Engine
+from ..engine.probe import usable_cores
 from ..runtime.encode import encode_mask, resolve_format
 from ..runtime.pipeline import run_pipeline
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions
-from .machine import usable_cores
 from .stages import (
     DECODE,
     ENCODE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -41,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scale_argument(parser)
     help_text = "also run benchmark_app or trtexec on the engines; always with a checkpoint alone"
     add("--peers", action="store_true", help=help_text)
-    add("--sweep", action="store_true", help="batch sizes and slots of the fastest engine")
+    help_text = "batches, slots in flight and sizes of images, of the fastest engine"
+    add("--sweep", action="store_true", help=help_text)
+    help_text = "of --sweep, beside that of most images (default: half and twice its sides)"
+    add("--sizes", type=sizes, default=(), metavar="HxW,…", help=help_text)
+    help_text = "where each engine's own time goes, from its own profiler"
+    add("--layers", action="store_true", help=help_text)
     help_text = "as p99=20ms: the highest throughput under it and the flags for it; sweeps"
     add("--slo", metavar="BOUND", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
@@ -50,6 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compare", type=Path, metavar="OLD.json", help="what changed since that report")
     help_text = "of --compare: exit 1 past it (default: 5%%)"
     add("--max-regression", type=share, default=0.05, metavar="SHARE", help=help_text)
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """`256x256,512x640`: heights and widths of images."""
+    pairs = [re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", part) for part in text.split(",")]
+    found = [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+    if len(found) != len(pairs):
+        raise wrong(text, "heights and widths, as 256x256,512x640")
+    return tuple(found)
 
 
 def share(text: str) -> float:
@@ -64,6 +79,7 @@ def share(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """0; 1 when a required row has no trusted number, or --compare a regression."""
     from ..bench.compare import compare_lines, read_report
+    from ..bench.layer_report import layer_lines
     from ..bench.report import (
         context_lines,
         detail_lines,
@@ -88,14 +104,17 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         scale=args.scale,
         peers=args.peers,
-        sweep=args.sweep or slo is not None,
+        sweep=args.sweep or slo is not None or bool(args.sizes),
+        sizes=args.sizes,
         row_timeout=args.row_timeout,
         samples=SAMPLES if args.report else 0,
+        layers=args.layers,
     )
     bench = bench_models(args.models, options)
     fastest = fastest_row(bench)
     lines = [*table_lines(bench), "", *detail_lines(bench), ""]
     lines += [*stage_lines([fastest]), ""] if fastest else []
+    lines += [*layer_lines([fastest], bench.peaks), ""] if fastest and args.layers else []
     if bench.sweep is not None:
         lines += [*sweep_lines(bench.sweep), ""]
     lines += [*_slo_answer(bench, slo), *context_lines(bench)]

@@ -20,6 +20,7 @@ from unetrt.bench.result import Bench, Row
 from unetrt.bench.samples import Samples
 from unetrt.bench.stages import Stage, StageTable
 from unetrt.bench.sweep import Sweep, SweepPoint
+from unetrt.contract.types import Size
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +73,11 @@ def row_result(name: str, rates: list[float], precision: str = "fp32") -> RowRes
     )
 
 
-def sweep_point(batch: int, slots: int, rate: float, p99: float) -> SweepPoint:
+def sweep_point(
+    batch: int, slots: int, rate: float, p99: float, size: Size = (200, 180)
+) -> SweepPoint:
     latency = Latency(p50=p99 / 2, p95=p99 / 1.5, p99=p99, count=50)
-    return SweepPoint(batch=batch, slots=slots, rate=rate, latency=latency)
+    return SweepPoint(size=size, batch=batch, slots=slots, rate=rate, latency=latency)
 
 
 @pytest.fixture
@@ -84,8 +87,10 @@ def sweep() -> Sweep:
         sweep_point(1, 2, 97, 15),
         sweep_point(2, 1, 96, 14),
         sweep_point(4, 2, 100, 40),
+        sweep_point(1, 2, 390, 4, (100, 90)),
+        sweep_point(2, 2, 400, 8, (100, 90)),
     )
-    return Sweep(model="engine", points=points, default_slots=2)
+    return Sweep(model="engine", points=points, default_slots=2, size=(200, 180))
 
 
 @pytest.fixture

@@ -286,7 +286,9 @@ def test_the_real_bench_trusts_masks_and_nothing_else(command: tuple[int, Path])
     assert {point["batch"] for point in told["sweep"]["points"]} >= {1, 2}
     assert same["result"]["stages"]["images"] == 5
     page = next(report.glob("*.html")).read_text()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 4
+    assert page.count("<img alt=") == 3 * (1 + 4), "three images, each with the masks of four rows"
+    assert len({tuple(point["size"]) for point in told["sweep"]["points"]}) == 3
 
 
 class ShiftedEngine(TorchEngine):
@@ -324,7 +326,9 @@ def test_a_sabotaged_engine_gets_no_speed_up(
 def test_a_checkpoint_alone_is_measured_against_every_engine_of_its_own(
     checkpoint_file: CheckpointFile, pictures: Path
 ) -> None:
-    options = BenchOptions(images=pictures, limit=3, seconds=0.1, repeats=2, device="cpu")
+    options = BenchOptions(
+        images=pictures, limit=3, seconds=0.1, repeats=2, device="cpu", layers=True
+    )
     bench = bench_models([checkpoint_file()], options)
     rows = {row.name: row for row in bench.rows}
     torch_rows = {"reference loop", "torch-channels-last", "torch-half", "torch-compile"}
@@ -337,5 +341,12 @@ def test_a_checkpoint_alone_is_measured_against_every_engine_of_its_own(
         assert row.result is not None or row.reason
         if row.result is not None and row.result.precision == "fp32":
             assert row.trusted, row
+    for name in ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8"):
+        result = rows[name].result
+        if result is not None:
+            assert result.layers is not None
+            assert sum(layer.flops or 0 for layer in result.layers.layers) == result.flops
+    steps = [name for name in rows if name.startswith("tensorrt-fp16")]
+    assert len(steps) == 4
     peer = next(peer for peer in bench.peers if peer.of == "openvino-fp32")
     assert peer.reason or peer.rate > 0

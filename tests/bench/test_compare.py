@@ -185,8 +185,10 @@ def test_models_without_a_peer_have_none(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_knee_is_the_first_that_is_nearly_as_fast(sweep: Sweep) -> None:
-    assert sweep.knee == sweep.points[1]
-    assert replace(sweep, points=()).knee is None
+    assert sweep.sizes == [(200, 180), (100, 90)]
+    assert sweep.knee((200, 180)) == sweep.points[1]
+    assert sweep.knee((100, 90)) == sweep.points[4]
+    assert sweep.knee((9, 9)) is None
     raw = json.loads(json.dumps({**vars(sweep), "points": [p_dict(p) for p in sweep.points]}))
     assert sweep_from_dict(raw) == sweep
 
@@ -205,10 +207,12 @@ def test_a_bound_is_met_by_flags_that_exist(sweep: Sweep) -> None:
     assert "97 images/s" in lines[0]
     assert "unetrt predict -m engine --batch 1 -i" in lines[-1]
     assert "--slots" not in lines[-1]
-    built = replace(sweep, build="unetrt build a.pth -o ENGINE")
+    built = replace(sweep, build="unetrt build a.pth -o ENGINE", target="ENGINE")
     lines = slo_lines(built, slo_from_text("p99=20ms"), slots_flag=True)
     assert lines[1].strip() == built.build
     assert "-m ENGINE --batch 1 --slots 2" in lines[-1]
+    lines = slo_lines(replace(built, plan=True), slo_from_text("p50=60ms"), slots_flag=False)
+    assert lines[1].endswith("-o ENGINE --batch 1,4,4")
     (missed,) = slo_lines(sweep, slo_from_text("p99=1ms"), slots_flag=False)
     assert "no setting meets it; the lowest is 10 ms, at batch 1, slots 1" in missed
     assert (

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetrt.bench import measure
 from unetrt.bench.flops import count_flops
-from unetrt.bench.machine import describe_bench_machine, peak_host_bytes, usable_cores
+from unetrt.bench.machine import describe_bench_machine, peak_host_bytes
 from unetrt.bench.measure import (
     is_stable,
     latency,
@@ -25,6 +25,7 @@ from unetrt.bench.measure import (
 )
 from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict
 from unetrt.contract.spec import ModelSpec
+from unetrt.engine.probe import usable_cores
 from unetrt.training.unet import UNet
 
 

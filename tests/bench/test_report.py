@@ -13,6 +13,7 @@ import pytest
 
 from tests.bench.conftest import row_result
 from unetrt.bench.measure import WarmUp
+from unetrt.bench.page import html_page
 from unetrt.bench.report import (
     context_lines,
     detail_lines,
@@ -22,7 +23,7 @@ from unetrt.bench.report import (
     table_lines,
     warnings,
 )
-from unetrt.bench.report_files import html_page, report_stem, write_report
+from unetrt.bench.report_files import report_stem, write_report
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.sweep import Sweep
 from unetrt.contract.errors import UserError
@@ -119,8 +120,13 @@ def test_a_machine_that_was_not_quiet_is_told(bench: Bench) -> None:
 
 def test_the_sweep_marks_one_knee(sweep: Sweep) -> None:
     lines = sweep_lines(sweep)
-    (marked,) = [line for line in lines if "← knee" in line]
-    assert cells_of([marked])[0][:3] == ["1", "2", "97"]
+    marked = cells_of([line for line in lines if "← knee" in line])
+    assert [cells[:4] for cells in marked] == [
+        ["200×180", "1", "2", "97"],
+        ["100×90", "1", "2", "390"],
+    ]
+    refusing = replace(sweep, refused={"400×360": "the plan was not built for this shape"})
+    assert sweep_lines(refusing)[-1].startswith("400×360 does not run: the plan was not")
     assert "given up" in sweep_lines(replace(sweep, points=(), reason="given up"))[0]
 
 
@@ -153,6 +159,9 @@ def test_the_csv_holds_plain_numbers_and_no_speed_up_for_wrong_masks(
     assert rows[3]["engine_only"] == ""
 
 
+VOID = ("meta", "img")
+
+
 class Page(HTMLParser):
     """Collects tags and what they refer to; every opened tag must be closed."""
 
@@ -165,14 +174,14 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag != "meta":
+        if tag not in VOID:
             self.open.append(tag)
         names = ("src", "href", "xlink:href")
         self.links += [value for name, value in attrs if name in names and value]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
-        if tag != "meta":
+        if tag not in VOID:
             self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
@@ -187,7 +196,8 @@ def test_the_page_stands_alone(bench: Bench, sweep: Sweep) -> None:
     page = Page()
     page.feed(text)
     assert not page.open
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == text.count('<svg role="img" aria-label=') == 4
+    assert page.tags.count("img") == text.count('<img alt="picture 1: image"') == 1
     assert page.tags.count("table") == 2 + 3 + 1
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert page.links

@@ -1,0 +1,30 @@
+"""Numbers and Markdown tables as every part of the report writes them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .measure import spread
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The first line is the head; columns as wide as their widest cell."""
+    cells = [[" ".join(cell.replace("|", "¦").split()) for cell in line] for line in cells]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = [_line(line, widths) for line in cells]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [f" {cell:{width}} " for cell, width in zip(cells, widths, strict=True)]
+    return "|" + "|".join(padded) + "|"
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    middle = number(statistics.median(rates))
+    return f"{middle} ± {spread(rates):.0%}" if len(rates) > 1 else middle
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,154 @@
+"""What the bench says of a GPU, as far as it can be tried without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.bench.conftest import row_result
+from tests.conftest import balanced_checkpoint
+from unetrt.bench.job import result_from_dict
+from unetrt.bench.machine import cuda_device, device_bytes_in_use
+from unetrt.bench.nvml import DeviceUse, Sample, read_sample, use_from_samples, watch_device
+from unetrt.bench.report import detail_lines, warnings
+from unetrt.bench.result import Bench, Row
+from unetrt.bench.row import choose_graphs
+from unetrt.bench.rows import GPU_STEPS, Entry, build_options, entries_from_checkpoint, entry_steps
+from unetrt.contract.errors import UserError
+from unetrt.engine.probe import probe_backends
+from unetrt.engine.torch_backend import TorchEngine
+
+
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [("cpu", ""), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("NVIDIA H200 (cuda:0)", "cuda:0")],
+)
+def test_the_device_of_an_engine_is_found_in_its_name(device: str, found: str) -> None:
+    assert cuda_device(device) == found
+
+
+def test_a_cpu_has_nothing_to_watch() -> None:
+    with watch_device("cpu") as watch:
+        pass
+    assert (watch.use, watch.reason) == (None, "")
+    assert device_bytes_in_use("cpu") is None
+
+
+def test_a_gpu_that_nvml_does_not_tell_of_costs_a_reason_and_nothing_else() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with watch_device("NVIDIA X (cuda:0)") as watch:
+        pass
+    assert watch.use is None
+    missing = importlib.util.find_spec("pynvml") is None
+    assert watch.reason.startswith("the package pynvml" if missing else "NVML does not tell")
+
+
+def sample(watts: float | None, sm_mhz: int | None, memory: int, reasons: int) -> Sample:
+    return Sample(watts=watts, sm_mhz=sm_mhz, memory=memory, reasons=reasons)
+
+
+def test_samples_are_summed_up_with_what_held_the_gpu_back() -> None:
+    samples = [sample(300.0, 1980, 10, 0x1), sample(500.0, 1500, 30, 0x4 | 0x20)]
+    use = use_from_samples([*samples, sample(None, None, 20, 0x4), sample(400.0, 1600, 20, 0)])
+    assert use.watts == (400.0, 500.0)
+    assert use.sm_mhz == (1500, 1980)
+    assert (use.samples, use.memory) == (4, 30)
+    assert use.throttled == {"power cap": 0.5, "heat (software)": 0.25}, "idle holds nothing back"
+    assert use_from_samples([sample(None, None, 1, 0)]).watts is None
+
+
+def test_what_a_gpu_does_not_tell_is_left_out() -> None:
+    """A stand-in for pynvml: its library needs a driver."""
+
+    class NVMLError(Exception):
+        pass
+
+    def unknown(*_: object) -> int:
+        raise NVMLError
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_CLOCK_SM=1,
+        nvmlDeviceGetPowerUsage=unknown,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=7),
+        nvmlDeviceGetClockInfo=lambda handle, clock: 1000 + clock,
+        nvmlDeviceGetCurrentClocksEventReasons=lambda handle: 4,
+    )
+    found = read_sample(nvml, None)  # type: ignore[arg-type]
+    assert found == sample(None, 1001, 7, 4)
+
+
+def test_power_and_throttling_are_shown(bench: Bench) -> None:
+    use = DeviceUse(
+        samples=9, watts=(640.4, 699.6), sm_mhz=(1700, 1980), memory=5, throttled={"power cap": 0.3}
+    )
+    result = replace(row_result("x", [10.0]), use=use)
+    assert result_from_dict(json.loads(json.dumps(asdict(result)))) == result
+    blind = replace(row_result("y", [10.0]), use_reason="the package pynvml is needed here")
+    rows = (Row(name="x", result=result), Row(name="y", result=blind))
+    text = "\n".join(detail_lines(replace(bench, rows=rows)))
+    assert "640, at most 700 (1700 to 1980)" in text
+    assert "the package pynvml is needed here" in text
+    assert warnings(replace(bench, rows=rows)) == [
+        "x: the GPU was held back by power cap, 30% of the time"
+    ]
+
+
+def test_a_plan_in_fp16_is_a_waterfall(tmp_path: Path) -> None:
+    entry = Entry(name="tensorrt-fp16", model=tmp_path, build="unetrt build", build_seconds=3.0)
+    steps = entry_steps(entry, "tensorrt", "fp16")
+    assert [step.name.removeprefix("tensorrt-fp16") for step in steps] == [
+        "",
+        " + batch",
+        " + CUDA graph",
+        " + slots in flight",
+    ]
+    assert [(s.batch, s.slots, s.graphs) for s in steps] == [step[1:] for step in GPU_STEPS]
+    assert (steps[0].batch, steps[0].slots, steps[0].graphs) == (1, 1, False)
+    assert (steps[-1].batch, steps[-1].slots, steps[-1].graphs) == (None, None, None)
+    assert all(step.build_seconds == 3.0 for step in steps)
+    assert entry_steps(entry, "tensorrt", "fp32") == [entry]
+    assert entry_steps(entry, "openvino", "bf16") == [entry]
+
+
+def test_steps_that_cannot_run_here_are_listed_with_the_reason(
+    checkpoint_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    monkeypatch.setattr("unetrt.bench.rows.CPU_ENGINES", ())
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
+    statuses = {status.name: status for status in probe_backends()}
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        steps = [entry for entry in entries if entry.name.startswith(f"{backend}-fp16")]
+        assert len(steps) == 4
+        assert all(statuses[backend].detail in entry.reason for entry in steps)
+    assert any(entry.name == "tensorrt-int8" and entry.reason for entry in entries)
+
+
+def test_an_engine_without_cuda_graphs_refuses_them() -> None:
+    with TorchEngine(balanced_checkpoint(), "cpu") as engine:
+        choose_graphs(engine, None)
+        choose_graphs(engine, False)
+        assert engine.graphs is None
+        with pytest.raises(UserError, match="runs no CUDA graphs"):
+            choose_graphs(engine, True)
+        engine.graphs = True
+        choose_graphs(engine, False)
+        assert engine.graphs is False
+
+
+def test_a_build_of_the_bench_is_never_taken_from_an_earlier_one() -> None:
+    options = build_options("openvino", "bf16", [(64, 64)], 0.5)
+    assert options.rebuild, "its time is a column"
+    assert options.gate.force
+    assert options.overrides.scale == 0.5
+    assert options.plan.sizes == ((64, 64),)
