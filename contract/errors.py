@@ -46,6 +46,10 @@ class ImageError(UserError):
     """One image or mask that cannot be used. In a batch it costs that image alone."""
 
 
+class DeviceMemoryError(UserError):
+    """A batch does not fit into the device's memory; a smaller one may."""
+
+
 class GateError(UserError):
     """An engine whose masks differ too much from PyTorch's: built, then refused."""
 

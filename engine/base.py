@@ -60,7 +60,8 @@ class Engine(ABC):
     """A model opened on a device.
 
     slots: batches to keep in flight; batch: images a slot should hold, min_batch the fewest that
-    it runs with; why: how it was chosen.
+    it runs with; graphs: whether slots replay CUDA graphs, None where an engine has none; why: how
+    it was chosen.
     """
 
     backend: str
@@ -69,6 +70,7 @@ class Engine(ABC):
     slots: int = 2
     batch: int = 1
     min_batch: int = 1
+    graphs: bool | None = None
     why: str = ""
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -6,16 +6,17 @@ import ctypes
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module
 from ..contract.types import U8, Size
 from .base import Slot
+from .cuda_graph import Replay
 
 
 class CudaDevice:
@@ -73,10 +74,12 @@ class CudaDevice:
 
 @contextmanager
 def cuda_errors(what: str) -> Iterator[None]:
-    """Turn pycuda's errors into a UserError that says what was tried."""
+    """Turn pycuda's errors into a UserError that says what was tried; DeviceMemoryError is one."""
     driver = import_module("pycuda.driver")
     try:
         yield
+    except driver.MemoryError as error:
+        raise DeviceMemoryError(f"CUDA has no memory to {what}", seen=error) from error
     except driver.Error as error:
         raise UserError(f"CUDA failed to {what}", seen=error) from error
 
@@ -133,24 +136,35 @@ class DeviceView:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A batch of network inputs (batch, h, w, channels) whose masks are (H, W)."""
+    """A batch of network inputs (batch, h, w, channels) whose masks are (H, W).
+
+    planes: of probabilities, where those come in place of masks.
+    """
 
     batch: int
     input_size: Size
     channels: int
     mask_size: Size
+    planes: int = 0
 
     @property
     def images(self) -> tuple[int, int, int, int]:
         return (self.batch, *self.input_size, self.channels)
 
     @property
-    def masks(self) -> tuple[int, int, int]:
-        return (self.batch, *self.mask_size)
+    def masks(self) -> tuple[int, ...]:
+        return (self.batch, *((self.planes,) if self.planes else ()), *self.mask_size)
 
 
 class Kernel(ABC):
-    """What runs between the two copies: a backend's enqueue. One belongs to one slot."""
+    """What runs between the two copies: a backend's enqueue. One belongs to one slot.
+
+    name: the plan or network, for messages; eager: why its work cannot be captured into a CUDA
+    graph, empty where it can.
+    """
+
+    name = "the network"
+    eager = ""
 
     @abstractmethod
     def enqueue(
@@ -164,18 +178,24 @@ class Kernel(ABC):
 
 
 class CudaSlot(Slot):
-    """Copy in, compute and copy out on a stream of its own, so that slots overlap."""
+    """Copy in, compute and copy out on a stream of its own, so that slots overlap.
 
-    def __init__(self, device: CudaDevice, channels: int, kernel: Kernel) -> None:
+    From the second batch of a shape on, the three are one CUDA graph.
+    """
+
+    def __init__(self, device: CudaDevice, channels: int, kernel: Kernel, planes: int = 0) -> None:
         self._device, self._channels, self._kernel = device, channels, kernel
+        self._planes = planes
         self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
         self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
+        self._replay = Replay(kernel.eager)
         with device.current() as driver:
             self._stream: Any = driver.Stream()
             self._done: Any = driver.Event(driver.event_flags.DISABLE_TIMING)
             self._images = self._inputs.view(driver, (0, 0, 0, channels))
         self._busy = False
         self._n = 0
+        self._what = ""
 
     @property
     def images(self) -> U8:
@@ -190,10 +210,25 @@ class CudaSlot(Slot):
     def submit(self, n: int, size: Size) -> None:
         self._wait()
         batch, height, width, channels = self._images.shape
-        shape = BatchShape(batch, (height, width), channels, size)
-        with self._device.current() as driver, cuda_errors(f"start a batch of {shape.images}"):
-            self._queue(driver, shape)
+        shape = BatchShape(batch, (height, width), channels, size, self._planes)
+        self._what = (
+            f"images {shape.images}, masks {shape.masks}, {self._kernel.name},"
+            f" stream {self._stream.handle:#x}"
+        )
+        with self._device.current() as driver, self._errors("start a batch"):
+            try:
+                self._queue(driver, shape)
+            except BaseException:  # what is queued still reads the buffers
+                with suppress(driver.Error):
+                    self._stream.synchronize()
+                raise
         self._n, self._busy = n, True
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """As cuda_errors, with the shape, the plan and the stream named."""
+        with cuda_errors(f"{what}: {self._what}"):
+            yield
 
     def _queue(self, driver: Any, shape: BatchShape) -> None:
         images = self._images
@@ -201,28 +236,61 @@ class CudaSlot(Slot):
         image = self._image.address(driver, images.size)
         mask = self._mask.address(driver, self._masks.size)
         like = self._like.address(driver, int(np.prod(shape.mask_size)))
-        driver.memcpy_htod_async(image, images, self._stream)
-        self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
-        driver.memcpy_dtoh_async(self._masks, mask, self._stream)
+
+        def work() -> None:
+            with self._errors("queue a batch"):
+                driver.memcpy_htod_async(image, images, self._stream)
+                self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
+                driver.memcpy_dtoh_async(self._masks, mask, self._stream)
+
+        host = (images.ctypes.data, self._masks.ctypes.data)
+        key = (shape, host, image, like, mask)
+        self._replay.run(key, work, self._stream.handle, self._what)
         self._done.record(self._stream)
 
     def masks(self) -> U8:
         self._wait()
         return self._masks[: self._n]
 
+    def queue_network(self) -> None:
+        """Queue the network again on the batch that lies on the device; nothing is copied."""
+        batch, height, width, channels = self._images.shape
+        shape = BatchShape(batch, (height, width), channels, self._masks.shape[1:])
+        with self._device.current() as driver, cuda_errors("queue the network"):
+            buffers = (self._image, self._like, self._mask)
+            image, like, mask = (buffer.address(driver, 0) for buffer in buffers)
+            self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
+
+    def mark(self) -> Any:
+        """A timing event behind all that the slot has queued."""
+        with self._device.current() as driver:
+            return driver.Event().record(self._stream)
+
+    def reach(self, mark: Any) -> None:
+        """Wait until the device has come to a mark."""
+        with self._device.current(), cuda_errors("reach a mark"):
+            mark.synchronize()
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        """By the device's clock, between two marks that it has come to."""
+        with self._device.current(), cuda_errors("read its clock"):
+            return float(first.time_till(last)) / 1000
+
     def _wait(self) -> None:
         if self._busy:
             self._busy = False
-            with self._device.current(), cuda_errors("finish a batch"):
+            with self._device.current(), self._errors("finish a batch"):
                 self._done.synchronize()
 
     def close(self) -> None:
         """Drain the stream, then free in the reverse order; twice is harmless."""
         if self._stream is None:
             return
-        self._wait()
+        with suppress(UserError):  # told where the masks were waited for
+            self._wait()
         self._images = self._masks = np.empty((0, 0, 0), np.uint8)
         with self._device.current():
+            self._replay.free()
             self._kernel.close()
             for buffer in (self._image, self._mask, self._like):
                 buffer.free()

@@ -25,7 +25,10 @@ class HostEngine(Engine):
 
     @abstractmethod
     def infer(self, images: U8, masks: U8) -> None:
-        """Run (N, h, w, C) and write (N, H, W); called on the worker thread."""
+        """Run (N, h, w, C) and write the result, (N, H, W) or (N, classes, H, W).
+
+        Called on the worker thread.
+        """
 
 
 class HostSlot(Slot):
@@ -48,7 +51,8 @@ class HostSlot(Slot):
 
     def submit(self, n: int, size: Size) -> None:
         self._n = n
-        self._masks = self._outputs.view((len(self._images), *size))
+        shape = self._engine.spec.result_shape(len(self._images), size)
+        self._masks = self._outputs.view(shape)
         self._running = self._engine.worker.submit(self._engine.infer, self._images, self._masks)
 
     def masks(self) -> U8:

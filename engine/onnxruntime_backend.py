@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,45 +15,82 @@ from ..contract.types import U8
 from .base import HostBuffer
 from .host import HostEngine
 
+Providers: TypeAlias = Sequence[str | tuple[str, dict[str, str]]]
+"""In the order in which they are asked to take a part of the graph, some with options."""
+
+CPU: Providers = ("CPUExecutionProvider",)
+
 
 class OnnxRuntimeEngine(HostEngine):
-    """Raises UserError when the file cannot be loaded."""
+    """Raises UserError when the file cannot be loaded.
+
+    profile: how the names of the files begin that ONNX Runtime writes its profile to.
+    threads: None takes every core.
+    """
 
     backend = "onnxruntime"
     device = "cpu"
 
-    def __init__(self, model: Path, spec: ModelSpec, precision: str, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Path,
+        spec: ModelSpec,
+        precision: str,
+        device: str = "auto",
+        profile: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
         super().__init__(spec)
         if device not in ("auto", "cpu"):
             raise UserError(
-                f"the onnxruntime backend does not run on {device} in this version",
+                f"this engine of the onnxruntime backend does not run on {device}",
                 expected="cpu",
                 hint="unetrt doctor   says what this machine can run",
             )
-        self.precision = precision
-        self._session = _session_from_onnx(model)
+        self.precision, self.path = precision, model
+        self._session = session_from_onnx(model, CPU, profile, threads)
         self._size_like = HostBuffer()
 
     def infer(self, images: U8, masks: U8) -> None:
         binding = self._session.io_binding()
         binding.bind_cpu_input("image", images)
-        binding.bind_cpu_input("size_like", self._size_like.view(masks.shape[1:]))
-        binding.bind_output("mask", "cpu", 0, np.uint8, masks.shape, masks.ctypes.data)
+        binding.bind_cpu_input("size_like", self._size_like.view(masks.shape[-2:]))
+        name = self.spec.result
+        binding.bind_output(name, "cpu", 0, np.uint8, masks.shape, masks.ctypes.data)
         self._session.run_with_iobinding(binding)
 
+    def end_profile(self) -> Path:
+        """The file that holds the times of every layer in every run so far."""
+        return Path(self._session.end_profiling())
 
-def _session_from_onnx(model: Path) -> Any:
+
+def session_from_onnx(
+    model: Path, providers: Providers, profile: Path | None = None, threads: int | None = None
+) -> Any:
+    """Open a session on the providers named, on no others. Raises UserError for a bad file."""
     runtime = import_module("onnxruntime")
     # The GPU build warns about CUDA libraries that a CPU machine does not have.
     runtime.set_default_logger_severity(3)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        return runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    except _errors() as error:
+        return runtime.InferenceSession(str(model), options, providers=list(providers))
+    except runtime_errors() as error:
         raise UserError(f"ONNX Runtime cannot load {model}", seen=error) from error
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
     """ONNX Runtime's own errors have no base class but Exception."""
     state = import_module("onnxruntime").capi.onnxruntime_pybind11_state
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented")
+    names = (
+        "EPFail",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+    )
     return (RuntimeError, ValueError, *(getattr(state, name) for name in names))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..contract.errors import UserError
 from ..contract.log import log
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import ModelSpec, Result, SpecOverrides
 from .base import Engine
 from .manifest import (
     GATE,
@@ -30,22 +30,24 @@ def open_engine(
     backend: str = "auto",
     device: str = "auto",
     overrides: SpecOverrides = NO_OVERRIDES,
+    threads: int | None = None,
 ) -> Engine:
     """Open `path` with the backend that its form implies, or the one named.
 
     An engine directory is verified, opened with its own backend and its golden masks replayed;
     an ONNX file runs in ONNX Runtime; a checkpoint in PyTorch fp32, the reference.
+    threads: what an engine on the CPU computes with; None takes every core.
     Raises UserError with the command that helps; `engine.why` says what was chosen.
     """
     if path.is_dir():
-        return _engine_from_directory(path, backend, device, overrides)
+        return _engine_from_directory(path, backend, device, overrides, threads)
     if path.suffix == ".onnx":
-        return _engine_from_onnx(path, backend, device, overrides)
-    return _engine_from_checkpoint(path, backend, device, overrides)
+        return _engine_from_onnx(path, backend, device, overrides, threads)
+    return _engine_from_checkpoint(path, backend, device, overrides, threads)
 
 
 def _engine_from_checkpoint(
-    path: Path, backend: str, device: str, overrides: SpecOverrides
+    path: Path, backend: str, device: str, overrides: SpecOverrides, threads: int | None
 ) -> Engine:
     if backend not in ("auto", "torch"):
         raise UserError(
@@ -54,12 +56,14 @@ def _engine_from_checkpoint(
         )
     from .torch_backend import torch_engine_from_checkpoint
 
-    engine = torch_engine_from_checkpoint(path, device, overrides)
+    engine = torch_engine_from_checkpoint(path, device, overrides, threads)
     engine.why = "a checkpoint runs in PyTorch fp32; unetrt build makes a faster engine of it"
     return engine
 
 
-def _engine_from_onnx(path: Path, backend: str, device: str, overrides: SpecOverrides) -> Engine:
+def _engine_from_onnx(
+    path: Path, backend: str, device: str, overrides: SpecOverrides, threads: int | None
+) -> Engine:
     from .onnxfile import metadata_from_onnx
 
     spec, precision, _ = metadata_from_onnx(path)
@@ -70,13 +74,13 @@ def _engine_from_onnx(path: Path, backend: str, device: str, overrides: SpecOver
             f"{path} is an ONNX file: the {chosen} backend does not run it as it is",
             hint=f"unetrt build {path} -o ENGINE_DIR --backend {chosen}",
         )
-    engine = _engine_from_model(chosen, path, spec, precision, device)
+    engine = _engine_from_model(chosen, path, spec, precision, device, threads)
     engine.why = "an ONNX file runs in ONNX Runtime" if backend == "auto" else "as asked"
     return engine
 
 
 def _engine_from_directory(
-    path: Path, backend: str, device: str, overrides: SpecOverrides
+    path: Path, backend: str, device: str, overrides: SpecOverrides, threads: int | None
 ) -> Engine:
     manifest = read_manifest(path)
     verify_files(path, manifest)
@@ -88,7 +92,7 @@ def _engine_from_directory(
             expected=backend,
             hint=f"unetrt build CHECKPOINT -o OTHER_DIR --backend {backend}",
         )
-    engine = engine_from_manifest(path, manifest, device)
+    engine = engine_from_manifest(path, manifest, device, threads)
     engine.why = "the directory's own backend"
     try:
         replay_golden(engine, path, manifest)
@@ -98,27 +102,34 @@ def _engine_from_directory(
     return engine
 
 
-def engine_from_manifest(path: Path, manifest: Manifest, device: str = "auto") -> Engine:
+def engine_from_manifest(
+    path: Path, manifest: Manifest, device: str = "auto", threads: int | None = None
+) -> Engine:
     """Open the model file of a directory, its digests and golden masks not looked at."""
     if manifest.backend in ("tensorrt", "tensorrt-rtx"):
         from .tensorrt_backend import TensorRtEngine
 
         return TensorRtEngine(path, manifest, device)
     model = path / manifest.model
-    return _engine_from_model(manifest.backend, model, manifest.spec, manifest.precision, device)
+    precision = manifest.precision
+    return _engine_from_model(manifest.backend, model, manifest.spec, precision, device, threads)
 
 
 def _engine_from_model(
-    backend: str, model: Path, spec: ModelSpec, precision: str, device: str
+    backend: str, model: Path, spec: ModelSpec, precision: str, device: str, threads: int | None
 ) -> Engine:
+    if backend == "onnxruntime" and device.startswith("cuda"):
+        from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(model, spec, precision, device)
     if backend == "onnxruntime":
         from .onnxruntime_backend import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model, spec, precision, device)
+        return OnnxRuntimeEngine(model, spec, precision, device, threads=threads)
     if backend == "openvino":
         from .openvino_backend import OpenVinoEngine
 
-        return OpenVinoEngine(model, spec, precision, device)
+        return OpenVinoEngine(model, spec, precision, device, threads=threads)
     raise UserError("no such backend", seen=backend, expected=", ".join(BACKENDS))
 
 
@@ -155,6 +166,8 @@ def golden_agreement(engine: Engine, cases: list[GoldenCase]) -> float:
 
 def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> None:
     """An exported model has its spec built in: another value is a wrong request."""
+    if overrides.result != spec.result:
+        raise _other_result(path, spec.result)
     for name in overrides.conflicts_with(spec):
         wanted, built_in = getattr(overrides, name), getattr(spec, name)
         raise UserError(
@@ -163,3 +176,18 @@ def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> No
             expected=f"{built_in}, or no flag",
             hint=f"unetrt build CHECKPOINT -o OTHER_DIR --{name} {wanted}",
         )
+
+
+def _other_result(path: Path, result: Result) -> UserError:
+    """A graph gives masks or probabilities, and what takes the one cannot use the other."""
+    if result == "prob":
+        return UserError(
+            f"{path} gives probabilities",
+            expected="a model that gives masks",
+            hint=f"unetrt predict -m {path} … --format prob   writes them",
+        )
+    return UserError(
+        f"{path} gives masks, not probabilities",
+        expected="a checkpoint, or an ONNX file that was exported for them",
+        hint="unetrt export CHECKPOINT -o prob.onnx --result prob",
+    )

@@ -79,6 +79,13 @@ def describe_device(backend: str) -> str:
     return _capability() if _probe_gpu()[0] else "no CUDA device"
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _processor() -> str:
     """The name that Linux gives it; elsewhere the platform's."""
     try:

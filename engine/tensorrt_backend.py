@@ -35,11 +35,13 @@ class TensorRtEngine(Engine):
 
     slots = 3
     """One copies in, one computes, one copies out."""
+    graphs = True
 
     def __init__(self, directory: Path, manifest: Manifest, device: str) -> None:
         super().__init__(manifest.spec)
         self.backend, self.precision = manifest.backend, manifest.precision
-        _check_target(directory, manifest, device)
+        self._path = directory / manifest.model
+        check_target(directory, manifest, device)
         trt = import_flavour(manifest.backend)
         self._logger = shared_logger(trt)
         self._cuda = CudaDevice(int(device.partition(":")[2] or 0))
@@ -59,8 +61,28 @@ class TensorRtEngine(Engine):
 
     def slot(self) -> Slot:
         with self._cuda.current():
-            kernel = PlanKernel(self._plan, self._logger)
+            kernel = PlanKernel(self._plan, self._logger, str(self._path))
+        if not self.graphs:
+            kernel.eager = "CUDA graphs are switched off"
         return CudaSlot(self._cuda, self.spec.channels, kernel)
+
+    def profiled_slot(self, profiler: Any) -> CudaSlot:
+        """A slot that tells an IProfiler every layer's time; each batch waits for its own end."""
+        with self._cuda.current():
+            kernel = PlanKernel(self._plan, self._logger, str(self._path))
+            kernel.report_to(profiler)
+        return CudaSlot(self._cuda, self.spec.channels, kernel)
+
+    def layer_information(self) -> str:
+        """What the plan says of its layers, JSON; names alone unless it was built verbosely."""
+        trt = import_flavour(self.backend)
+        inspector = self._plan.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that one execution context takes for its features."""
+        return int(self._plan.device_memory_size_v2)
 
     def close(self) -> None:
         if self._plan is not None:
@@ -72,8 +94,8 @@ class TensorRtEngine(Engine):
 class PlanKernel(Kernel):
     """An execution context: shapes and addresses are set when they change, not every batch."""
 
-    def __init__(self, plan: Any, logger: Any) -> None:
-        self._plan, self._logger = plan, logger
+    def __init__(self, plan: Any, logger: Any, name: str) -> None:
+        self._plan, self._logger, self.name = plan, logger, f"plan {name}"
         self._context = check(plan.create_execution_context(), "make an execution context", logger)
         self._profiles = profiles_of_plan(plan)
         self._profile = 0
@@ -94,7 +116,13 @@ class PlanKernel(Kernel):
                 set_here = self._context.set_tensor_address(name, address)
                 check(set_here, f"set the address of {name}", self._logger)
             self._addresses = (image, size_like, mask)
-        check(self._context.execute_async_v3(stream), "run the plan", self._logger)
+        done = self._context.execute_async_v3(stream)
+        check(done, f"run {self.name} on {shape.images}, stream {stream:#x}", self._logger)
+
+    def report_to(self, profiler: Any) -> None:
+        """Tell an IProfiler the time of every layer."""
+        self._context.profiler = profiler
+        self.eager = "a profiler waits for every layer"
 
     def _set_profile(self, shape: BatchShape, stream: int) -> None:
         """Several profiles have not run on a GPU yet."""
@@ -149,7 +177,7 @@ def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...
     return all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True))
 
 
-def _check_target(directory: Path, manifest: Manifest, device: str) -> None:
+def check_target(directory: Path, manifest: Manifest, device: str) -> None:
     """Raise UserError for a missing GPU, another version or a GPU that was not built for."""
     hint = REBUILD_HERE.format(directory, manifest.backend)
     if not cuda_devices() or device == "cpu":

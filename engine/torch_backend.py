@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
@@ -47,7 +49,7 @@ class TorchEngine(HostEngine):
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
         if self._cuda is None:
             return super().slot()
-        return CudaSlot(self._cuda, self.spec.channels, TorchKernel(self._net))
+        return CudaSlot(self._cuda, self.spec.channels, TorchKernel(self._net), self.spec.planes)
 
     def close(self) -> None:
         super().close()
@@ -57,14 +59,17 @@ class TorchEngine(HostEngine):
     def infer(self, images: U8, masks: U8) -> None:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_errors(f"images {images.shape}, masks {masks.shape}"):
             image = torch.from_numpy(images).to(self.device)
-            size_like = torch.empty(masks.shape[1:], dtype=torch.uint8, device=self.device)
+            size_like = torch.empty(masks.shape[-2:], dtype=torch.uint8, device=self.device)
             np.copyto(masks, self._net(image, size_like).cpu().numpy())
 
 
 class TorchKernel(Kernel):
     """Queues a PyTorch network on a slot's stream, on the slot's own device memory."""
+
+    name = "PyTorch"
+    eager = "PyTorch takes memory from its pool while the network runs, and gives it back"
 
     def __init__(self, net: MaskNet) -> None:
         self._net = net
@@ -75,7 +80,8 @@ class TorchKernel(Kernel):
         import torch
 
         external = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
-        with torch.inference_mode(), torch.cuda.stream(external):
+        where = f"images {shape.images}, masks {shape.masks}, stream {stream:#x}"
+        with torch.inference_mode(), torch.cuda.stream(external), torch_errors(where):
             images = torch.as_tensor(DeviceView(image, shape.images), device="cuda")
             like = torch.as_tensor(DeviceView(size_like, shape.mask_size), device="cuda")
             masks = torch.as_tensor(DeviceView(mask, shape.masks), device="cuda")
@@ -85,9 +91,34 @@ class TorchKernel(Kernel):
         """Own nothing: the network is the engine's."""
 
 
-def torch_engine_from_checkpoint(path: Path, device: str, overrides: SpecOverrides) -> TorchEngine:
-    """Raises UserError when torch is missing or `path` is not a checkpoint."""
-    import_module("torch")
+@contextmanager
+def torch_errors(what: str) -> Iterator[None]:
+    """Turn PyTorch's errors of the device into a UserError; DeviceMemoryError is one."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"PyTorch has no memory for {what}", seen=_first(error)) from error
+    except torch.AcceleratorError as error:
+        raise UserError(f"PyTorch failed on the device: {what}", seen=_first(error)) from error
+
+
+def _first(error: Exception) -> str:
+    """PyTorch's messages go on about environment variables."""
+    return str(error).splitlines()[0]
+
+
+def torch_engine_from_checkpoint(
+    path: Path, device: str, overrides: SpecOverrides, threads: int | None = None
+) -> TorchEngine:
+    """Raises UserError when torch is missing or `path` is not a checkpoint.
+
+    threads: of PyTorch on the CPU, for the whole process.
+    """
+    torch = import_module("torch")
+    if threads is not None:
+        torch.set_num_threads(threads)
     from ..training.checkpoint import read_checkpoint
 
     return TorchEngine(read_checkpoint(path).with_overrides(overrides), device)
@@ -103,7 +134,7 @@ def _choose_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"PyTorch cannot use {device}",
-            seen=str(error).splitlines()[0],
+            seen=_first(error),
             hint="unetrt doctor   says what this machine can run; or --device cpu",
         ) from error
     return device

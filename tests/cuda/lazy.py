@@ -17,8 +17,8 @@ from unetrt.engine.cuda import BatchShape, Kernel
 
 driver = ctypes.CDLL(os.environ["LAZY_DRIVER"], mode=ctypes.RTLD_GLOBAL)
 driver.lazy_launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-for name in ("lazy_freed_in_flight", "lazy_forced", "lazy_memory_used", "lazy_streams"):
-    getattr(driver, name).restype = ctypes.c_long
+for name in ("freed_in_flight", "forced", "memory_used", "streams", "graphs", "graph_launches"):
+    getattr(driver, f"lazy_{name}").restype = ctypes.c_long
 driver.lazy_set_memory_limit.argtypes = [ctypes.c_long]
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,28 +22,6 @@ SHAPES: tuple[tuple[int, Size, Size], ...] = (
 )
 
 
-@pytest.fixture(scope="session")
-def session() -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        os.environ["LAZY_MODEL"], options, providers=["CPUExecutionProvider"]
-    )
-
-
-@pytest.fixture
-def device() -> Iterator[CudaDevice]:
-    """The device; when a case ends no context is left current and nothing was freed in use."""
-    opened = CudaDevice()
-    yield opened
-    opened.close()
-    opened.close()
-    assert driver.lazy_context_depth() == 0
-    assert driver.lazy_retained() == 0
-    assert driver.lazy_freed_in_flight() == 0
-    assert driver.lazy_memory_used() == 0
-
-
 def pictures(rng: np.random.Generator, batch: int, size: Size) -> U8:
     return rng.integers(0, 256, (batch, *size, 1), dtype=np.uint8)
 
@@ -57,9 +33,16 @@ def expected(session: onnxruntime.InferenceSession, images: U8, size: Size) -> U
 
 
 def drive(
-    slots: list[CudaSlot], session: onnxruntime.InferenceSession, batches: int, seed: int
+    slots: list[CudaSlot],
+    session: onnxruntime.InferenceSession,
+    batches: int,
+    seed: int,
+    shapes: tuple[int, ...] = (),
 ) -> int:
-    """Keep all slots in flight over changing shapes; return the number of wrong batches."""
+    """Keep all slots in flight over changing shapes; return the number of wrong batches.
+
+    shapes: which of SHAPES come, in turn; drawn where none are named.
+    """
     rng = np.random.default_rng(seed)
     flying: list[tuple[CudaSlot, U8, int]] = []
     wrong = 0
@@ -71,7 +54,8 @@ def drive(
     for index in range(batches):
         if len(flying) == len(slots):
             wrong += land()
-        batch, input_size, mask_size = SHAPES[int(rng.integers(len(SHAPES)))]
+        shape = shapes[index % len(shapes)] if shapes else int(rng.integers(len(SHAPES)))
+        batch, input_size, mask_size = SHAPES[shape]
         images = pictures(rng, batch, input_size)
         n = int(rng.integers(1, batch + 1))
         slot = slots[index % len(slots)]

@@ -9,10 +9,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101,
-  INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_SUPPORTED = 801
+  INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_STATE = 401, NOT_READY = 600,
+  ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
+  CAPTURE_INVALIDATED = 901
 };
 enum { POISON_DEVICE = 0xA5, POISON_PINNED = 0x5A, POISON_FREED = 0xDD, MAX_DEPTH = 64 };
 
@@ -29,14 +32,20 @@ typedef struct Op {
   uint64_t ticket; /* of the record that RECORD makes, or that WAIT waits for */
   struct Op *next;
 } Op;
+typedef struct Graph { /* what a stream was given while it captured; also its executable form */
+  Op *first, *last;
+  int broken; /* something was called that cannot be captured */
+} Graph;
 typedef struct Stream {
   Op *first, *last;
   int running;
+  Graph *capture;
   struct Stream *next;
 } Stream;
 typedef struct Event {
   Stream *stream;
   uint64_t recorded, done;
+  struct timespec at; /* when the record was executed */
 } Event;
 typedef struct Block {
   char *start;
@@ -50,7 +59,10 @@ static Stream *streams, default_stream;
 static Block *blocks;
 static int the_context, retained;
 static long freed_in_flight, forced, memory_limit = -1, memory_used, streams_alive;
+static long graphs_alive, graph_launches;
+static int broken_waits;
 static __thread int depth;
+static __thread Graph *capturing; /* by this thread */
 static uint64_t tickets;
 
 /* ---- what the tests ask ------------------------------------------------------------------- */
@@ -67,26 +79,46 @@ long lazy_forced(void) { return forced; }
 long lazy_memory_used(void) { return memory_used; }
 long lazy_streams(void) { return streams_alive; }
 void lazy_set_memory_limit(long bytes) { memory_limit = bytes; }
+long lazy_graphs(void) { return graphs_alive; }
+long lazy_graph_launches(void) { return graph_launches; }
+/* From now on, as after a kernel that has read where it must not: every wait fails. */
+void lazy_break_waits(int yes) { broken_waits = yes; }
 
 /* ---- queues ------------------------------------------------------------------------------- */
 
 static Stream *stream_of(void *handle) { return handle ? (Stream *)handle : &default_stream; }
 
+static void push(Op **first, Op **last, Op *op) {
+  op->next = NULL;
+  if (*last) (*last)->next = op; else *first = op;
+  *last = op;
+}
+
+/* While a thread captures, what would wait or allocate is refused and ends the capture. */
+static int ends_capture(void) {
+  if (capturing) capturing->broken = 1;
+  return capturing != NULL;
+}
+
 static Result append(void *handle, Op op) {
   if (!depth) return INVALID_CONTEXT;
   Op *copy = malloc(sizeof op);
   *copy = op;
-  copy->next = NULL;
   pthread_mutex_lock(&lock);
   Stream *stream = stream_of(handle);
+  if (stream->capture) { /* an event that is recorded there cannot be waited for by the host */
+    if (copy->kind == RECORD || copy->kind == WAIT) stream->capture->broken = 1;
+    push(&stream->capture->first, &stream->capture->last, copy);
+    pthread_mutex_unlock(&lock);
+    return SUCCESS;
+  }
   if (copy->kind == RECORD) {
     copy->event->stream = stream;
     copy->ticket = copy->event->recorded = ++tickets;
   } else if (copy->kind == WAIT) {
     copy->ticket = copy->event->recorded;
   }
-  if (stream->last) stream->last->next = copy; else stream->first = copy;
-  stream->last = copy;
+  push(&stream->first, &stream->last, copy);
   pthread_mutex_unlock(&lock);
   return SUCCESS;
 }
@@ -97,7 +129,10 @@ static void run(Op *op) {
   switch (op->kind) {
     case COPY: memcpy(op->to, op->from, op->bytes); break;
     case CALL: op->call(op->argument); break;
-    case RECORD: op->event->done = op->ticket; break;
+    case RECORD:
+      op->event->done = op->ticket;
+      clock_gettime(CLOCK_MONOTONIC, &op->event->at);
+      break;
     case WAIT: force_event(op->event, op->ticket); break;
   }
   forced++;
@@ -150,6 +185,7 @@ Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *stream) {
 }
 static Result copy_now(void *to, const void *from, size_t n) {
   if (!depth) return INVALID_CONTEXT;
+  if (ends_capture()) return CAPTURE_UNSUPPORTED;
   force_all();
   memcpy(to, from, n);
   return SUCCESS;
@@ -177,6 +213,7 @@ Result cuStreamDestroy_v2(void *handle) { /* its queue still runs when something
   return SUCCESS;
 }
 Result cuStreamSynchronize(void *handle) {
+  if (ends_capture()) return CAPTURE_UNSUPPORTED;
   pthread_mutex_lock(&lock);
   force(stream_of(handle), 0);
   pthread_mutex_unlock(&lock);
@@ -198,15 +235,83 @@ Result cuEventRecord(void *event, void *stream) {
   return append(stream, (Op){.kind = RECORD, .event = event});
 }
 Result cuEventSynchronize(void *event) {
+  if (ends_capture()) return CAPTURE_UNSUPPORTED;
+  if (broken_waits) return ILLEGAL_ADDRESS;
   force_event(event, ((Event *)event)->recorded);
   return SUCCESS;
 }
 Result cuEventQuery(void *event) { return cuEventSynchronize(event); }
+/* As the real one: no time between records that nothing has forced yet. */
+Result cuEventElapsedTime_v2(float *out, void *first, void *last) {
+  Event *a = first, *b = last;
+  if (!a->recorded || !b->recorded) return INVALID_HANDLE;
+  if (a->done < a->recorded || b->done < b->recorded) return NOT_READY;
+  *out = (b->at.tv_sec - a->at.tv_sec) * 1e3 + (b->at.tv_nsec - a->at.tv_nsec) / 1e6;
+  return SUCCESS;
+}
+
+/* ---- graphs ------------------------------------------------------------------------------- */
+
+Result cuStreamBeginCapture_v2(void *handle, int mode) {
+  (void)mode;
+  if (!handle) return CAPTURE_UNSUPPORTED;
+  if (!depth) return INVALID_CONTEXT;
+  Stream *stream = handle;
+  if (stream->capture || capturing) return ILLEGAL_STATE;
+  capturing = stream->capture = calloc(1, sizeof(Graph));
+  return SUCCESS;
+}
+static void destroy(Graph *graph) {
+  while (graph->first) {
+    Op *op = graph->first;
+    graph->first = op->next;
+    free(op);
+  }
+  free(graph);
+}
+Result cuStreamEndCapture(void *handle, void **out) {
+  Stream *stream = handle;
+  Graph *graph = stream->capture;
+  *out = NULL;
+  if (!graph) return ILLEGAL_STATE;
+  capturing = stream->capture = NULL;
+  if (graph->broken) {
+    destroy(graph);
+    return CAPTURE_INVALIDATED;
+  }
+  graphs_alive++;
+  *out = graph;
+  return SUCCESS;
+}
+Result cuGraphInstantiateWithFlags(void **out, void *graph, unsigned long long flags) {
+  (void)flags;
+  if (!graph) return INVALID_VALUE;
+  Graph *executable = calloc(1, sizeof *executable);
+  for (Op *op = ((Graph *)graph)->first; op; op = op->next) {
+    Op *copy = malloc(sizeof *copy);
+    *copy = *op;
+    push(&executable->first, &executable->last, copy);
+  }
+  graphs_alive++;
+  *out = executable;
+  return SUCCESS;
+}
+Result cuGraphLaunch(void *executable, void *stream) {
+  for (Op *op = ((Graph *)executable)->first; op; op = op->next) {
+    Result status = append(stream, *op);
+    if (status) return status;
+  }
+  graph_launches++;
+  return SUCCESS;
+}
+Result cuGraphDestroy(void *graph) { graphs_alive--; destroy(graph); return SUCCESS; }
+Result cuGraphExecDestroy(void *executable) { return cuGraphDestroy(executable); }
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
 static Result allocate(void **out, size_t bytes, int poison, int counted) {
   if (!depth) return INVALID_CONTEXT;
+  if (ends_capture()) return CAPTURE_UNSUPPORTED;
   if (counted && memory_limit >= 0 && memory_used + (long)bytes > memory_limit) return OUT_OF_MEMORY;
   Block *block = malloc(sizeof *block);
   *block = (Block){.start = malloc(bytes ? bytes : 1), .bytes = bytes};
@@ -308,6 +413,9 @@ Result cuCtxSynchronize(void) {
 Result cuGetErrorString(Result status, const char **text) {
   *text = status == OUT_OF_MEMORY ? "out of memory"
         : status == INVALID_CONTEXT ? "invalid device context"
+        : status == ILLEGAL_ADDRESS ? "an illegal memory access was encountered"
+        : status == CAPTURE_UNSUPPORTED ? "operation not permitted when stream is capturing"
+        : status == CAPTURE_INVALIDATED ? "operation failed due to a previous error during capture"
         : status == NOT_SUPPORTED ? "not supported by the lazy host driver" : "error";
   return SUCCESS;
 }
@@ -321,7 +429,7 @@ NONE(cuCtxDetach) NONE(cuCtxDisablePeerAccess) NONE(cuCtxEnablePeerAccess)
 NONE(cuCtxGetCacheConfig) NONE(cuCtxGetLimit) NONE(cuCtxGetSharedMemConfig)
 NONE(cuCtxSetCacheConfig) NONE(cuCtxSetLimit) NONE(cuCtxSetSharedMemConfig)
 NONE(cuDeviceCanAccessPeer) NONE(cuDeviceGetByPCIBusId) NONE(cuDeviceGetPCIBusId)
-NONE(cuEventElapsedTime_v2) NONE(cuFuncGetAttribute) NONE(cuFuncSetAttribute)
+NONE(cuFuncGetAttribute) NONE(cuFuncSetAttribute)
 NONE(cuFuncSetBlockShape) NONE(cuFuncSetCacheConfig) NONE(cuFuncSetSharedSize)
 NONE(cuIpcCloseMemHandle) NONE(cuIpcGetEventHandle) NONE(cuIpcGetMemHandle)
 NONE(cuIpcOpenEventHandle) NONE(cuIpcOpenMemHandle_v2) NONE(cuLaunch) NONE(cuLaunchGrid)

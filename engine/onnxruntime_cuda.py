@@ -1,0 +1,126 @@
+"""An ONNX file in ONNX Runtime's CUDA provider, on the buffers and the stream of a CUDA slot.
+
+It has not run on a GPU yet: `--device cuda` asks for it, nothing chooses it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.modules import import_module
+from ..contract.spec import ModelSpec
+from .base import Engine, Slot
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from .onnxruntime_backend import Providers, runtime_errors, session_from_onnx
+from .tensorrt_backend import cuda_devices
+
+CUDA = "CUDAExecutionProvider"
+_MEMORY = re.compile(r"out ?of ?memory|failed to allocate memory", re.IGNORECASE)
+
+
+class OnnxRuntimeCudaEngine(Engine):
+    """Raises UserError where there is no GPU, or ONNX Runtime cannot use it."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, model: Path, spec: ModelSpec, precision: str, device: str) -> None:
+        super().__init__(spec)
+        self.precision, self.path = precision, model
+        if not cuda_devices():
+            raise UserError(
+                f"ONNX Runtime does not run on {device} here",
+                seen="0 CUDA devices",
+                hint="unetrt doctor   says what this machine can run; or --device cpu",
+            )
+        self._cuda: CudaDevice | None = CudaDevice(int(device.partition(":")[2] or 0))
+        self.device = self._cuda.name
+
+    def slot(self) -> Slot:
+        if self._cuda is None:
+            raise RuntimeError("the engine is closed")
+        kernel = SessionKernel(self.path, self.spec.result, self._cuda.index)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
+
+    def close(self) -> None:
+        if self._cuda is not None:
+            self._cuda.close()
+            self._cuda = None
+
+
+def cuda_providers(index: int, stream: int) -> Providers:
+    """Compute on the slot's stream; what has no CUDA kernel, the arithmetic of shapes, on the CPU.
+
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+    """
+    options = {
+        "device_id": str(index),
+        "user_compute_stream": str(stream),
+        "use_tf32": "0",  # an fp32 graph means fp32
+    }
+    return ((CUDA, options), "CPUExecutionProvider")
+
+
+class SessionKernel(Kernel):
+    """A session of its own: ONNX Runtime takes the stream when a session is made.
+
+    Raises UserError where the CUDA provider does not start; ONNX Runtime itself would go on with
+    the CPU.
+    """
+
+    eager = "ONNX Runtime takes memory and computes shapes on the CPU while the network runs"
+
+    def __init__(self, model: Path, result: str, index: int, memory: str = "cuda") -> None:
+        """result: the output's name. memory: where the addresses that come lie, cuda or cpu."""
+        self._model, self._result, self._index, self._memory = model, result, index, memory
+        self.name = f"ONNX file {model}"
+        self._session: Any = None
+        self._binding: Any = None
+        self._bound: tuple[BatchShape, int, int, int] | None = None
+
+    def enqueue(
+        self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
+    ) -> None:
+        if self._session is None:
+            self._open(stream)
+        where = f"{self.name} on {shape.images}, stream {stream:#x}"
+        try:
+            if (shape, image, size_like, mask) != self._bound:
+                self._bind(shape, image, size_like, mask)
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except runtime_errors() as error:
+            kind = DeviceMemoryError if _MEMORY.search(str(error)) else UserError
+            raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
+
+    def _open(self, stream: int) -> None:
+        session = session_from_onnx(self._model, self._providers(stream))
+        if self._memory == "cuda" and CUDA not in session.get_providers():
+            raise UserError(
+                "ONNX Runtime cannot use CUDA here",
+                seen=", ".join(session.get_providers()),
+                expected=f"{CUDA}: the GPU build of ONNX Runtime, CUDA 13 and cuDNN 9",
+                hint="--device cpu",
+            )
+        self._session = session
+        self._run_options = import_module("onnxruntime").RunOptions()
+        # The slot waits for its own event, once the copy out is queued too.
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def _providers(self, stream: int) -> Providers:
+        cuda = cuda_providers(self._index, stream)
+        return cuda if self._memory == "cuda" else cuda[1:]
+
+    def _bind(self, shape: BatchShape, image: int, size_like: int, mask: int) -> None:
+        binding = self._session.io_binding()
+        place = (self._memory, self._index, np.uint8)
+        binding.bind_input("image", *place, shape.images, image)
+        binding.bind_input("size_like", *place, shape.mask_size, size_like)
+        binding.bind_output(self._result, *place, shape.masks, mask)
+        self._binding, self._bound = binding, (shape, image, size_like, mask)
+
+    def close(self) -> None:
+        self._binding = self._bound = self._session = None

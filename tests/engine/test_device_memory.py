@@ -1,0 +1,36 @@
+"""What TensorRT says of memory is told apart from its other failures."""
+
+from __future__ import annotations
+
+import pytest
+
+from unetrt.contract.errors import DeviceMemoryError, UserError
+from unetrt.engine.tensorrt_flavour import check
+
+
+class Logger:
+    def __init__(self, *messages: str) -> None:
+        self.messages = list(messages)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+        "OutOfMemory (Requested size was 9 bytes.)",
+    ],
+)
+def test_a_failure_of_memory_is_told_apart_once(message: str) -> None:
+    logger = Logger("a warning", message)
+    with pytest.raises(DeviceMemoryError, match="run the plan") as caught:
+        check(False, "run the plan", logger)
+    assert message in str(caught.value.seen)
+    with pytest.raises(UserError) as caught:
+        check(None, "run the plan", logger)
+    assert not isinstance(caught.value, DeviceMemoryError)
+
+
+def test_another_failure_is_not_one_of_memory() -> None:
+    with pytest.raises(UserError) as caught:
+        check(False, "run the plan", Logger("Error Code 2: Internal Error"))
+    assert not isinstance(caught.value, DeviceMemoryError)

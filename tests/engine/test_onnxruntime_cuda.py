@@ -1,0 +1,102 @@
+"""ONNX Runtime on a CUDA slot's addresses: all of it that runs without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unetrt.contract.errors import DeviceMemoryError, UserError
+from unetrt.contract.types import U8
+from unetrt.engine.cuda import BatchShape
+from unetrt.engine.onnxruntime_cuda import CUDA, SessionKernel, cuda_providers
+from unetrt.engine.open import open_engine
+from unetrt.engine.tensorrt_backend import cuda_devices
+
+no_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="what is said where there is no GPU")
+
+
+def run_kernel(kernel: SessionKernel, images: U8, size: tuple[int, int]) -> U8:
+    """As a slot does, on host addresses."""
+    batch, height, width, channels = images.shape
+    shape = BatchShape(batch, (height, width), channels, size)
+    like, masks = np.empty(size, np.uint8), np.empty(shape.masks, np.uint8)
+    addresses = (images.ctypes.data, like.ctypes.data, masks.ctypes.data)
+    kernel.enqueue(shape, *addresses, 0)
+    return masks
+
+
+def test_the_network_runs_on_addresses_and_follows_them(
+    exported: Callable[..., Path], steel: Callable[..., U8]
+) -> None:
+    kernel = SessionKernel(exported(), "mask", 0, memory="cpu")
+    with open_engine(exported()) as engine:
+        for index, size in enumerate([(48, 64), (48, 64), (33, 20), (48, 64)]):
+            images = np.stack([steel(index, *size), steel(index + 1, *size)])
+            masks = run_kernel(kernel, images, (60, 50))
+            expected = [engine.run(image, (60, 50)) for image in images]
+            np.testing.assert_array_equal(masks, expected)
+    kernel.close()
+    kernel.close()
+
+
+def test_buffers_of_the_same_shape_are_not_bound_again(
+    exported: Callable[..., Path], steel: Callable[..., U8]
+) -> None:
+    kernel = SessionKernel(exported(), "mask", 0, memory="cpu")
+    images = steel(0, 32, 32)[None].copy()
+    like, mask = np.empty((32, 32), np.uint8), np.empty((1, 32, 32), np.uint8)
+    shape = BatchShape(1, (32, 32), 1, (32, 32))
+    addresses = (images.ctypes.data, like.ctypes.data, mask.ctypes.data)
+    kernel.enqueue(shape, *addresses, 0)
+    first, binding = mask.copy(), kernel._binding
+    images[:] = steel(3, 32, 32)
+    kernel.enqueue(shape, *addresses, 0)
+    assert kernel._binding is binding
+    assert not np.array_equal(mask, first)
+
+
+def test_the_stream_and_the_device_are_named_and_fp32_stays_fp32() -> None:
+    (name, options), other = cuda_providers(1, 0x7F0012345678)
+    assert (name, other) == (CUDA, "CPUExecutionProvider")
+    assert isinstance(options, dict)
+    assert int(options["user_compute_stream"]) == 0x7F0012345678
+    assert (options["device_id"], options["use_tf32"]) == ("1", "0")
+
+
+@no_gpu
+def test_onnx_runtime_does_not_go_on_with_the_cpu_unasked(exported: Callable[..., Path]) -> None:
+    kernel = SessionKernel(exported(), "mask", 0)
+    with pytest.raises(UserError, match="cannot use CUDA here"):
+        kernel.enqueue(BatchShape(1, (32, 32), 1, (32, 32)), 0, 0, 0, 0)
+
+
+@no_gpu
+def test_without_a_gpu_it_says_so(exported: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="does not run on cuda here") as caught:
+        open_engine(exported(), device="cuda")
+    assert caught.value.hint
+
+
+def test_its_errors_name_the_model_and_the_shape(
+    exported: Callable[..., Path], steel: Callable[..., U8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = SessionKernel(exported(), "mask", 0, memory="cpu")
+    run_kernel(kernel, steel(0, 32, 32)[None].copy(), (32, 32))
+
+    def fail(text: str) -> None:
+        def run(*_: object) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(kernel._session, "run_with_iobinding", run)
+
+    fail("Failed to allocate memory for requested buffer of size 9")
+    with pytest.raises(DeviceMemoryError):
+        run_kernel(kernel, steel(0, 32, 32)[None].copy(), (32, 32))
+    fail("CUDNN failure 5000")
+    with pytest.raises(UserError, match=r"ONNX file .*\(1, 32, 32, 1\)") as caught:
+        run_kernel(kernel, steel(0, 32, 32)[None].copy(), (32, 32))
+    assert not isinstance(caught.value, DeviceMemoryError)
+    assert "CUDNN failure 5000" in str(caught.value)
