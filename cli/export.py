@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", type=Path, metavar="CHECKPOINT")
     add("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
+    add("--result", choices=("mask", "prob"), default="mask", help="default: mask")
     add_override_arguments(parser)
 
 

@@ -108,7 +108,8 @@ def wrong(text: str, expected: str) -> argparse.ArgumentTypeError:
 def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
     from ..contract.spec import SpecOverrides
 
-    return SpecOverrides(scale=args.scale, threshold=args.mask_threshold)
+    result: Any = getattr(args, "result", "mask")
+    return SpecOverrides(scale=args.scale, threshold=args.mask_threshold, result=result)
 
 
 def engine_from_args(args: argparse.Namespace) -> Engine:

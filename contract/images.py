@@ -6,6 +6,7 @@ What cannot be read for sure is an ImageError that says why.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from .headers import MAX_PIXELS as MAX_PIXELS
 from .headers import Picture, decoding, open_picture, read_bytes
-from .types import U8
+from .types import U8, Size
 
 Samples = npt.NDArray[np.uint16]
 """Pixels of more than 8 bits: (H, W) or (H, W, 3) in RGB order."""
@@ -49,6 +50,20 @@ def read_image(source: Path | bytes, channels: int, *, bit_depth: int | None = N
     bit_depth: the depth (9 to 16) of data stored in 16-bit files; without it the high byte counts.
     Raises ImageError naming the file and why.
     """
+    return read_reduced(source, channels, None, bit_depth=bit_depth)[0]
+
+
+def read_reduced(
+    source: Path | bytes,
+    channels: int,
+    least: Callable[[Size], Size] | None,
+    *,
+    bit_depth: int | None = None,
+) -> tuple[U8, Size]:
+    """As read_image, with the file's own (H, W); a JPEG may come at a half, a quarter or less.
+
+    least: the file's (H, W) → the size that what comes must not be below. None: the whole image.
+    """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     if bit_depth is not None and not 9 <= bit_depth <= 16:
@@ -57,9 +72,18 @@ def read_image(source: Path | bytes, channels: int, *, bit_depth: int | None = N
     data = source if isinstance(source, bytes) else read_bytes(source)
     with decoding(name):
         picture = open_picture(data, name)
-        pixels = _pixels(picture, bit_depth)
+        pixels = _pixels(picture, bit_depth, least)
         upright = turn_upright(pixels, picture.orientation)
-        return np.ascontiguousarray(_with_channels(upright, channels))
+        return np.ascontiguousarray(_with_channels(upright, channels)), _upright_size(picture)
+
+
+def _upright_size(picture: Picture) -> Size:
+    width, height = picture.image.size
+    return (width, height) if _is_turned(picture) else (height, width)
+
+
+def _is_turned(picture: Picture) -> bool:
+    return picture.orientation >= 5
 
 
 def turn_upright(pixels: U8, orientation: int) -> U8:
@@ -95,7 +119,9 @@ def deep_samples(picture: Picture) -> Samples:
     return samples
 
 
-def _pixels(picture: Picture, bit_depth: int | None) -> U8:
+def _pixels(
+    picture: Picture, bit_depth: int | None, least: Callable[[Size], Size] | None = None
+) -> U8:
     """(H, W) or (H, W, 3), not yet turned upright."""
     if picture.maximum > 255:
         return _high_byte(picture, deep_samples(picture), bit_depth)
@@ -103,9 +129,23 @@ def _pixels(picture: Picture, bit_depth: int | None) -> U8:
     if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
         # Bit-equal to Pillow and four times as fast; strict: a premature end is an error.
         space = "GRAY" if image.mode == "L" else "RGB"
-        pixels: U8 = simplejpeg.decode_jpeg(picture.data, space, strict=True)
+        height, width, factor = _least(picture, least) if least else (0, 0, 1)
+        pixels: U8 = simplejpeg.decode_jpeg(
+            picture.data,
+            space,
+            min_height=height,
+            min_width=width,
+            min_factor=factor,
+            strict=True,
+        )
         return pixels[:, :, 0] if space == "GRAY" else pixels
     return _from_pillow(picture)
+
+
+def _least(picture: Picture, least: Callable[[Size], Size]) -> tuple[int, int, int]:
+    """The least (height, width) as they are stored; a factor below 2 would save no time."""
+    size = least(_upright_size(picture))
+    return (*(size[::-1] if _is_turned(picture) else size), 2)
 
 
 def _from_pillow(picture: Picture) -> U8:

@@ -38,8 +38,17 @@ def network_input(
 
     Raises ImageError as `read_image` does.
     """
-    image = read_image(source, spec.channels, bit_depth=bit_depth)
-    height, width = image.shape[:2]
+    return resized_input(read_image(source, spec.channels, bit_depth=bit_depth), spec, source)
+
+
+def resized_input(
+    image: U8, spec: ModelSpec, source: Path | bytes, full: Size | None = None
+) -> tuple[U8, Size]:
+    """What network_input gives of an image (H, W, C) that was read from `source`.
+
+    full: (H, W) of an image that was read at a smaller size.
+    """
+    height, width = full or image.shape[:2]
     size = spec.input_size((height, width))
     if size[0] * size[1] > MAX_PIXELS:
         name = "image in memory" if isinstance(source, bytes) else source

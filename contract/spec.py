@@ -11,6 +11,8 @@ from .errors import UserError
 from .types import NO_CLASS, Size
 
 Resize = Literal["area", "pil-bicubic"]
+Result = Literal["mask", "prob"]
+"""What the fused network gives: uint8 class indices, or uint8 probabilities, 255 for 1."""
 MaskValue = int | tuple[int, ...]
 
 VERSION = 1
@@ -26,6 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "resize": (str,),
     "threshold": (float,),
     "ignore_index": (int, type(None)),
+    "result": (str,),
 }
 MIN_SIDE = 16
 """Four poolings need 16 pixels: a shorter side is padded by its edge, in the graph."""
@@ -40,6 +43,7 @@ class ModelSpec:
     mask_values: what each class is written as in a mask file (two values for a one-class net).
     scale, resize: image size → network size, and the kernel that does it.
     ignore_index: the mask-file value left out of the loss and the scores.
+    result: what the network gives; an exported graph gives one of them.
     """
 
     channels: int = 3
@@ -53,6 +57,7 @@ class ModelSpec:
     normalization: Literal["uint8/255"] = "uint8/255"
     threshold: float = 0.5
     ignore_index: int | None = None
+    result: Result = "mask"
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -81,6 +86,7 @@ class ModelSpec:
         _require(
             self.normalization == "uint8/255", "normalization", self.normalization, "uint8/255"
         )
+        _require(self.result in get_args(Result), "result", self.result, get_args(Result))
         _require(0 < self.threshold < 1, "threshold", self.threshold, "between 0 and 1")
         count = self.mask_classes
         names_are_text = all(isinstance(n, str) for n in self.class_names)
@@ -101,6 +107,15 @@ class ModelSpec:
     def mask_classes(self) -> int:
         """Values in a mask: a one-class net tells background from foreground."""
         return max(2, self.classes)
+
+    @property
+    def planes(self) -> int:
+        """Planes of a result: 0 for masks; a probability a class, two for a one-class net."""
+        return 0 if self.result == "mask" else self.mask_classes
+
+    def result_shape(self, batch: int, size: Size) -> tuple[int, ...]:
+        """(N, H, W) of masks; (N, planes, H, W) of probabilities."""
+        return (batch, self.planes, *size) if self.planes else (batch, *size)
 
     @property
     def rgb_masks(self) -> bool:
@@ -143,12 +158,16 @@ def _require(ok: bool, field: str, seen: object, expected: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOverrides:
-    """What a command may ask of a checkpoint; None leaves the checkpoint's own value."""
+    """What a command may ask of a checkpoint; None leaves the checkpoint's own value.
+
+    result is always asked: who does not know of probabilities must not be given any.
+    """
 
     scale: float | None = None
     threshold: float | None = None
+    result: Result = "mask"
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, float | str]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:

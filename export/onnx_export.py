@@ -29,7 +29,7 @@ Precision = Literal["fp32", "fp16"]
 OPSET = 20
 BLOCKS = ("inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4", "outc")
 """The parts of a network, each of which can stay in fp32 in an fp16 graph."""
-INPUTS, OUTPUT = ("image", "size_like"), "mask"
+INPUTS = ("image", "size_like")
 DYNAMIC = ({0: "N", 1: "h", 2: "w"}, {0: "H", 1: "W"})
 CHECK_SIZE: Size = (33, 21)
 """Odd and with a side near MIN_SIDE, so that the padding paths run in the check."""
@@ -45,8 +45,9 @@ def onnx_from_checkpoint(
     """Write the fused graph with weights and spec inside, checked and run, whole or not at all.
 
     image: uint8 (N, h, w, C); size_like: uint8 (H, W), only its shape is read;
-    mask: uint8 (N, H, W). source: SHA-256 of the checkpoint file. fp32_blocks: those of BLOCKS
-    that stay in fp32 in an fp16 graph, with casts around them.
+    mask: uint8 (N, H, W), or prob: uint8 (N, classes, H, W), as the spec's result says.
+    source: SHA-256 of the checkpoint file. fp32_blocks: those of BLOCKS that stay in fp32 in an
+    fp16 graph, with casts around them.
     Raises UserError when the file does not give the network's masks in ONNX Runtime.
     """
     net = folded_masknet(checkpoint, precision, fp32_blocks)
@@ -121,7 +122,7 @@ def _export(net: MaskNet, path: Path) -> None:
             external_data=False,
             opset_version=OPSET,
             input_names=list(INPUTS),
-            output_names=[OUTPUT],
+            output_names=[net.spec.result],
             dynamic_shapes=DYNAMIC,
             verbose=False,
         )
@@ -170,7 +171,10 @@ def _check_by_running(net: MaskNet, path: Path, target: Path) -> None:
     if not finite.all():
         log.warning("%s: the network overflows in this precision", target)
     # ONNX Runtime computes fp16 in fp32 on a CPU: where PyTorch overflows it need not.
-    equal = float(np.mean((found == expected)[finite])) if finite.any() else 1.0
+    # A probability between two levels is rounded up by the one and down by the other.
+    levels = 0 if net.spec.result == "mask" else 1
+    alike = np.abs(found.astype(int) - expected) <= levels
+    equal = float(np.mean(alike[finite])) if finite.any() else 1.0
     # Untrained nets have thin margins, in fp16 above all: this is a check of the graph, and
     # the gate's numbers are those to rely on.
     if found.shape != expected.shape or equal < 0.9:

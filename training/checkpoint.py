@@ -58,6 +58,8 @@ class Checkpoint:
     def with_overrides(self, overrides: SpecOverrides) -> Checkpoint:
         """A bare checkpoint says neither scale nor threshold; where ours does, warn."""
         for name in [] if self.bare else overrides.conflicts_with(self.spec):
+            if name == "result":
+                continue  # a checkpoint gives either
             trained = getattr(self.spec, name)
             log.warning(
                 "the checkpoint was trained with %s %s, another one is asked", name, trained

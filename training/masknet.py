@@ -20,8 +20,10 @@ class MaskNet(nn.Module):
     """Wrap a network of (N, C, h, w) → logits into images → masks.
 
     forward(image, size_like): image uint8 (N, h, w, C); of size_like, uint8 (H, W), only the
-    shape is read. Returns uint8 (N, H, W) class indices; an image whose logits are not all
-    finite is NO_CLASS everywhere, so that an overflow is never taken for a mask.
+    shape is read. Returns uint8 (N, H, W) class indices; or, where the spec's result is "prob",
+    uint8 (N, classes, H, W) probabilities, two for a one-class net. An image whose logits are not
+    all finite is NO_CLASS everywhere, so that an overflow is never taken for a mask; no true
+    probabilities are, as they add up to 255.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -42,10 +44,14 @@ class MaskNet(nn.Module):
     def forward(self, image: Tensor, size_like: Tensor) -> Tensor:
         logits = self.logits(image)
         height, width = size_like.shape
+        finite = torch.isfinite(logits).flatten(1).all(1)[:, None, None]
+        if self.spec.result == "prob":
+            shares = self._probabilities(logits, (height, width))
+            levels = (shares * 255).round()
+            return torch.where(finite[:, None], levels, float(NO_CLASS)).to(torch.uint8)
         mask = self._classes(logits, (height, width))
         # uint8 outputs must sit next to a cast from a float type in TensorRT.
         mask = mask.to(logits.dtype)
-        finite = torch.isfinite(logits).flatten(1).all(1)[:, None, None]
         return torch.where(finite, mask, float(NO_CLASS)).to(torch.uint8)
 
     def _classes(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -55,13 +61,23 @@ class MaskNet(nn.Module):
         l1 - l0 against 0, and sigmoid(l) > t is l > log(t / (1 - t)).
         """
         classes, threshold = self.spec.classes, self.spec.threshold
-        if classes == 2:
-            logits = logits[:, 1:] - logits[:, :1]
-        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        resized = self._resized(logits, size)
         if classes > 2:
             return resized.argmax(1)
         bound = math.log(threshold / (1 - threshold)) if classes == 1 else 0.0
         return resized[:, 0] > bound
+
+    def _resized(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.spec.classes == 2:
+            logits = logits[:, 1:] - logits[:, :1]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def _probabilities(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, classes, H, W): softmax, which of two logits is the sigmoid of their difference."""
+        resized = self._resized(logits, size)
+        if self.spec.classes > 2:
+            return resized.softmax(1)
+        return torch.cat([torch.sigmoid(-resized), torch.sigmoid(resized)], 1)
 
 
 def _shortfall(side: int) -> int:
