@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from .predict_many import add_many_arguments, check_many_arguments, crew_from_args, merge
 from .shared import (
     MODEL_HELP,
     add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
-    engine_from_args,
+    json_file,
+    positive,
     require_done,
     show_failures,
     write_json,
@@ -22,6 +26,7 @@ from .shared import (
 if TYPE_CHECKING:
     from ..runtime.plan import Task
     from ..runtime.predict import PredictOptions, Summary
+    from ..runtime.trace import NoTrace
 
 INTERRUPTED = 130
 STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
@@ -30,7 +35,7 @@ STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", "-m", type=Path, default=Path("MODEL.pth"), metavar="MODEL", help=MODEL_HELP)
-    add("--input", "-i", nargs="+", required=True, help="images, folders, globs, @LIST, or -")
+    add("--input", "-i", nargs="+", default=[], help="images, folders, globs, @LIST, or -")
     add("--output", "-o", nargs="+", type=Path, default=[], metavar="FILE", help="one an image")
     add("--output-dir", type=Path, metavar="DIR", help="masks below DIR, the inputs' tree kept")
     add("--no-save", "-n", action="store_true", help="write no masks")
@@ -40,34 +45,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overlay", type=Path, metavar="DIR", help="images with their masks over them, below DIR")
     add("--restart", action="store_true", help="make every mask again, also those in the journal")
     add("--strict", action="store_true", help="stop at the first image that fails")
-    formats = ("auto", "index", "palette", "bilevel", "npy", "rle")
+    formats = ("auto", "index", "palette", "bilevel", "npy", "rle", "prob", "prob-npy")
     add("--format", choices=formats, default="auto", help="of the mask files (default: auto)")
     add_bit_depth_argument(parser)
+    fast = "JPEG at reduced size, if that keeps the masks of some of the images"
+    add("--fast-decode", action="store_true", help=fast)
+    add("--slots", type=positive, help="batches in flight (default: the engine's)")
+    add("--trace", type=json_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)
+    add_many_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..runtime.predict import check_reference_flags, predict_masks
+    from ..runtime.predict import check_reference_flags, run_job
     from ..runtime.stop import stop_on_signals
     from ..runtime.viz import MaskViewer
 
+    if args.merge:
+        return merge(args)
+    check_many_arguments(args)
+    args.result = _result_from_format(args)
     viewer = MaskViewer(args.bit_depth) if args.viz else None
     with stop_on_signals(STOPPING) as stop:
         tasks = _tasks_from_args(args)
-        with engine_from_args(args) as engine:
-            check_reference_flags(engine.spec, args.classes, args.bilinear)
-            options = _options_from_args(args)
-            summary = predict_masks(engine, tasks, options, viewer.keep if viewer else None, stop)
+        with crew_from_args(args, viewer.keep if viewer else None) as crew:
+            check_reference_flags(crew.spec, args.classes, args.bilinear)
+            with _trace_to(args.trace) as trace:
+                options = _options_from_args(args, trace)
+                summary = run_job(crew, tasks, options, stop)
     if viewer and not stop.is_set():
-        viewer.show(engine.spec)
+        viewer.show(crew.spec)
     write_json(args.json, summary.to_dict())
     if summary.left and stop.is_set():
         return _report_interrupted(summary, options.journal is not None)
     return _report(summary, sys.stderr if str(args.json) == "-" else sys.stdout)
 
 
-def _options_from_args(args: argparse.Namespace) -> PredictOptions:
+def _result_from_format(args: argparse.Namespace) -> str:
+    """What the model is to give. Raises UserError for what shows masks where there are none."""
+    from ..contract.errors import UserError
+
+    if args.format not in ("prob", "prob-npy"):
+        return "mask"
+    shown = {"--viz": args.viz, "--overlay": args.overlay is not None}
+    for flag in (flag for flag, given in shown.items() if given):
+        raise UserError(
+            f"{flag} shows masks",
+            seen=f"{flag} with --format {args.format}",
+            expected="a format of masks",
+            hint=f"leave {flag} out, or --format auto",
+        )
+    return "prob"
+
+
+@contextmanager
+def _trace_to(path: Path | None) -> Iterator[NoTrace]:
+    """Write what was noted, also when the job was stopped."""
+    from ..contract.errors import UserError
+    from ..runtime.trace import NO_TRACE, Trace
+
+    if path is None:
+        yield NO_TRACE
+        return
+    trace = Trace()
+    try:
+        yield trace
+    finally:
+        try:
+            trace.write(path)
+        except OSError as error:
+            hint = "--trace FILE   with another FILE"
+            raise UserError(f"cannot write {path}", seen=error, hint=hint) from error
+
+
+def _options_from_args(args: argparse.Namespace, trace: NoTrace) -> PredictOptions:
     from ..runtime.journal import JournalOptions, digest_from_model
     from ..runtime.pipeline import PipelineOptions
     from ..runtime.predict import PredictOptions
@@ -75,32 +127,37 @@ def _options_from_args(args: argparse.Namespace) -> PredictOptions:
     journal = None
     if args.output_dir is not None and not args.no_save:
         model = digest_from_model(args.model)
-        journal = JournalOptions(output_dir=args.output_dir, model=model, restart=args.restart)
+        journal = JournalOptions(
+            output_dir=args.output_dir, model=model, restart=args.restart, shard=args.shard
+        )
     return PredictOptions(
         format=args.format,
         bit_depth=args.bit_depth,
+        fast_decode=args.fast_decode,
         strict=args.strict,
         journal=journal,
-        pipeline=PipelineOptions(batch=args.batch),
+        pipeline=PipelineOptions(batch=args.batch, slots=args.slots, trace=trace),
     )
 
 
 def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
     from ..contract.errors import UserError
     from ..runtime.plan import plan_tasks
+    from ..runtime.shards import tasks_of_shard
 
     if args.output_dir is None and (args.restart or args.format == "rle"):
         what = "--restart" if args.restart else "--format rle"
         hint = f"{what} --output-dir DIR"
         raise UserError(f"{what} needs a folder of masks", seen="no --output-dir", hint=hint)
-    return plan_tasks(
+    tasks = plan_tasks(
         args.input,
         outputs=args.output,
         output_dir=args.output_dir,
         save=not args.no_save and args.format != "rle",
-        suffix=".npy" if args.format == "npy" else ".png",
+        suffix=".npy" if args.format in ("npy", "prob-npy") else ".png",
         overlay_dir=args.overlay,
     )
+    return tasks if args.shard is None else tasks_of_shard(tasks, args.shard, args.output_dir)
 
 
 def _report_interrupted(summary: Summary, resumable: bool) -> int:
@@ -118,5 +175,6 @@ def _report(summary: Summary, stream: TextIO) -> int:
         f"{summary.planned} planned = {summary.done} done + {summary.failed} failed"
         f" + {summary.skipped} skipped\n"
     )
-    require_done(summary.planned, summary.failed)
+    if summary.planned:  # a shard may hold no image
+        require_done(summary.planned, summary.failed)
     return 1 if summary.failed else 0

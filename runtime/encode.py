@@ -17,9 +17,11 @@ from ..contract.masks import mask_pixels
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 
-MaskFormat = Literal["auto", "index", "palette", "bilevel", "npy", "rle"]
+MaskFormat = Literal["auto", "index", "palette", "bilevel", "npy", "rle", "prob", "prob-npy"]
 
 NPY = ".npy"
+NPY_FORMATS = frozenset({"npy", "prob-npy"})
+PROB_FORMATS = frozenset({"prob", "prob-npy"})
 LOSSY = frozenset({".jpg", ".jpeg"})
 SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"}) | LOSSY
 
@@ -37,6 +39,8 @@ def resolve_format(wanted: MaskFormat, spec: ModelSpec) -> MaskFormat:
     Above two classes a palette, for the values 0 and 1 one bit (as the reference writes them),
     else the values themselves. Raises UserError for a format that cannot hold the masks.
     """
+    if spec.result == "prob" or wanted in PROB_FORMATS:
+        return _prob_format(wanted, spec)
     if wanted == "auto":
         if spec.mask_values == (0, 1):
             return "bilevel"
@@ -60,15 +64,34 @@ def resolve_format(wanted: MaskFormat, spec: ModelSpec) -> MaskFormat:
     return wanted
 
 
+def _prob_format(wanted: MaskFormat, spec: ModelSpec) -> MaskFormat:
+    if spec.result != "prob" or wanted not in PROB_FORMATS:
+        raise UserError(
+            f"{wanted} is no format for what the model gives",
+            seen="probabilities" if spec.result == "prob" else "masks",
+            expected="prob or prob-npy for probabilities, and for them alone",
+            hint="--format prob-npy" if spec.result == "prob" else "--format auto",
+        )
+    if wanted == "prob" and spec.mask_classes > 2:
+        raise UserError(
+            "an image holds the probability of one class",
+            seen=f"{spec.mask_classes} classes",
+            expected="prob-npy: uint8 (classes, H, W)",
+            hint="--format prob-npy",
+        )
+    return wanted
+
+
 def check_output_suffix(path: Path, spec: ModelSpec, fmt: MaskFormat = "index") -> None:
     """Raise UserError for a file type that would change the masks; warn where it only may."""
     suffix = path.suffix.lower()
-    if (suffix == NPY) != (fmt == "npy"):
+    npy = "prob-npy" if fmt == "prob" else "npy"
+    if (suffix == NPY) != (fmt in NPY_FORMATS):
         raise UserError(
             f"{path} is no name for masks of the format {fmt}",
             seen=suffix or "no suffix",
-            expected=f"{NPY} for the format npy, and for it alone",
-            hint="--format npy" if suffix == NPY else f"-o {path.with_suffix(NPY)}",
+            expected=f"{NPY} for the formats npy and prob-npy, and for them alone",
+            hint=f"--format {npy}" if suffix == NPY else f"-o {path.with_suffix(NPY)}",
         )
     if suffix not in SUFFIXES | {NPY}:
         raise UserError(
@@ -91,10 +114,13 @@ def check_output_suffix(path: Path, spec: ModelSpec, fmt: MaskFormat = "index") 
 def encode_mask(mask: U8, spec: ModelSpec, fmt: MaskFormat, suffix: str = ".png") -> bytes:
     """(H, W) class indices → a file's bytes. `fmt` comes from resolve_format, and is not rle.
 
-    npy holds the indices themselves, uint8, every other format the values of the spec.
+    npy holds the indices themselves, uint8, every other format the values of the spec. Of
+    probabilities (classes, H, W), 255 for 1, prob-npy holds all, prob those of the second class.
     """
-    if fmt == "npy":
+    if fmt in NPY_FORMATS:
         return _npy(mask)
+    if fmt == "prob":
+        return _grey(mask[1], suffix.lower())
     if suffix.lower() != ".png":
         return _encode_with_pillow(mask, spec, fmt, suffix.lower())
     height, width = mask.shape
@@ -105,6 +131,15 @@ def encode_mask(mask: U8, spec: ModelSpec, fmt: MaskFormat, suffix: str = ".png"
         return _png(pixels, width, height, 8, _PALETTE, colour_table(spec))
     colour_type = _RGB if spec.rgb_masks else _GREY
     return _png(pixels.reshape(height, -1), width, height, 8, colour_type)
+
+
+def _grey(pixels: U8, suffix: str) -> bytes:
+    """(H, W) as it is."""
+    if suffix == ".png":
+        return _png(pixels, pixels.shape[1], pixels.shape[0], 8, _GREY)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, Image.registered_extensions()[suffix])
+    return data.getvalue()
 
 
 def _npy(mask: U8) -> bytes:

@@ -14,17 +14,20 @@ from typing import Any, Self
 from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
 from ..engine.manifest import MANIFEST
-from .lines import JsonLines, damaged
+from .lines import JsonLines, damaged, read_lines
 from .plan import Task
+from .shards import WHOLE_JOURNAL, Shard
 
-FOLDER, NAME = ".unetrt", "journal.jsonl"
+FOLDER, NAME = ".unetrt", WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
 RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
 
 Stamp = tuple[int, int]
 """Size and time of modification (ns) that an input had just before it was read."""
 
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp")
+_PLAN_LINE = 1000
+"""Images that one line of a plan names."""
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "input": str,
     "output": (str, type(None)),
@@ -35,11 +38,15 @@ _STAMP_KINDS: dict[str, type | tuple[type, ...]] = {"size": int, "mtime_ns": int
 
 @dataclass(frozen=True, kw_only=True)
 class JournalOptions:
-    """model: SHA-256, from `digest_from_model`. restart: forget what an earlier run has done."""
+    """model: SHA-256, from `digest_from_model`. restart: forget what an earlier run has done.
+
+    shard: keeps a journal of its own, beside those of the others.
+    """
 
     output_dir: Path
     model: str
     restart: bool = False
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ def stamp_of(path: Path) -> Stamp:
 class Journal:
     """OUTPUT_DIR/.unetrt/journal.jsonl: first what must match, then the images.
 
+    A shard's (journal-I-of-N.jsonl) names all the images that it is to do before the first of them
+    is done, so that what it did not reach is known without its inputs.
+
     A line is written once its mask is in place, so that a kill costs work and nothing else.
     Raises UserError where the journal is another job's, in use, damaged or cannot be written.
     """
@@ -69,8 +79,10 @@ class Journal:
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what else must match, as JSON has it; model and format are added."""
         self.output_dir = options.output_dir
+        self.shard = options.shard
         self._folders: dict[Path, Path] = {}
-        self._lines = JsonLines(self.output_dir / FOLDER / NAME)
+        name = NAME if options.shard is None else options.shard.journal
+        self._lines = JsonLines(self.output_dir / FOLDER / name)
         try:
             self._begin({"journal": FORMAT, "model": options.model, **header}, options.restart)
         except BaseException:
@@ -84,16 +96,23 @@ class Journal:
         if first is None:
             self._lines.append(header)
         else:
-            _check_same(first, json.loads(json.dumps(header)), self.output_dir)
+            check_same(first, json.loads(json.dumps(header)), self.output_dir)
+
+    @property
+    def shared(self) -> bool:
+        """Whether shards write into this folder."""
+        return self.shard is not None or any(self._lines.path.parent.glob("journal-*-of-*.jsonl"))
 
     def remaining(self, tasks: Sequence[Task]) -> list[Task]:
         """Tasks that are not done: new, failed, changed since, or without their mask.
 
         Raises UserError where a mask in place is that of another image.
         """
+        if self.shard is not None:
+            self._record_plan([self._source(task) for task in tasks])
         done: dict[str, _Done] = {}
         owners: dict[str, str] = {}
-        for entry in self._images():
+        for entry in image_entries(self._lines.path):
             source, output = entry["input"], entry["output"]
             done.pop(source, None)
             if entry["status"] == "done":
@@ -103,6 +122,13 @@ class Journal:
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
         self._check_owners(left, owners)
         return left
+
+    def _record_plan(self, sources: list[str]) -> None:
+        if planned_images(self._lines.path) == sources:
+            return
+        for start in range(0, max(1, len(sources)), _PLAN_LINE):
+            part = sources[start : start + _PLAN_LINE]
+            self._lines.append({"planned": part, "from": start, "of": len(sources)})
 
     def _is_done(self, task: Task, done: _Done | None) -> bool:
         if done is None or done.output != self._output(task):
@@ -152,17 +178,6 @@ class Journal:
         for (place, task, _), entry in zip(found, entries, strict=True):
             yield place, task, entry["mask"]
 
-    def _images(self) -> Iterator[dict[str, Any]]:
-        """The entries after the header, their fields checked."""
-        for number, (start, entry) in enumerate(self._lines.entries(), 1):
-            if start == 0:
-                continue
-            kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
-            for name, kind in kinds.items():
-                if not isinstance(entry.get(name, ...), kind):
-                    raise damaged(self._lines.path, number, f"no {name}")
-            yield entry
-
     def _names(self, task: Task) -> dict[str, str | None]:
         return {"input": self._source(task), "output": self._output(task)}
 
@@ -192,7 +207,35 @@ class Journal:
         self.close()
 
 
-def _check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) -> None:
+def image_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal that are about an image, their fields checked. UserError: damaged."""
+    for number, (start, entry) in enumerate(read_lines(path), 1):
+        if start == 0 or "planned" in entry:
+            continue
+        kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
+        for name, kind in kinds.items():
+            if not isinstance(entry.get(name, ...), kind):
+                raise damaged(path, number, f"no {name}")
+        yield entry
+
+
+def planned_images(path: Path) -> list[str] | None:
+    """The images that the last plan in a journal names; None where there is no whole plan."""
+    found: list[str] | None = None
+    of = 0
+    for number, (_, entry) in enumerate(read_lines(path), 1):
+        if "planned" not in entry:
+            continue
+        part, start, of = entry["planned"], entry.get("from"), entry.get("of", -1)
+        found = [] if start == 0 else found
+        if not isinstance(part, list) or found is None or len(found) != start:
+            raise damaged(path, number, "a plan without its beginning")
+        found += part
+    return found if found is None or len(found) == of else None
+
+
+def check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) -> None:
+    """Raise UserError, which names what differs, unless both first lines are of one job."""
     before, now = _flat(found), _flat(wanted)
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
@@ -226,3 +269,20 @@ def remove_temporaries(folder: Path) -> None:
                 remove_temporaries(Path(entry))
             elif _TEMPORARY.fullmatch(entry.name):
                 Path(entry).unlink(missing_ok=True)
+
+
+def remove_temporaries_of(targets: set[Path]) -> None:
+    """Remove what a killed job was writing in place of `targets`, and of no other file.
+
+    For a folder in which others write at the same time: their files are not ours to remove.
+    """
+    for folder in {path.parent for path in targets}:
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, PermissionError):
+            continue
+        with entries:
+            for entry in entries:
+                found = _TEMPORARY.fullmatch(entry.name)
+                if found and folder / found[1] in targets:
+                    Path(entry).unlink(missing_ok=True)

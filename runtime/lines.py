@@ -48,11 +48,7 @@ class JsonLines:
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Every line with the place where it starts."""
-        start = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield start, _entry(line, number, self.path)
-                start += len(line)
+        return read_lines(self.path)
 
     def entries_at(self, starts: Iterator[int]) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
@@ -62,6 +58,20 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every line with the place where it starts; one that is half written is passed over.
+
+    Without a lock: for who looks on while another process writes.
+    """
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            yield start, _entry(line, number, path)
+            start += len(line)
 
 
 def _entry(line: bytes, number: int, path: Path) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
         raise UserError(
             f"another job writes below {path.parent.parent}",
             seen=f"a lock on {path}",
-            expected="one job for an output folder",
+            expected="one job at a time, or shards of one job",
             hint="wait for it, or --output-dir DIR   with another DIR",
         ) from error
     except OSError:  # some network file systems have no locks

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ..contract.errors import ImageError, UserError
-from ..contract.files import write_atomically
-from ..contract.images import read_image
+from ..contract.errors import UserError
 from ..contract.progress import show_progress
-from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
-from ..contract.types import U8
 from ..engine.base import Engine
 from . import rle
-from .encode import MaskFormat, check_output_suffix, encode_mask, resolve_format
-from .journal import Journal, JournalOptions, Stamp, remove_temporaries
-from .overlay import encode_overlay
-from .pipeline import Loaded, PipelineOptions, Result, run_pipeline
+from .encode import check_output_suffix, resolve_format
+from .fast_decode import require_fast_decode
+from .journal import Journal, remove_temporaries, remove_temporaries_of
 from .plan import Task
-
-Look = Callable[[Task, U8], None]
-"""Called with every mask (H, W) of class indices, in a thread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """bit_depth: of 16-bit files whose values fill fewer bits (12 for most cameras).
-
-    strict: stop at the first image that fails. journal: None keeps none, so that nothing resumes.
-    """
-
-    format: MaskFormat = "auto"
-    bit_depth: int | None = None
-    strict: bool = False
-    journal: JournalOptions | None = None
-    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+from .work import Look as Look
+from .work import Outcome, write_masks, writing
+from .work import PredictOptions as PredictOptions
 
 
 @dataclass
@@ -78,114 +58,147 @@ def predict_masks(
     flight is finished and the rest is left. Raises UserError when masks cannot be written (a full
     disk, no permission) or the journal is that of another job.
     """
-    fmt = resolve_format(options.format, engine.spec)
+    return run_job(OneEngine(engine, look), tasks, options, stop or threading.Event())
+
+
+def run_job(
+    crew: Crew, tasks: Sequence[Task], options: PredictOptions, stop: threading.Event
+) -> Summary:
+    """predict_masks by a crew."""
+    options = replace(options, format=resolve_format(options.format, crew.spec))
+    if options.format == "rle" and options.journal is not None and options.journal.shard:
+        raise UserError(
+            "rle is one file for the whole job, which no shard can write",
+            seen="--format rle with --shard",
+            hint="--format index   writes a file an image",
+        )
     for task in tasks:
         if task.output is not None:
-            check_output_suffix(task.output, engine.spec, fmt)
+            check_output_suffix(task.output, crew.spec, options.format)
+    if options.fast_decode:
+        require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
     with ExitStack() as stack:
         journal = None
         if options.journal is not None:
-            header = _must_match(engine, fmt, options)
             _make_folder(options.journal.output_dir)
+            header = _must_match(crew, options)
             journal = stack.enter_context(Journal(options.journal, header))
-            overlays = {task.overlay.parent for task in tasks if task.overlay is not None}
-            for folder in (options.journal.output_dir, *_topmost(overlays)):
-                remove_temporaries(folder)
-        job = _Job(engine, fmt, options, look, journal)
-        return job.run(tasks, stop or threading.Event())
+        return _Job(crew, options, journal).run(tasks, stop)
 
 
-def _must_match(engine: Engine, fmt: MaskFormat, options: PredictOptions) -> dict[str, Any]:
+def _must_match(crew: Crew, options: PredictOptions) -> dict[str, Any]:
     """What changes a mask or its name."""
     return {
-        "backend": engine.backend,
-        "precision": engine.precision,
-        "format": fmt,
+        "backend": crew.backend,
+        "precision": crew.precision,
+        "format": options.format,
         "bit_depth": options.bit_depth,
-        "spec": asdict(engine.spec),
+        "fast_decode": options.fast_decode,
+        "spec": asdict(crew.spec),
     }
 
 
-class _Job:
-    """Loads and writes in the pipeline's threads; counts and keeps the journal in the caller's."""
+class Crew(Protocol):
+    """Who makes the masks of a job: one engine here, workers on several devices, a cluster."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        fmt: MaskFormat,
-        options: PredictOptions,
-        look: Look | None,
-        journal: Journal | None,
-    ) -> None:
-        self.engine, self.fmt, self.options = engine, fmt, options
-        self.look, self.journal = look, journal
-        # From the threads to the journal; what is in flight and no more.
-        self.stamps: dict[Task, Stamp] = {}
-        self.masks: dict[Task, dict[str, Any]] = {}
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+    def write_masks(
+        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """As work.write_masks."""
+
+
+@dataclass(frozen=True)
+class OneEngine:
+    """The crew of an engine in this process."""
+
+    engine: Engine
+    look: Look | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.spec
+
+    @property
+    def backend(self) -> str:
+        return self.engine.backend
+
+    @property
+    def precision(self) -> str:
+        return self.engine.precision
+
+    def write_masks(
+        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        if len(tasks) == 1:  # a single image asks for a slot of one
+            pipeline = replace(options.pipeline, batch=self.engine.min_batch, slots=1)
+            options = replace(options, pipeline=pipeline)
+        return write_masks(self.engine, tasks, options, self.look, stop)
+
+
+class _Job:
+    """Counts what the crew has done, and keeps the journal."""
+
+    def __init__(self, crew: Crew, options: PredictOptions, journal: Journal | None) -> None:
+        self.crew, self.options, self.journal = crew, options, journal
 
     def run(self, tasks: Sequence[Task], stop: threading.Event) -> Summary:
         left = tasks if self.journal is None else self.journal.remaining(tasks)
+        self._remove_temporaries(tasks, left)
         for folder in {path.parent for task in left for path in task.files}:
             _make_folder(folder)
         summary = Summary(len(tasks), skipped=len(tasks) - len(left))
         what = f"predict ({summary.skipped} done before)" if summary.skipped else "predict"
+
+        def must_stop() -> bool:
+            return stop.is_set() or (self.options.strict and summary.failed > 0)
+
         with show_progress(what, len(left)) as advance:
-            for result in self._results(left, lambda: stop.is_set() or self._must_stop(summary)):
+            for outcome in self.crew.write_masks(left, self.options, must_stop):
                 advance(1)
-                self._count(result, summary)
+                self._count(outcome, summary)
         summary.left = len(left) - summary.done - summary.failed
         summary.skipped += summary.left
-        if self.fmt == "rle" and not summary.left:
+        if self.options.format == "rle" and not summary.left:
             self._write_coco(tasks)
         return summary
 
-    def _must_stop(self, summary: Summary) -> bool:
-        return self.options.strict and summary.failed > 0
-
-    def _results(self, left: Sequence[Task], stop: Callable[[], bool]) -> Iterator[Result[Task]]:
-        pipeline = self.options.pipeline
-        if len(left) == 1:  # a single image asks for a slot of one
-            pipeline = replace(pipeline, batch=self.engine.min_batch, slots=1)
-        return run_pipeline(self.engine, left, self._load, self._consume, pipeline, stop)
-
-    def _load(self, task: Task) -> Loaded:
-        self.stamps[task] = _stamp(task.source)
-        return network_input(task.source, self.engine.spec, bit_depth=self.options.bit_depth)
-
-    def _consume(self, task: Task, mask: U8) -> None:
-        if self.look is not None:
-            self.look(task, mask)
-        if self.fmt == "rle":
-            self.masks[task] = rle.rle_from_mask(mask)
-        if task.overlay is not None:
-            image = read_image(task.source, 3, bit_depth=self.options.bit_depth)
-            if image.shape[:2] != mask.shape:
-                raise ImageError(f"{task.source} was changed while it was worked on")
-            _write(task.overlay, encode_overlay(image, mask))
-        if task.output is not None:
-            data = encode_mask(mask, self.engine.spec, self.fmt, task.output.suffix)
-            _write(task.output, data)
-
-    def _count(self, result: Result[Task], summary: Summary) -> None:
-        task = result.task
-        stamp, mask = self.stamps.pop(task, None), self.masks.pop(task, None)
-        if result.error is None:
-            summary.done += 1
-            if self.journal is not None and stamp is not None:
-                self.journal.record(task, stamp, mask)
+    def _remove_temporaries(self, tasks: Sequence[Task], left: Sequence[Task]) -> None:
+        """What a killed job has left; where other shards write too, only what is this one's."""
+        if self.journal is None:
             return
-        summary.fail(task.source, result.reason)
+        if self.journal.shared:
+            remove_temporaries_of({path for task in left for path in task.files})
+            return
+        overlays = {task.overlay.parent for task in tasks if task.overlay is not None}
+        for folder in (self.journal.output_dir, *_topmost(overlays)):
+            remove_temporaries(folder)
+
+    def _count(self, outcome: Outcome, summary: Summary) -> None:
+        task = outcome.task
+        if not outcome.reason:
+            summary.done += 1
+            if self.journal is not None and outcome.stamp is not None:
+                self.journal.record(task, outcome.stamp, outcome.mask)
+            return
+        summary.fail(task.source, outcome.reason)
         if self.journal is not None:
             _remove_stale(task)
-            self.journal.record_failure(task, result.reason)
+            self.journal.record_failure(task, outcome.reason)
 
     def _write_coco(self, tasks: Sequence[Task]) -> None:
         journal = self.journal
         if journal is None:
             return
         path = journal.output_dir / rle.NAME
-        with _writing(path):
-            rle.write_coco(path, lambda: journal.recorded_masks(tasks), self.engine.spec)
+        with writing(path):
+            rle.write_coco(path, lambda: journal.recorded_masks(tasks), self.crew.spec)
 
 
 def _topmost(folders: set[Path]) -> list[Path]:
@@ -193,23 +206,11 @@ def _topmost(folders: set[Path]) -> list[Path]:
     return [folder for folder in folders if folders.isdisjoint(folder.parents)]
 
 
-def _stamp(source: Path) -> Stamp:
-    """What the journal knows an image by, taken before it is read. ImageError: no file."""
-    try:
-        status = source.stat()
-    except OSError as error:
-        seen = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise ImageError(f"no image at {source}", seen=seen) from error
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"no image at {source}", seen="a pipe or a device")
-    return status.st_size, status.st_mtime_ns
-
-
 def _remove_stale(task: Task) -> None:
     """A failed image has no mask: what an earlier run made of it is not its mask any more."""
     if task.source.exists():
         for path in task.files:
-            with _writing(path):
+            with writing(path):
                 path.unlink(missing_ok=True)
 
 
@@ -240,22 +241,4 @@ def _make_folder(folder: Path) -> None:
             seen=error,
             expected="a folder that can be made and written to",
             hint="--output-dir DIR   with another DIR",
-        ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    with _writing(path):
-        write_atomically(path, data)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}",
-            seen=error,
-            expected="a folder that takes files",
-            hint="free the disk or the folder, then run again",
         ) from error

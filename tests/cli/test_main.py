@@ -64,8 +64,8 @@ def test_the_package_runs_as_a_module() -> None:
     ("arguments", "named"),
     [
         (["fly"], "'fly'"),
-        (["predict"], "--input/-i"),
-        (["predict", "-i", "a.png", "--format", "prob"], "'prob'"),
+        (["predict"], "no input images"),
+        (["predict", "-i", "a.png", "--format", "tiff"], "'tiff'"),
         (["predict", "-i", "a.png", "--batch", "0"], "a whole number above 0"),
         (["predict", "-i", "a.png", "--batch", "two"], "a whole number above 0"),
         (["predict", "-i", "a.png", "--scale", "0"], "above 0, to 8"),
@@ -164,5 +164,6 @@ def test_every_verb_has_one_module_with_the_two_functions() -> None:
         "__init__",
         "__main__",
         "main",
+        "predict_many",
         "shared",
     }

@@ -16,7 +16,7 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.masks import class_indices, mask_pixels, read_mask
 from unetrt.contract.resize import network_input
 from unetrt.contract.types import U8
-from unetrt.runtime import predict
+from unetrt.runtime import work
 from unetrt.runtime.pipeline import PipelineOptions
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, check_reference_flags, predict_masks
@@ -117,7 +117,7 @@ def test_a_disk_that_takes_no_more_ends_the_job_with_one_error(tmp_path: Path) -
     """What stands on the disk is whole; a full disk is simulated, as root ignores permissions."""
     write_pictures(tmp_path / "in", 8)
     tasks = plan_tasks([str(tmp_path / "in")], output_dir=tmp_path / "out")
-    real, written = predict.write_atomically, 0
+    real, written = work.write_atomically, 0
 
     def fill_up(path: Path, data: bytes) -> None:
         nonlocal written
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_no_more_ends_the_job_with_one_error(tmp_path: Path) -
         real(path, data)
 
     with torch_engine(balanced_checkpoint()) as engine:
-        full = patch.object(predict, "write_atomically", fill_up)
+        full = patch.object(work, "write_atomically", fill_up)
         with full, pytest.raises(UserError, match="cannot write") as caught:
             predict_masks(engine, tasks, PredictOptions())
         assert "No space left" in str(caught.value)

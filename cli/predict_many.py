@@ -1,0 +1,110 @@
+"""predict past one process: shards of a job, several devices, and what all of them have done."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .shared import engine_from_args, overrides_from_args, show_failures, write_json, wrong
+
+if TYPE_CHECKING:
+    from ..runtime.merge import Merged
+    from ..runtime.predict import Crew, Look
+    from ..runtime.shards import Shard
+
+SHOWN = 20
+
+
+def add_many_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--devices", metavar="LIST", help="a process each: 0,1 or all (CUDA), or cpu:N")
+    add("--shard", type=shard, metavar="I/N", help="do part I of N, for a job array")
+    text = "no images: say what the shards that wrote into these folders have done"
+    add("--merge", nargs="+", type=Path, metavar="DIR", help=text)
+
+
+def shard(text: str) -> Shard:
+    from ..runtime.shards import Shard
+
+    found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise wrong(text, "I/N with I from 1 to N, as 3/8")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def check_many_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError for what does not go together."""
+    from ..contract.errors import UserError
+
+    if args.shard is not None and (args.output_dir is None or args.no_save):
+        missing = "no --output-dir" if args.output_dir is None else "--no-save"
+        hint = f"--shard {args.shard} --output-dir DIR"
+        raise UserError("--shard needs a folder that keeps its journal", seen=missing, hint=hint)
+    if args.devices is None:
+        return
+    alone = {
+        "--device": args.device != "auto",
+        "--viz": args.viz,
+        "--trace": args.trace,
+        "--fast-decode": args.fast_decode,
+    }
+    for flag in (flag for flag, given in alone.items() if given):
+        raise UserError(
+            f"{flag} goes with one process",
+            seen=f"{flag} with --devices {args.devices}",
+            hint=f"leave {flag} or --devices out",
+        )
+
+
+@contextmanager
+def crew_from_args(args: argparse.Namespace, look: Look | None) -> Iterator[Crew]:
+    """Open the model here, or on every device of --devices; say on stderr what was chosen."""
+    from ..runtime.predict import OneEngine
+
+    if args.devices is None:
+        with engine_from_args(args) as engine:
+            yield OneEngine(engine, look)
+        return
+    from ..runtime.devices import Workers, devices_from_text
+    from ..runtime.worker import EngineOptions
+
+    devices = devices_from_text(args.devices)
+    options = EngineOptions(
+        model=args.model, backend=args.backend, overrides=overrides_from_args(args)
+    )
+    with Workers(options, devices) as workers:
+        sys.stderr.write(f"engine: {workers.label} ({workers.why})\n")
+        yield workers
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Say what is done in the folders of --merge. Exit status 1: something failed or is missing."""
+    from ..contract.errors import UserError
+    from ..runtime.merge import merge_journals
+
+    if args.input:
+        hint = "unetrt predict --merge DIR …"
+        raise UserError("--merge makes no masks", seen=f"-i {args.input[0]}", hint=hint)
+    merged = merge_journals(args.merge)
+    write_json(args.json, merged.to_dict())
+    _show_merged(merged)
+    (sys.stderr if str(args.json) == "-" else sys.stdout).write(merged.text + "\n")
+    return 0 if merged.complete else 1
+
+
+def _show_merged(merged: Merged) -> None:
+    show_failures([(failure["input"], failure["reason"]) for failure in merged.failures])
+    for name in merged.missing_shards[:SHOWN]:
+        sys.stderr.write(f"missing: shard {name} has not begun\n")
+    for name in merged.missing_images[:SHOWN]:
+        sys.stderr.write(f"missing: {name}\n")
+    more = sum(
+        max(0, len(found) - SHOWN) for found in (merged.missing_shards, merged.missing_images)
+    )
+    if more:
+        sys.stderr.write(f"… and {more} more missing (--json FILE lists all)\n")

@@ -1,0 +1,138 @@
+"""What all the shards of a job have done, read from their journals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from .journal import FOLDER, check_same, image_entries, planned_images
+from .lines import read_lines
+from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
+
+
+@dataclass
+class Merged:
+    """planned = done + failed + skipped over all shards that have begun.
+
+    skipped: planned and not reached, or recorded as done without its mask; `missing_images` names
+    them. missing_shards: those that have not begun ("3/8"), whose images nobody has counted.
+    """
+
+    planned: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
+    missing_shards: list[str] = field(default_factory=list)
+    missing_images: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.failed or self.missing_shards or self.missing_images)
+
+    @property
+    def text(self) -> str:
+        numbers = f"{self.planned} planned = {self.done} done + {self.failed} failed"
+        missing = len(self.missing_shards)
+        unknown = f"; shards that have not begun: {missing}" if missing else ""
+        return f"{numbers} + {self.skipped} skipped{unknown}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A journal below an output folder."""
+
+    shard: Shard
+    output_dir: Path
+    path: Path
+
+
+def merge_journals(folders: Sequence[Path]) -> Merged:
+    """Read the journals of a job's shards, also while some of them run.
+
+    Raises UserError where there is none, where they are of several jobs, of different numbers of
+    shards or of one shard twice, and where one is damaged.
+    """
+    journals = [journal for folder in folders for journal in _journals_below(folder)]
+    _check_numbers(journals)
+    first: dict[str, Any] | None = None
+    merged = Merged()
+    begun: set[Shard] = set()
+    for journal in journals:
+        header = next((entry for _, entry in read_lines(journal.path)), None)
+        if header is None:
+            continue
+        first = first or header
+        check_same(header, first, journal.output_dir)
+        if _add(journal, merged):
+            begun.add(journal.shard)
+    count = journals[0].shard.count
+    every = (Shard(index, count) for index in range(1, count + 1))
+    merged.missing_shards = [str(shard) for shard in every if shard not in begun]
+    return merged
+
+
+def _journals_below(folder: Path) -> Iterator[_Found]:
+    names = sorted(path.name for path in folder.glob(f"{FOLDER}/*"))
+    found = [(shard, name) for name in names if (shard := shard_from_journal(name))]
+    if not found:
+        raise UserError(
+            f"no journal below {folder}",
+            seen="no such folder" if not folder.is_dir() else f"nothing of a job in {FOLDER}",
+            expected="an --output-dir of unetrt predict",
+            hint="unetrt predict -m MODEL -i IMAGES --output-dir DIR --shard 1/8",
+        )
+    for shard, name in sorted(found):
+        yield _Found(shard, folder, folder / FOLDER / name)
+
+
+def _check_numbers(journals: Sequence[_Found]) -> None:
+    seen: dict[Shard, Path] = {}
+    count = journals[0].shard.count
+    for journal in journals:
+        if journal.shard.count != count:
+            raise UserError(
+                "journals of a job with another number of shards",
+                seen=journal.path,
+                expected=f"journals of {count} shards, as {journals[0].path}",
+                hint="remove the journals that an older job has left",
+            )
+        if journal.shard in seen:
+            raise UserError(
+                f"shard {journal.shard} has run into two folders",
+                seen=f"{seen[journal.shard]} and {journal.output_dir}",
+                expected="one folder for each shard",
+                hint="unetrt predict --merge DIR …   with one of the two",
+            )
+        seen[journal.shard] = journal.output_dir
+
+
+def _add(journal: _Found, merged: Merged) -> bool:
+    """Count what a journal says; False for a shard that was ended before it had its plan."""
+    last = {entry["input"]: entry for entry in image_entries(journal.path)}
+    planned = list(last) if journal.path.name == WHOLE_JOURNAL else planned_images(journal.path)
+    if planned is None:
+        return False
+    merged.planned += len(planned)
+    for source in planned:
+        entry = last.get(source)
+        if entry is not None and entry["status"] == "failed":
+            merged.failed += 1
+            merged.failures.append({"input": source, "reason": str(entry.get("reason", ""))})
+        elif entry is not None and _is_there(journal.output_dir, entry["output"]):
+            merged.done += 1
+        else:
+            merged.skipped += 1
+            merged.missing_images.append(source)
+    return True
+
+
+def _is_there(output_dir: Path, output: str | None) -> bool:
+    """Whether the mask of an image that was done is still in its place."""
+    return output is None or (output_dir / output).is_file()

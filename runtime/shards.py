@@ -1,0 +1,60 @@
+"""A job cut into shards that know nothing of each other, as the tasks of a job array do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .plan import Task
+
+WHOLE_JOURNAL = "journal.jsonl"
+_SHARD_JOURNAL = re.compile(r"journal-(\d+)-of-(\d+)\.jsonl")
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """Shard `index` of `count`, counted from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def journal(self) -> str:
+        """The name of its journal."""
+        return f"journal-{self.index}-of-{self.count}.jsonl"
+
+    def holds(self, name: str) -> bool:
+        """Whether an image whose output has this name belongs to the shard."""
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        return int.from_bytes(digest) % self.count == self.index - 1
+
+
+def shard_from_journal(name: str) -> Shard | None:
+    """The shard whose journal is called `name`; None for what is no journal."""
+    if name == WHOLE_JOURNAL:
+        return Shard(1, 1)
+    found = _SHARD_JOURNAL.fullmatch(name)
+    return Shard(int(found[1]), int(found[2])) if found else None
+
+
+def tasks_of_shard(tasks: Sequence[Task], shard: Shard, output_dir: Path) -> list[Task]:
+    """The tasks of one shard; every task belongs to one of them.
+
+    By a hash of the output's name and not by place: an image that is added or goes between two
+    runs moves no other image to another shard, and costly images spread over all of them.
+    """
+    return [task for task in tasks if shard.holds(_name(task, output_dir))]
+
+
+def _name(task: Task, output_dir: Path) -> str:
+    """The same on every machine, wherever it has mounted the folders."""
+    if task.output is None:
+        return task.source.as_posix()
+    return task.output.relative_to(output_dir).as_posix()

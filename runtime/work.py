@@ -1,0 +1,152 @@
+"""One process's share of a batch job: images → mask files."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import ImageError, UserError
+from ..contract.files import write_atomically
+from ..contract.images import read_image, read_reduced
+from ..contract.resize import resized_input
+from ..contract.types import U8
+from ..engine.base import Engine
+from . import rle
+from .encode import MaskFormat, encode_mask
+from .journal import JournalOptions, Stamp
+from .overlay import encode_overlay
+from .pipeline import Loaded, PipelineOptions, Result, run_pipeline
+from .plan import Task
+
+Look = Callable[[Task, U8], None]
+"""Called with every mask (H, W) of class indices, in a thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """bit_depth: of 16-bit files whose values fill fewer bits (12 for most cameras).
+
+    fast_decode: JPEG files at a reduced size, where the network's input is at most half of theirs;
+    see fast_decode.py. strict: stop at the first image that fails. journal: None keeps none, so
+    that nothing resumes.
+    """
+
+    format: MaskFormat = "auto"
+    bit_depth: int | None = None
+    fast_decode: bool = False
+    strict: bool = False
+    journal: JournalOptions | None = None
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task. reason: why it failed, empty when its files are in place.
+
+    stamp: of its image, just before it was read. mask: for the journal, where no file holds it.
+    """
+
+    task: Task
+    reason: str = ""
+    stamp: Stamp | None = None
+    mask: dict[str, Any] | None = None
+
+
+class OutputError(UserError):
+    """An output cannot be written: what ends a job, whoever met it."""
+
+
+def write_masks(
+    engine: Engine,
+    tasks: Iterable[Task],
+    options: PredictOptions,
+    look: Look | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Outcome]:
+    """Make the files of every task and yield what became of it, in no fixed order.
+
+    options.format is one that resolve_format gave. An image that cannot be used costs itself
+    alone; raises OutputError when a file cannot be written. stop: as in run_pipeline.
+    """
+    work = _Work(engine, options, look)
+    results = run_pipeline(engine, tasks, work.load, work.consume, options.pipeline, stop)
+    for result in results:
+        yield work.outcome(result)
+
+
+class _Work:
+    """What the pipeline's threads do with a task, and what they leave for its outcome."""
+
+    def __init__(self, engine: Engine, options: PredictOptions, look: Look | None) -> None:
+        self.engine, self.options, self.look = engine, options, look
+        self.trace = options.pipeline.trace
+        # What is in flight and no more.
+        self.stamps: dict[Task, Stamp] = {}
+        self.masks: dict[Task, dict[str, Any]] = {}
+
+    def load(self, task: Task) -> Loaded:
+        self.stamps[task] = _stamp(task.source)
+        spec = self.engine.spec
+        least = spec.input_size if self.options.fast_decode else None
+        with self.trace.span("decode"):
+            image, size = read_reduced(
+                task.source, spec.channels, least, bit_depth=self.options.bit_depth
+            )
+        with self.trace.span("resize"):
+            return resized_input(image, spec, task.source, size)
+
+    def consume(self, task: Task, mask: U8) -> None:
+        if self.look is not None:
+            self.look(task, mask)
+        if self.options.format == "rle":
+            self.masks[task] = rle.rle_from_mask(mask)
+        if task.overlay is not None:
+            image = read_image(task.source, 3, bit_depth=self.options.bit_depth)
+            if image.shape[:2] != mask.shape:
+                raise ImageError(f"{task.source} was changed while it was worked on")
+            _write(task.overlay, encode_overlay(image, mask))
+        if task.output is not None:
+            suffix = task.output.suffix
+            with self.trace.span("encode"):
+                data = encode_mask(mask, self.engine.spec, self.options.format, suffix)
+            with self.trace.span("write"):
+                _write(task.output, data)
+
+    def outcome(self, result: Result[Task]) -> Outcome:
+        task = result.task
+        stamp, mask = self.stamps.pop(task, None), self.masks.pop(task, None)
+        return Outcome(task, result.reason, stamp, mask)
+
+
+def _stamp(source: Path) -> Stamp:
+    """What the journal knows an image by, taken before it is read. ImageError: no file."""
+    try:
+        status = source.stat()
+    except OSError as error:
+        seen = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ImageError(f"no image at {source}", seen=seen) from error
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"no image at {source}", seen="a pipe or a device")
+    return status.st_size, status.st_mtime_ns
+
+
+def _write(path: Path, data: bytes) -> None:
+    with writing(path):
+        write_atomically(path, data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}",
+            seen=error,
+            expected="a folder that takes files",
+            hint="free the disk or the folder, then run again",
+        ) from error

@@ -1,0 +1,155 @@
+"""A process that makes masks on one device, for the process that started it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..contract.errors import UserError
+from ..contract.log import log
+from ..contract.spec import ModelSpec, SpecOverrides
+from ..engine.base import Engine
+from ..engine.open import NO_OVERRIDES, open_engine
+from .plan import Task
+from .stop import SIGNALS
+from .work import Outcome, PredictOptions, write_masks
+
+Pipe: TypeAlias = "Connection[Any, Any]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How every worker opens the model: see open_engine."""
+
+    model: Path
+    backend: str = "auto"
+    overrides: SpecOverrides = NO_OVERRIDES
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker says first: the engine that it has opened."""
+
+    spec: ModelSpec
+    backend: str
+    precision: str
+    min_batch: int
+    label: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Want:
+    """A worker asks for images. The answer is a list; an empty one says that none is there now."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning, for the log of the process that has the terminal."""
+
+    text: str
+
+
+Message: TypeAlias = Opened | Want | Warned | Outcome | UserError
+"""What a worker says. A UserError is its last word."""
+
+
+class _ParentGoneError(Exception):
+    pass
+
+
+class Channel:
+    """A worker's two pipes. The parent sends PredictOptions, then lists of tasks, then None."""
+
+    def __init__(self, inbox: Pipe, outbox: Pipe) -> None:
+        self.stopped = threading.Event()
+        self._inbox, self._outbox, self._lock = inbox, outbox, threading.Lock()
+        self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+
+    def _listen(self) -> None:
+        """A stop is heard while the engine works; a parent that has gone is one too."""
+        with suppress(EOFError, OSError):
+            while (message := self._inbox.recv()) is not None:
+                self._received.put(message)
+        self.stopped.set()
+        self._received.put(None)
+
+    def options(self) -> PredictOptions | None:
+        """None where there is no job."""
+        options: PredictOptions | None = self._received.get()
+        return options
+
+    def send(self, message: Message) -> None:
+        try:
+            with self._lock:  # warnings come from any thread
+                self._outbox.send(message)
+        except OSError as error:
+            raise _ParentGoneError from error
+
+    def tasks(self) -> Iterator[Task]:
+        """What the parent hands out, until it has nothing more for now."""
+        while True:
+            self.send(Want())
+            tasks = self._received.get()
+            if not tasks:
+                return
+            yield from tasks
+
+
+class _Relay(logging.Handler):
+    """Sends warnings to the parent, which says each of them once."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.WARNING)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(_ParentGoneError):
+            self._channel.send(Warned(record.getMessage()))
+
+
+def serve(options: EngineOptions, device: str, threads: int, inbox: Pipe, outbox: Pipe) -> None:
+    """Open the model on `device` and work until the parent stops, or has gone.
+
+    Ctrl-C in a terminal reaches every process of a job: the parent alone decides what it means.
+    """
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    _limit_threads(threads)
+    channel = Channel(inbox, outbox)
+    log.handlers[:], log.propagate = [_Relay(channel)], False
+    with suppress(_ParentGoneError):
+        try:
+            with open_engine(
+                options.model, options.backend, device, options.overrides, threads
+            ) as engine:
+                _work(engine, channel)
+        except UserError as error:
+            error.seen = None if error.seen is None else str(error.seen)  # it has to travel
+            channel.send(error)
+
+
+def _limit_threads(threads: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(threads)
+
+
+def _work(engine: Engine, channel: Channel) -> None:
+    spec, why = engine.spec, engine.why
+    opened = Opened(spec, engine.backend, engine.precision, engine.min_batch, engine.label, why)
+    channel.send(opened)
+    options = channel.options()
+    while options is not None and not channel.stopped.is_set():
+        stop = channel.stopped.is_set
+        for outcome in write_masks(engine, channel.tasks(), options, stop=stop):
+            channel.send(outcome)

@@ -1,0 +1,309 @@
+"""Workers on several devices: every image once, whoever dies, and the masks of one engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runtime.encodings import write_mixed
+from tests.runtime.test_journal import MODEL, counts
+from tests.runtime.test_predict import files_below
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
+from unetrt.engine.open import open_engine
+from unetrt.runtime import devices
+from unetrt.runtime.devices import Workers, devices_from_text
+from unetrt.runtime.journal import FOLDER, NAME, JournalOptions
+from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
+from unetrt.runtime.work import Outcome
+from unetrt.runtime.worker import EngineOptions
+
+PICTURES = 60
+
+
+@dataclass
+class Disturbed:
+    """Workers to which something happens after some outcomes: place → what."""
+
+    workers: Workers
+    events: dict[int, Callable[[], None]]
+    victims: list[int] = field(default_factory=list)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.workers.spec
+
+    @property
+    def backend(self) -> str:
+        return self.workers.backend
+
+    @property
+    def precision(self) -> str:
+        return self.workers.precision
+
+    def write_masks(
+        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        for place, outcome in enumerate(self.workers.write_masks(tasks, options, stop), 1):
+            self.events.get(place, lambda: None)()
+            yield outcome
+
+    def kill_the_busiest(self) -> None:
+        alive = [w for w in self.workers._alive if w.process.pid not in self.victims]
+        worker = max(alive, key=lambda worker: len(worker.held))
+        assert worker.held
+        assert worker.process.pid is not None
+        self.victims.append(worker.process.pid)
+        os.kill(worker.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Callable[..., Path]) -> Path:
+    """An ONNX file: ONNX Runtime starts in a fraction of the time that PyTorch takes."""
+    return exported()
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A folder of pictures, two of them broken, and what one engine in this process makes of it."""
+
+    images: Path
+    out: Path
+    summary: Summary
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    root = tmp_path_factory.mktemp("whole")
+    pictures = write_mixed(root / "in", PICTURES)
+    for path in (pictures[7], pictures[40]):
+        path.write_bytes(path.read_bytes()[:30])
+    with open_engine(model) as engine:
+        tasks = plan_tasks([str(root / "in")], output_dir=root / "out")
+        summary = predict_masks(engine, tasks, options_of(root / "out"))
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    return Undisturbed(root / "in", root / "out", summary)
+
+
+def options_of(out: Path, strict: bool = False) -> PredictOptions:
+    return PredictOptions(strict=strict, journal=JournalOptions(output_dir=out, model=MODEL))
+
+
+def run_on(
+    model: Path, images: Path, out: Path, names: str, disturb: Callable[[Disturbed], None]
+) -> Summary:
+    tasks = plan_tasks([str(images)], output_dir=out)
+    with Workers(EngineOptions(model=model), devices_from_text(names)) as workers:
+        crew = Disturbed(workers, {})
+        disturb(crew)
+        processes = [worker.process for worker in workers._workers]
+        try:
+            return run_job(crew, tasks, options_of(out), threading.Event())
+        finally:
+            assert not any(process.is_alive() for process in processes), "none is left running"
+
+
+def check_same(out: Path, whole: Undisturbed) -> None:
+    assert files_below(out) == files_below(whole.out), "none missing, nothing left behind"
+    for name in files_below(whole.out):
+        if name != f"{FOLDER}/{NAME}":
+            assert (out / name).read_bytes() == (whole.out / name).read_bytes(), name
+
+
+def journaled(out: Path, status: str) -> list[str]:
+    lines = (out / FOLDER / NAME).read_text().splitlines()[1:]
+    return sorted(e["input"] for e in map(json.loads, lines) if e["status"] == status)
+
+
+def test_four_workers_of_which_one_is_killed(
+    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+
+    def disturb(crew: Disturbed) -> None:
+        crew.events[10] = crew.kill_the_busiest
+
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        summary = run_on(model, whole.images, out, "cpu:4", disturb)
+    assert "killed by SIGKILL" in caplog.text
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    check_same(out, whole)
+    done = journaled(out, "done")
+    assert len(done) == len(set(done)) == PICTURES - 2, "every image once"
+    assert sorted(summary.failures, key=str) == sorted(whole.summary.failures, key=str)
+
+
+def test_when_all_have_died_the_job_can_go_on(
+    model: Path, whole: Undisturbed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def disturb(crew: Disturbed) -> None:
+        crew.events |= {10: crew.kill_the_busiest, 20: crew.kill_the_busiest}
+
+    with pytest.raises(UserError, match="every worker has died") as caught:
+        run_on(model, whole.images, out, "cpu,cpu", disturb)
+    assert caught.value.seen == "killed by SIGKILL"
+    assert "same command" in str(caught.value.hint)
+    before = journaled(out, "done")
+    assert 18 <= len(before) < PICTURES - 2
+    assert not [name for name in files_below(out) if name.endswith(".tmp")]
+    with open_engine(model) as engine:
+        tasks = plan_tasks([str(whole.images)], output_dir=out)
+        summary = predict_masks(engine, tasks, options_of(out))
+    assert summary.skipped == len(before)
+    check_same(out, whole)
+
+
+def test_a_job_that_is_asked_to_stop_finishes_what_is_in_flight(
+    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, stop = tmp_path / "out", threading.Event()
+    tasks = plan_tasks([str(whole.images)], output_dir=out)
+    with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
+        crew = Disturbed(workers, {5: stop.set})
+        summary = run_job(crew, tasks, options_of(out), stop)
+    assert summary.left > 0
+    assert counts(summary) == (summary.done, summary.failed, summary.left)
+    assert "died" not in caplog.text, "to stop is not to die"
+    masks = [name for name in files_below(out) if not name.startswith(FOLDER)]
+    assert len(masks) == summary.done == len(journaled(out, "done"))
+    with Workers(EngineOptions(model=model), ["cpu"]) as workers:
+        rest = run_job(workers, tasks, options_of(out), threading.Event())
+    assert rest.skipped == summary.done
+    check_same(out, whole)
+
+
+def test_an_output_that_cannot_be_written_is_one_error(
+    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    tasks = plan_tasks([str(whole.images)], output_dir=out)
+    blocked = tasks[30].output
+    assert blocked is not None
+    (blocked / "a folder").mkdir(parents=True)
+    with (
+        Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers,
+        pytest.raises(UserError, match="cannot write") as caught,
+    ):
+        run_job(workers, tasks, options_of(out), threading.Event())
+    assert str(blocked) in str(caught.value)
+    assert "died" not in caplog.text
+    (blocked / "a folder").rmdir()
+    blocked.rmdir()
+    with open_engine(model) as engine:
+        predict_masks(engine, tasks, options_of(out))
+    check_same(out, whole)
+
+
+def test_a_model_that_does_not_open_is_the_error_of_the_job(
+    model: Path, checkpoint_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(model.read_bytes()[:1000])
+    before = threading.active_count()
+    with pytest.raises(UserError) as caught:
+        Workers(EngineOptions(model=broken), ["cpu", "cpu"])
+    assert "broken.onnx" in str(caught.value)
+    assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_it_opens_the_model(
+    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its place in the queue is nothing that anybody waits for."""
+    out = tmp_path / "out"
+    tasks = plan_tasks([str(whole.images)], output_dir=out)
+    with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
+        late = [worker for worker in workers._alive if not worker.opened]
+        for worker in late:
+            worker.process.kill()
+        summary = run_job(workers, tasks, options_of(out), threading.Event())
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    assert caplog.text.count("has died") == len(late)
+    check_same(out, whole)
+
+
+def test_each_worker_has_its_share_of_the_cores(model: Path) -> None:
+    with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
+        options = workers._share_of(PredictOptions(), 100)
+        assert options.pipeline.load_threads == max(1, devices.usable_cores() // 2)
+        assert workers._share_of(PredictOptions(), 1).pipeline.slots == 1
+        assert workers.label == "onnxruntime fp32, a process each on cpu cpu"
+
+
+def test_an_engine_keeps_to_the_threads_that_it_is_given(
+    model: Path, checkpoint_file: Callable[..., Path]
+) -> None:
+    before = torch.get_num_threads()
+    with open_engine(model, "openvino", threads=1) as openvino:
+        assert openvino.streams == 1  # type: ignore[attr-defined]
+    with open_engine(model, "onnxruntime", threads=3) as runtime:
+        assert runtime._session.get_session_options().intra_op_num_threads == 3  # type: ignore[attr-defined]
+    try:
+        open_engine(checkpoint_file(), device="cpu", threads=2).close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", ["cuda:0"]),
+        ("0,1,cuda:3", ["cuda:0", "cuda:1", "cuda:3"]),
+        ("cpu", ["cpu"]),
+        ("cpu:3", ["cpu", "cpu", "cpu"]),
+        ("cpu,cpu", ["cpu", "cpu"]),
+        ("0,cpu:2", ["cuda:0", "cpu", "cpu"]),
+    ],
+)
+def test_devices_are_named_by_number_or_as_processors(text: str, expected: list[str]) -> None:
+    assert devices_from_text(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "0,", "cpu:0", "-1", "cpu:x", "cuda"])
+def test_what_is_no_device_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no such devices") as caught:
+        devices_from_text(text)
+    assert "cpu:N" in str(caught.value.expected)
+
+
+def test_all_are_those_that_the_driver_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cuda_devices", lambda: 3)
+    assert devices_from_text("all") == ["cuda:0", "cuda:1", "cuda:2"]
+    monkeypatch.setattr(devices, "cuda_devices", lambda: 0)
+    with pytest.raises(UserError, match="no CUDA device") as caught:
+        devices_from_text("all")
+    assert "--devices cpu:" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])
+def test_masks_of_every_backend_are_those_of_one_process(
+    backend: str,
+    model: Path,
+    checkpoint_file: Callable[..., Path],
+    whole: Undisturbed,
+    tmp_path: Path,
+) -> None:
+    """One process with all the cores, three with a share of them."""
+    path = checkpoint_file() if backend == "torch" else model
+    with open_engine(path, backend) as engine:
+        tasks = plan_tasks([str(whole.images)], output_dir=tmp_path / "one")
+        predict_masks(engine, tasks, options_of(tmp_path / "one"))
+    tasks = plan_tasks([str(whole.images)], output_dir=tmp_path / "three")
+    with Workers(EngineOptions(model=path, backend=backend), ["cpu"] * 3) as workers:
+        run_job(workers, tasks, options_of(tmp_path / "three"), threading.Event())
+    check_same(tmp_path / "three", Undisturbed(whole.images, tmp_path / "one", whole.summary))

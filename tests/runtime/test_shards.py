@@ -1,0 +1,301 @@
+"""Shards: every image in one of them, nothing of another's touched, and what all have done."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.runtime.conftest import ThresholdEngine
+from tests.runtime.test_journal import MODEL, counts
+from tests.runtime.test_predict import files_below, write_pictures
+from unetrt.contract.errors import UserError
+from unetrt.contract.types import U8
+from unetrt.runtime.journal import FOLDER, JournalOptions
+from unetrt.runtime.merge import Merged, merge_journals
+from unetrt.runtime.pipeline import PipelineOptions
+from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
+from unetrt.runtime.shards import Shard, shard_from_journal, tasks_of_shard
+
+Job = Callable[..., Summary]
+SERIAL = PipelineOptions(batch=1, slots=1, load_threads=1, write_threads=1)
+
+
+def tasks_of(root: Path, shard: Shard | None = None, out: str = "out") -> list[Task]:
+    tasks = plan_tasks([str(root / "in")], output_dir=root / out)
+    return tasks if shard is None else tasks_of_shard(tasks, shard, root / out)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Run one shard of the job of tmp_path/in."""
+
+    def run(
+        shard: Shard | None,
+        out: str = "out",
+        model: str = MODEL,
+        stop_after: int = 0,
+        **options: object,
+    ) -> Summary:
+        stop, seen = threading.Event(), 0
+
+        def look(task: Task, mask: U8) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop_after:
+                stop.set()
+
+        journal = JournalOptions(output_dir=tmp_path / out, model=model, shard=shard)
+        predict_options = PredictOptions(journal=journal, pipeline=SERIAL, **options)  # type: ignore[arg-type]
+        with ThresholdEngine() as engine:
+            return predict_masks(
+                engine, tasks_of(tmp_path, shard, out), predict_options, look, stop
+            )
+
+    return run
+
+
+def masks_below(folder: Path) -> dict[str, bytes]:
+    names = [name for name in files_below(folder) if not name.startswith(FOLDER)]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 9))
+def test_every_name_is_in_one_shard_whatever_the_others_are(names: list[str], count: int) -> None:
+    for name in names:
+        assert sum(Shard(index, count).holds(name) for index in range(1, count + 1)) == 1
+
+
+def test_a_shard_is_the_same_on_every_machine() -> None:
+    """Two runs of one job array may have different versions of this."""
+    held = [next(i for i in range(1, 5) if Shard(i, 4).holds(f"d/{n}.png")) for n in range(12)]
+    assert held == [4, 4, 2, 2, 3, 4, 1, 4, 3, 3, 1, 3]
+    sizes = [sum(Shard(i, 4).holds(f"{n:06}.png") for n in range(4000)) for i in range(1, 5)]
+    assert all(850 < size < 1150 for size in sizes), "even enough"
+
+
+def test_an_image_that_is_added_moves_no_other(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 12)
+    before = set(tasks_of(tmp_path, Shard(2, 3)))
+    write_pictures(tmp_path / "in" / "and more", 12)
+    after = set(tasks_of(tmp_path, Shard(2, 3)))
+    assert before < after
+
+
+def test_journals_are_known_by_their_names() -> None:
+    assert shard_from_journal(Shard(3, 12).journal) == Shard(3, 12)
+    assert Shard(3, 12).journal == "journal-3-of-12.jsonl"
+    assert shard_from_journal("journal.jsonl") == Shard(1, 1)
+    assert shard_from_journal("journal-3-of-12.jsonl.bak") is None
+
+
+def test_the_shards_together_are_the_whole_job(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 20)
+    assert counts(job(None, out="whole")) == (20, 0, 0)
+    summaries = [job(Shard(index, 3)) for index in (2, 3, 1)]
+    assert sum(summary.done for summary in summaries) == 20
+    assert all(0 < summary.done < 20 for summary in summaries)
+    assert masks_below(tmp_path / "out") == masks_below(tmp_path / "whole")
+    journals = sorted(path.name for path in (tmp_path / "out" / FOLDER).iterdir())
+    assert journals == [f"journal-{index}-of-3.jsonl" for index in (1, 2, 3)]
+    headers = {(tmp_path / "out" / FOLDER / name).read_text().splitlines()[0] for name in journals}
+    assert len(headers) == 1, "the shard is not part of what must match"
+    assert counts(job(Shard(2, 3))) == (0, 0, summaries[0].done)
+
+
+def test_two_shards_at_once_in_one_folder(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 20)
+    job(None, out="whole")
+    summaries: list[Summary] = []
+    threads = [
+        threading.Thread(target=lambda i=i: summaries.append(job(Shard(i, 4))))  # type: ignore[misc]
+        for i in range(1, 5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(summary.done for summary in summaries) == 20
+    assert masks_below(tmp_path / "out") == masks_below(tmp_path / "whole")
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=20, done=20)
+
+
+def test_one_shard_twice_at_once_is_refused(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    caught: list[UserError] = []
+
+    def again() -> None:
+        try:
+            job(Shard(1, 1))
+        except UserError as error:
+            caught.append(error)
+
+    def look(task: Task, mask: U8) -> None:
+        thread = threading.Thread(target=again)
+        thread.start()
+        thread.join()
+
+    options = JournalOptions(output_dir=tmp_path / "out", model=MODEL, shard=Shard(1, 1))
+    with ThresholdEngine() as engine:
+        tasks = tasks_of(tmp_path)
+        predict_masks(engine, tasks, PredictOptions(journal=options, pipeline=SERIAL), look)
+    assert len(caught) == 2
+    assert "another job writes" in str(caught[0])
+
+
+@pytest.mark.parametrize("whole_job", [False, True])
+def test_what_other_shards_are_writing_stays(whole_job: bool, job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 8)
+    job(Shard(1, 2), stop_after=1)
+
+    def temporaries(shard: Shard) -> list[Path]:
+        outputs = [task.output for task in tasks_of(tmp_path, shard)]
+        return [path.with_name(f".{path.name}.77-00ff00ff.tmp") for path in outputs if path]
+
+    own, others = temporaries(Shard(1, 2)), temporaries(Shard(2, 2))
+    for path in own + others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    foreign = tmp_path / "out" / ".of-nobody.png.77-00ff00ff.tmp"
+    foreign.write_text("half")
+    job(None if whole_job else Shard(1, 2))
+    left = {path for path in own if path.exists()}
+    assert len(left) <= 2, "but of what was done before"
+    assert foreign.exists()
+    assert all(path.exists() for path in others) != whole_job
+    if not whole_job:
+        job(Shard(2, 2))
+        assert not any(path.exists() for path in others)
+
+
+def test_rle_is_no_work_for_a_shard(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    with pytest.raises(UserError, match="one file for the whole job"):
+        job(Shard(1, 2), format="rle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_says_what_failed_is_missing_or_has_not_begun(job: Job, tmp_path: Path) -> None:
+    sources = write_pictures(tmp_path / "in", 24)
+    held = {index: tasks_of(tmp_path, Shard(index, 3)) for index in (1, 2, 3)}
+    broken = held[1][0].source
+    broken.write_bytes(b"no image")
+    job(Shard(1, 3))
+    stopped = job(Shard(2, 3), stop_after=2)
+    assert stopped.left > 0
+    gone = held[1][1].output
+    assert gone is not None
+    gone.unlink()
+    merged = merge_journals([tmp_path / "out"])
+    assert merged.planned == len(held[1]) + len(held[2]) < len(sources)
+    assert merged.planned == merged.done + merged.failed + merged.skipped
+    assert (merged.failed, merged.skipped) == (1, 1 + stopped.left)
+    assert merged.failures[0]["input"] == str(broken)
+    assert merged.failures[0]["reason"]
+    assert merged.missing_shards == ["3/3"]
+    assert str(held[1][1].source) in merged.missing_images
+    done = set(masks_below(tmp_path / "out"))
+    missing = {str(Path(name).relative_to(tmp_path / "in")) for name in merged.missing_images}
+    assert missing == {str(t.source.relative_to(tmp_path / "in")) for t in held[1] + held[2]} - (
+        done | {str(broken.relative_to(tmp_path / "in"))}
+    )
+    assert not merged.complete
+    write_pictures(tmp_path / "in", 24)
+    for index in (1, 2, 3):
+        job(Shard(index, 3))
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=24, done=24)
+
+
+def test_shards_may_write_into_folders_of_their_own(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 9)
+    job(Shard(1, 2), out="one")
+    job(Shard(2, 2), out="two")
+    merged = merge_journals([tmp_path / "one", tmp_path / "two"])
+    assert merged == Merged(planned=9, done=9)
+    assert merge_journals([tmp_path / "two"]).missing_shards == ["1/2"]
+
+
+def test_the_last_plan_of_a_shard_counts(job: Job, tmp_path: Path) -> None:
+    sources = write_pictures(tmp_path / "in", 6)
+    job(Shard(1, 1))
+    path = tmp_path / "out" / FOLDER / "journal-1-of-1.jsonl"
+    before = path.read_bytes()
+    job(Shard(1, 1))
+    assert path.read_bytes() == before, "the same plan is not written again"
+    sources[0].unlink()
+    write_pictures(tmp_path / "in" / "new", 2)
+    assert counts(job(Shard(1, 1)))[0] == 2
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=7, done=7)
+
+
+def test_a_long_plan_takes_several_lines_and_half_a_plan_is_none(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetrt.runtime import journal
+
+    monkeypatch.setattr(journal, "_PLAN_LINE", 3)
+    write_pictures(tmp_path / "in", 8)
+    job(Shard(1, 1))
+    path = tmp_path / "out" / FOLDER / "journal-1-of-1.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    plans = [json.loads(line) for line in lines[1:4]]
+    assert [(plan["from"], len(plan["planned"]), plan["of"]) for plan in plans] == [
+        (0, 3, 8),
+        (3, 3, 8),
+        (6, 2, 8),
+    ]
+    assert merge_journals([tmp_path / "out"]).complete
+    path.write_text("".join(lines[:3]) + lines[3][:20])  # as a kill leaves it
+    assert merge_journals([tmp_path / "out"]) == Merged(missing_shards=["1/1"])
+    assert counts(job(Shard(1, 1)))[0] == 8
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=8, done=8)
+
+
+def test_a_shard_without_images_has_run(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 1)
+    summaries = [job(Shard(index, 3)) for index in (1, 2, 3)]
+    assert sorted(counts(summary) for summary in summaries) == [(0, 0, 0), (0, 0, 0), (1, 0, 0)]
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=1, done=1)
+
+
+def test_a_job_without_shards_is_merged_by_its_images(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 5)
+    job(None)
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=5, done=5)
+
+
+def test_what_is_not_one_job_is_refused(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 6)
+    with pytest.raises(UserError, match="no journal below"):
+        merge_journals([tmp_path / "out"])
+    job(Shard(1, 2))
+    job(Shard(1, 2), out="again")
+    job(Shard(2, 2), out="model", model="n" * 64)
+    job(Shard(1, 4), out="four")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="shard 1/2 has run into two folders"):
+        merge_journals([out, tmp_path / "again"])
+    with pytest.raises(UserError, match="another job") as caught:
+        merge_journals([out, tmp_path / "model"])
+    assert "model" in str(caught.value.seen)
+    with pytest.raises(UserError, match="another number of shards"):
+        merge_journals([out, tmp_path / "four"])
+
+
+def test_a_journal_that_grows_is_read_without_its_last_half_line(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 4)
+    job(Shard(1, 1))
+    path = tmp_path / "out" / FOLDER / "journal-1-of-1.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    merged = merge_journals([tmp_path / "out"])
+    assert (merged.done, merged.skipped) == (3, 1)
+    assert path.read_bytes() == whole[:-10], "looked at, not touched"
+    assert replace(merged, done=4, skipped=0, missing_images=[]) == Merged(planned=4, done=4)
