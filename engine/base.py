@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from ..contract.closing import Closing
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 
@@ -56,7 +55,7 @@ class Slot(ABC):
         """Free the buffers; twice is harmless."""
 
 
-class Engine(ABC):
+class Engine(Closing, ABC):
     """A model opened on a device.
 
     slots: batches to keep in flight; batch: images a slot should hold, min_batch the fewest that
@@ -79,20 +78,6 @@ class Engine(ABC):
     @abstractmethod
     def slot(self) -> Slot:
         """A new slot; it must not outlive the engine."""
-
-    def close(self) -> None:  # noqa: B027  as above
-        """Free the device; twice is harmless."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def run(self, image: U8, size: Size) -> U8:
         """One network input (h, w, C) → its mask (H, W), in the smallest slot."""

@@ -12,9 +12,8 @@ from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
-from types import TracebackType
-from typing import Self
 
+from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.spec import ModelSpec
@@ -118,7 +117,7 @@ class _Worker:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
-class Workers:
+class Workers(Closing):
     """The crew of a job on several devices; `with` ends its processes.
 
     An image is with one worker at a time. What a worker that dies had not finished goes to the
@@ -281,17 +280,6 @@ class Workers:
                 worker.process.kill()
         while self._workers:
             self._workers.pop().end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextmanager

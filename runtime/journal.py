@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
 from ..engine.manifest import MANIFEST
@@ -66,7 +66,7 @@ def stamp_of(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-class Journal:
+class Journal(Closing):
     """OUTPUT_DIR/.unetrt/journal.jsonl: first what must match, then the images.
 
     A shard's (journal-I-of-N.jsonl) names all the images that it is to do before the first of them
@@ -194,17 +194,6 @@ class Journal:
     def close(self) -> None:
         """Let another job write here; twice is harmless."""
         self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def image_entries(path: Path) -> Iterator[dict[str, Any]]:
