@@ -39,6 +39,18 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+CheckpointFile = Callable[..., Path]
+
+NAMES = ["a.png", "b.png", "sub/c.png", "sub/d.png"]
+"""The masks of `pictures`."""
+
+JOURNAL = ".unetrt/journal.jsonl"
+
+
+def files_below(folder: Path) -> list[str]:
+    """Without the journal."""
+    files = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in files if not name.endswith(JOURNAL))
 
 
 @pytest.fixture

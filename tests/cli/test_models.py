@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import CheckpointFile, Command
 from unetrt.contract.masks import read_mask
 from unetrt.engine.probe import PROBES
-
-CheckpointFile = Callable[..., Path]
 
 
 def test_export_says_what_it_wrote(

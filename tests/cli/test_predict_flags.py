@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Command
-
-CheckpointFile = Callable[..., Path]
+from tests.cli.conftest import CheckpointFile, Command
 
 
 def test_a_trace_of_the_slots_that_were_asked_for(

@@ -1,0 +1,94 @@
+"""unetrt predict, stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import JOURNAL, CheckpointFile, Command, files_below
+from tests.conftest import steel
+from unetrt.contract.masks import read_mask
+
+
+def many_pictures(folder: Path, count: int) -> Path:
+    """One picture under many names."""
+    folder.mkdir()
+    Image.fromarray(steel(0, 256, 256)[..., 0]).save(folder / "0.png")
+    for index in range(1, count):
+        (folder / f"{index}.png").hardlink_to(folder / "0.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_job_with_whole_masks_and_the_command_that_goes_on(
+    name: signal.Signals, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    images, out, report = (
+        many_pictures(tmp_path / "my imgs", 2000),
+        tmp_path / "out",
+        tmp_path / "j",
+    )
+    arguments = ["predict", "-m", checkpoint_file(), "-i", images, "--output-dir", out]
+    arguments += ["--json", report]
+    command = [sys.executable, "-m", "unetrt.cli", *map(str, arguments)]
+    job = subprocess.Popen(
+        [*command, "--restart"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job that a shell runs in the background ignores the signal, its children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while job.poll() is None and not any(out.glob("*.png")):
+        time.sleep(0.02)
+    start = time.monotonic()
+    job.send_signal(name)
+    _, told = job.communicate(timeout=60)
+    assert time.monotonic() - start < 15
+    assert job.returncode == 130
+    assert "Traceback" not in told
+    assert f"Hint: unetrt {shlex.join(map(str, arguments))}   goes on\n" in told
+    written = files_below(out)
+    assert 0 < len(written) < 2000
+    assert all(read_mask(out / path).shape == (256, 256) for path in written)
+    journal = [json.loads(line) for line in (out / JOURNAL).read_text().splitlines()[1:]]
+    assert sorted(entry["output"] for entry in journal) == written
+    summary = json.loads(report.read_text())
+    assert summary["done"] == len(written)
+    assert summary["done"] + summary["failed"] + summary["skipped"] == 2000
+
+
+def test_the_same_command_goes_on_and_another_is_refused(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", checkpoint_file(), "-i", pictures, "--output-dir", tmp_path / "out")
+    assert unetrt(*asked).out == "4 planned = 4 done + 0 failed + 0 skipped\n"
+    (tmp_path / "out" / "b.png").unlink()
+    assert unetrt(*asked).out == "4 planned = 1 done + 0 failed + 3 skipped\n"
+    other = unetrt(*asked, "--format", "index").whole_error
+    assert 'format "palette"' in other
+    assert "--restart" in other
+    again = unetrt(*asked, "--format", "index", "--restart")
+    assert again.out == "4 planned = 4 done + 0 failed + 0 skipped\n"
+
+
+def test_strict_ends_with_status_1_at_the_first_bad_image(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    images = many_pictures(tmp_path / "in", 60)
+    (images / "00.png").write_bytes(b"no image")
+    asked = ("predict", "-m", checkpoint_file(), "-i", images, "--output-dir", tmp_path / "out")
+    outcome = unetrt(*asked, "--strict")
+    assert outcome.status == 1
+    assert outcome.out.startswith("61 planned = ")
+    assert "+ 1 failed +" in outcome.out
+    assert "00.png: " in outcome.err
+    assert len(files_below(tmp_path / "out")) < 40
