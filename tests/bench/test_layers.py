@@ -48,7 +48,9 @@ def record(name: str, kind: str = "Convolution", seconds: float = 1.0) -> Record
     return Record(name=name, kind=kind, precision="fp32", seconds=seconds)
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("openvino", marks=pytest.mark.slow), "onnxruntime"]
+)
 def test_every_convolution_is_found_and_the_sum_stays_below_the_clock(
     backend: str, exported: Exported
 ) -> None:

@@ -26,7 +26,7 @@ from unetrt.training.synthetic import write_dataset
 
 Export = Callable[..., Path]
 Command = Callable[..., Any]
-KINDS = [("openvino", "fp32"), ("onnxruntime", "fp16")]
+KINDS = [("openvino", "fp32"), pytest.param("onnxruntime", "fp16", marks=pytest.mark.slow)]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

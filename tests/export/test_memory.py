@@ -33,7 +33,12 @@ def computed(path: Path, image: tuple[int, ...], mask: tuple[int, int]) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("precision", "net"), [("fp32", {}), ("fp16", {}), ("fp32", {"bilinear": True, "classes": 2})]
+    ("precision", "net"),
+    [
+        ("fp32", {}),
+        ("fp16", {}),
+        pytest.param("fp32", {"bilinear": True, "classes": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_features_have_their_sizes(
     exported: Export, net: dict[str, object], precision: str
