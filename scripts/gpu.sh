@@ -45,7 +45,7 @@ install() {
     [ -n "$wheels" ] && from=(--no-index --find-links "$wheels")
     "$python" -m pip install --quiet --no-deps --no-build-isolation -e . || return
     for package in simplejpeg onnx onnxscript rich matplotlib pillow openvino pytest hypothesis \
-        pytools platformdirs mako tensorrt-cu13; do
+        pytools platformdirs mako nvidia-ml-py tensorrt-cu13; do
         "$python" -m pip install --quiet "${from[@]}" --no-deps "$package" \
             || echo "install: no $package"
     done
