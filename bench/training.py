@@ -27,6 +27,7 @@ from ..training.options import RECIPES, TrainOptions
 from ..training.ranks import Ranks
 from ..training.samples import Sample, TrainingData, load_training_data
 from ..training.step import StepOptions, Stepper, amp_dtype
+from ..training.train import device_from_name
 from ..training.trainer import batch_options
 from ..training.unet import UNet
 from ..training.weights import loss_from_recipe
@@ -94,7 +95,7 @@ def measure_training(options: TrainOptions, seconds: float, repeats: int) -> lis
 
 def _stepper(options: TrainOptions, data: TrainingData) -> Stepper:
     torch.manual_seed(options.seed)
-    spec, device = data.spec, _device(options)
+    spec, device = data.spec, device_from_name(options.device)
     net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear).train().to(device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step_options = StepOptions(
@@ -106,7 +107,7 @@ def _stepper(options: TrainOptions, data: TrainingData) -> Stepper:
 
 
 def _sources(options: TrainOptions, data: TrainingData) -> dict[str, Callable[[], Iterator[Batch]]]:
-    batches = Batches(data.train, batch_options(options, _device(options)))
+    batches = Batches(data.train, batch_options(options, device_from_name(options.device)))
     held = next(batches.epoch(0))
     files = DataLoader(
         ReferenceSamples(data.train),
@@ -121,7 +122,7 @@ def _sources(options: TrainOptions, data: TrainingData) -> dict[str, Callable[[]
 
     return {
         IN_MEMORY: once_more,
-        LOOP: partial(_endless, lambda epoch: batches.epoch(epoch)),
+        LOOP: partial(_endless, batches.epoch),
         REFERENCE: partial(_endless, lambda _: (Batch(i, t, []) for i, t in files)),
     }
 
@@ -143,13 +144,6 @@ def _rate(stepper: Stepper, source: Callable[[], Iterator[Batch]], seconds: floa
         stepper.step(batch)  # ends with the loss on the host, so that nothing is left queued
         count += len(batch.images)
     return count / (time.perf_counter() - start)
-
-
-def _device(options: TrainOptions) -> torch.device:
-    name = options.device
-    return torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    )
 
 
 def _options(args: argparse.Namespace) -> TrainOptions:

@@ -31,7 +31,7 @@ def train(options: TrainOptions) -> Path:
     options = resumed.options if resumed else options
     if options.wandb:
         require_wandb()
-    device = _device(options.device)
+    device = device_from_name(options.device)
     with joined_ranks(device.type == "cuda") as ranks:
         return _train(options, resumed, device, ranks)
 
@@ -65,7 +65,7 @@ def _start(options: TrainOptions) -> Checkpoint | None:
     return start
 
 
-def _device(name: str) -> torch.device:
+def device_from_name(name: str) -> torch.device:
     """Raise UserError for a device that is not there; of several processes each has its own."""
     if name == "auto":
         name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
