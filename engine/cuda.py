@@ -186,6 +186,7 @@ class CudaSlot(Slot):
     def __init__(self, device: CudaDevice, channels: int, kernel: Kernel, planes: int = 0) -> None:
         self._device, self._channels, self._kernel = device, channels, kernel
         self._planes = planes
+        self._shape = BatchShape(0, (0, 0), channels, (0, 0), planes)
         self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
         self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
         self._replay = Replay(kernel.eager)
@@ -211,6 +212,7 @@ class CudaSlot(Slot):
         self._wait()
         batch, height, width, channels = self._images.shape
         shape = BatchShape(batch, (height, width), channels, size, self._planes)
+        self._shape = shape
         self._what = (
             f"images {shape.images}, masks {shape.masks}, {self._kernel.name},"
             f" stream {self._stream.handle:#x}"
@@ -254,12 +256,10 @@ class CudaSlot(Slot):
 
     def queue_network(self) -> None:
         """Queue the network again on the batch that lies on the device; nothing is copied."""
-        batch, height, width, channels = self._images.shape
-        shape = BatchShape(batch, (height, width), channels, self._masks.shape[1:])
         with self._device.current() as driver, cuda_errors("queue the network"):
             buffers = (self._image, self._like, self._mask)
             image, like, mask = (buffer.address(driver, 0) for buffer in buffers)
-            self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
+            self._kernel.enqueue(self._shape, image, like, mask, self._stream.handle)
 
     def mark(self) -> Any:
         """A timing event behind all that the slot has queued."""
