@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types pycuda bindings tritonserver unit soak docker docker-test gpu readme dev clean
+.PHONY: demo test lint types pycuda bindings tritonserver ray unit soak docker docker-test gpu readme dev clean
 
 demo: $(INSTALLED)
 	$(BIN)/unetrt demo --out demo
@@ -40,7 +40,11 @@ unit: $(INSTALLED)
 tritonserver: $(INSTALLED)
 	scripts/install_tritonserver.sh $(BIN)/python
 
-soak: $(INSTALLED) tritonserver
+# Of the slow tests alone: a cluster's engine of 400 MB.
+ray: $(INSTALLED)
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[ray]'
+
+soak: $(INSTALLED) tritonserver ray
 	$(BIN)/pytest -m slow --durations=10
 
 # STAGE=install|tests|train|bench|all, on a machine with an NVIDIA GPU, with the PYTHON named.

@@ -17,6 +17,7 @@ from .shared import (
     add_engine_arguments,
     add_json_argument,
     json_file,
+    place,
     positive,
     require_done,
     show_failures,
@@ -37,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", "-m", type=Path, default=Path("MODEL.pth"), metavar="MODEL", help=MODEL_HELP)
     add("--input", "-i", nargs="+", default=[], help="images, folders, globs, @LIST, or -")
     add("--output", "-o", nargs="+", type=Path, default=[], metavar="FILE", help="one an image")
-    add("--output-dir", type=Path, metavar="DIR", help="masks below DIR, the inputs' tree kept")
+    add("--output-dir", type=place, metavar="DIR", help="masks below DIR, the inputs' tree kept")
     add("--no-save", "-n", action="store_true", help="write no masks")
     add("--viz", "-v", action="store_true", help="show each image with its mask")
     add("--classes", "-c", type=int, help="checked against the model, which knows its classes")
     add("--bilinear", action="store_true", help="checked against the model")
-    add("--overlay", type=Path, metavar="DIR", help="images with their masks over them, below DIR")
+    add("--overlay", type=place, metavar="DIR", help="images with their masks over them, below DIR")
     add("--restart", action="store_true", help="make every mask again, also those in the journal")
     add("--strict", action="store_true", help="stop at the first image that fails")
     formats = ("auto", "index", "palette", "bilevel", "npy", "rle", "prob", "prob-npy")

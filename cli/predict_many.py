@@ -1,4 +1,4 @@
-"""predict past one process: shards of a job, several devices, and what all of them have done."""
+"""predict past one process: several devices, a cluster, shards, and what all of them have done."""
 
 from __future__ import annotations
 
@@ -10,19 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import engine_from_args, overrides_from_args, show_failures, write_json, wrong
+from .shared import (
+    engine_from_args,
+    overrides_from_args,
+    positive,
+    show_failures,
+    write_json,
+    wrong,
+)
 
 if TYPE_CHECKING:
+    from ..runtime.cluster import Cluster
+    from ..runtime.devices import Workers
     from ..runtime.merge import Merged
     from ..runtime.predict import Crew, Look
     from ..runtime.shards import Shard
 
 SHOWN = 20
 
+HERE = "here"
+"""--ray without an address."""
+
 
 def add_many_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--devices", metavar="LIST", help="a process each: 0,1 or all (CUDA), or cpu:N")
+    add("--ray", nargs="?", const=HERE, metavar="ADDRESS", help="on a Ray cluster (default: here)")
+    add("--ray-engines", type=positive, metavar="N", help="engines in it (default: one a GPU)")
     add("--shard", type=shard, metavar="I/N", help="do part I of N, for a job array")
     text = "no images: say what the shards that wrote into these folders have done"
     add("--merge", nargs="+", type=Path, metavar="DIR", help=text)
@@ -45,10 +59,14 @@ def check_many_arguments(args: argparse.Namespace) -> None:
         missing = "no --output-dir" if args.output_dir is None else "--no-save"
         hint = f"--shard {args.shard} --output-dir DIR"
         raise UserError("--shard needs a folder that keeps its journal", seen=missing, hint=hint)
-    if args.devices is None:
+    if args.ray_engines is not None and args.ray is None:
+        raise UserError("--ray-engines is of a cluster", seen="no --ray", hint="--ray [ADDRESS]")
+    many = "--ray" if args.ray is not None else "--devices"
+    if args.devices is None and args.ray is None:
         return
     alone = {
-        "--device": args.device != "auto",
+        "--device": args.device != "auto" and args.ray is None,
+        "--devices": args.devices is not None and args.ray is not None,
         "--viz": args.viz,
         "--trace": args.trace,
         "--fast-decode": args.fast_decode,
@@ -56,30 +74,40 @@ def check_many_arguments(args: argparse.Namespace) -> None:
     for flag in (flag for flag, given in alone.items() if given):
         raise UserError(
             f"{flag} goes with one process",
-            seen=f"{flag} with --devices {args.devices}",
-            hint=f"leave {flag} or --devices out",
+            seen=f"{flag} with {many}",
+            hint=f"leave {flag} or {many} out",
         )
 
 
 @contextmanager
 def crew_from_args(args: argparse.Namespace, look: Look | None) -> Iterator[Crew]:
-    """Open the model here, or on every device of --devices; say on stderr what was chosen."""
+    """Open the model here, on every device of --devices or in --ray; say on stderr what is used."""
     from ..runtime.predict import OneEngine
 
-    if args.devices is None:
+    if args.devices is None and args.ray is None:
         with engine_from_args(args) as engine:
             yield OneEngine(engine, look)
         return
-    from ..runtime.devices import Workers, devices_from_text
+    with _crew_of_many(args) as crew:
+        sys.stderr.write(f"engine: {crew.label} ({crew.why})\n")
+        yield crew
+
+
+def _crew_of_many(args: argparse.Namespace) -> Workers | Cluster:
     from ..runtime.worker import EngineOptions
 
-    devices = devices_from_text(args.devices)
     options = EngineOptions(
         model=args.model, backend=args.backend, overrides=overrides_from_args(args)
     )
-    with Workers(options, devices) as workers:
-        sys.stderr.write(f"engine: {workers.label} ({workers.why})\n")
-        yield workers
+    if args.ray is None:
+        from ..runtime.devices import Workers, devices_from_text
+
+        return Workers(options, devices_from_text(args.devices))
+    from ..runtime.cluster import Cluster, ClusterOptions
+
+    address = None if args.ray == HERE else args.ray
+    cluster = ClusterOptions(address=address, engines=args.ray_engines, device=args.device)
+    return Cluster(options, cluster)
 
 
 def merge(args: argparse.Namespace) -> int:

@@ -93,6 +93,17 @@ def device(text: str) -> str:
     return text
 
 
+def place(text: str) -> Path:
+    """A folder, or its address in a store."""
+    from ..contract.addresses import path_from_text
+    from ..contract.errors import UserError
+
+    try:
+        return path_from_text(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{error.reason}; {error.hint}") from error
+
+
 def json_file(text: str) -> Path:
     """A place that can be written to: known before the work, not after it."""
     path = Path(text)

@@ -6,10 +6,11 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from .addresses import files_below, is_address, store_errors
 from .errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -57,6 +58,10 @@ def _remove(path: Path) -> None:
 
 
 def write_atomically(target: Path, data: bytes) -> None:
+    if is_address(target):  # a store puts a file whole or not at all
+        with store_errors():
+            target.write_bytes(data)
+        return
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
 
@@ -78,21 +83,40 @@ def image_paths(folder: Path) -> list[Path]:
 
     Raises UserError when the folder is missing or holds no image.
     """
+    if is_address(folder):
+        return _image_addresses(folder)
     if not folder.is_dir():
         seen = "a file" if folder.exists() else "no such folder"
         raise UserError(f"no folder of images at {folder}", seen=seen)
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
-        found += [
-            Path(root, name)
-            for name in sorted(names)
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
+        found += [Path(root, name) for name in sorted(names) if _names_image(PurePath(name))]
+    _require_images(found, folder, sum(1 for _ in folder.iterdir()))
+    return found
+
+
+def _image_addresses(folder: Path) -> list[Path]:
+    try:
+        names = sorted(files_below(folder))
+    except OSError as error:
+        raise UserError(
+            f"cannot list {folder}", seen=error, expected="a folder of images"
+        ) from error
+    found = [folder / name for name in names if _names_image(name)]
+    _require_images(found, folder, len(names))
+    return found
+
+
+def _names_image(name: PurePath) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    return name.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def _require_images(found: Sequence[Path], folder: Path, entries: int) -> None:
     if not found:
         raise UserError(
             f"no images in {folder}",
-            seen=f"{sum(1 for _ in folder.iterdir())} entries, none an image",
+            seen=f"{entries} entries, none an image",
             expected=" ".join(sorted(IMAGE_SUFFIXES)),
         )
-    return found

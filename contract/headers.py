@@ -23,6 +23,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from .addresses import is_address, store_errors
 from .errors import ImageError
 from .png import check_chunks, lacks_rows
 
@@ -130,6 +131,9 @@ def decoding(name: str) -> Iterator[None]:
 def read_bytes(path: Path) -> bytes:
     """Read the whole file; ImageError says why not."""
     try:
+        if is_address(path):
+            with store_errors():
+                return path.read_bytes()
         mode = path.stat().st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # these could block, or never end
             raise ImageError(f"no image at {path}", seen="a pipe or a device")
@@ -139,7 +143,7 @@ def read_bytes(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise ImageError(f"no image at {path}", seen="a folder") from error
     except OSError as error:
-        raise ImageError(f"{path} cannot be opened", seen=error.strerror) from error
+        raise ImageError(f"{path} cannot be opened", seen=error.strerror or error) from error
 
 
 def open_picture(data: bytes, name: str) -> Picture:

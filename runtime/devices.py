@@ -23,7 +23,7 @@ from .journal import remove_temporaries_of
 from .plan import Task
 from .stop import SIGNALS
 from .trace import NO_TRACE
-from .work import Outcome, OutputError, PredictOptions
+from .work import Outcome, OutputError, PredictOptions, options_for
 from .worker import EngineOptions, Message, Opened, Want, Warned, serve
 
 CHUNK = 8
@@ -191,9 +191,8 @@ class Workers(Closing):
         """The job as one worker sees it, with its part of the cores."""
         threads = options.pipeline.load_threads or self._threads
         pipeline = replace(options.pipeline, load_threads=threads, trace=NO_TRACE)
-        if count == 1:  # as in one process: a single image asks for a slot of one
-            pipeline = replace(pipeline, batch=self._opened.min_batch, slots=1)
-        return replace(options, journal=None, pipeline=pipeline)
+        options = replace(options, journal=None, pipeline=pipeline)
+        return options_for(options, count, self._opened.min_batch)
 
     def _held(self) -> bool:
         return any(worker.held for worker in self._alive)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..contract.addresses import is_address
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
@@ -265,7 +266,7 @@ def remove_temporaries_of(targets: set[Path]) -> None:
 
     For a folder in which others write at the same time: their files are not ours to remove.
     """
-    for folder in {path.parent for path in targets}:
+    for folder in {path.parent for path in targets if not is_address(path)}:
         try:
             entries = os.scandir(folder)
         except (FileNotFoundError, PermissionError):

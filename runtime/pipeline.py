@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
 from ..contract.types import NO_CLASS, U8, Size
@@ -73,11 +74,8 @@ def run_pipeline(
     nothing new is started and what is in flight is dropped. Where the device has no memory for a
     batch, half of it is tried from then on; DeviceMemoryError when the smallest does not fit.
     """
-    pipeline = _Pipeline(engine, load, consume, options or PipelineOptions(), stop)
-    try:
+    with Pipeline(engine, load, consume, options or PipelineOptions(), stop) as pipeline:
         yield from pipeline.run(iter(tasks))
-    finally:
-        pipeline.close()
 
 
 @dataclass
@@ -92,8 +90,11 @@ class _Flight(Generic[T]):
     started: int
 
 
-class _Pipeline(Generic[T]):
-    """The queues between the stages; every one is bounded."""
+class Pipeline(Closing, Generic[T]):
+    """The queues between the stages; every one is bounded. Its slots serve one run after another.
+
+    See run_pipeline.
+    """
 
     def __init__(
         self,
@@ -266,7 +267,7 @@ class _Pipeline(Generic[T]):
                 yield Result(task)
 
     def close(self) -> None:
-        """Start nothing new, wait for what runs, free the slots."""
+        """Start nothing new, wait for what runs, free the slots; twice is harmless."""
         self.loaders.shutdown(cancel_futures=True)
         self.writers.shutdown(cancel_futures=False)
         with ExitStack() as stack:  # every slot is freed, also when a run has failed
@@ -274,6 +275,7 @@ class _Pipeline(Generic[T]):
                 stack.callback(slot.close)
             for flight in self.flying:
                 stack.callback(_drop, flight.slot)
+            self.slots, self.flying = [], deque()
 
 
 def _drop(slot: Slot) -> None:

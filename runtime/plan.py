@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
+from ..contract.addresses import MARK, files_matching, is_address, path_from_text
 from ..contract.errors import UserError
 from ..contract.files import image_paths
 from ..contract.log import log
@@ -20,7 +21,7 @@ REFERENCE_SUFFIX = "_OUT"
 BESIDE = f"{REFERENCE_SUFFIX}.png"
 
 STDIN = "-"
-EXPECTED = "an image, a folder, a glob pattern, @LIST or - for a list on standard input"
+EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def _expand(inputs: Sequence[str], outputs: Sequence[Path], keep_outputs: bool) 
 def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[_Input]:
     if text == STDIN:
         return _expand_lines(_standard_input(), "standard input")
-    path = Path(text)
+    path = path_from_text(text)
+    if is_address(path):
+        return _expand_address(path, outputs)
     if path.is_dir():
         images = image_paths(path)
         if not keep_outputs:  # masks of an earlier run lie beside their images
@@ -175,7 +178,7 @@ def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[
     if path.exists():
         return [_Input(path, PurePath(path.name))]
     if text.startswith("@"):
-        return _expand_list(Path(text[1:]))
+        return _expand_list(path_from_text(text[1:]))
     if glob.has_magic(text):
         return _expand_glob(text, outputs)
     raise UserError(
@@ -184,6 +187,28 @@ def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[
         expected=EXPECTED,
         hint="a path is read from the working folder, ** in a glob goes through all folders",
     )
+
+
+def _expand_address(path: Path, outputs: Sequence[Path]) -> list[_Input]:
+    try:
+        if glob.has_magic(str(path)):
+            root, images = _fixed_address(path), files_matching(path)
+        elif path.is_file():
+            root, images = path.parent, [path]
+        else:
+            root, images = path, image_paths(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}", seen=error, expected=EXPECTED) from error
+    if not images:
+        raise UserError(f"no image matches {path}", seen="0 files")
+    items = [_Input(image, PurePosixPath(str(image.relative_to(root)))) for image in images]
+    folders = [folder for folder in outputs if is_address(folder) and folder != root]
+    return [item for item in items if not any(f in item.path.parents for f in folders)]
+
+
+def _fixed_address(pattern: Path) -> Path:
+    """The folder above the first part of an address that is a pattern."""
+    return next(path for path in pattern.parents if not glob.has_magic(str(path)))
 
 
 def _expand_list(path: Path) -> list[_Input]:
@@ -216,13 +241,15 @@ def _expand_lines(text: str, what: str) -> list[_Input]:
 def _listed_file(line: str) -> Path:
     """Spaces around a name are its own where such a file is there."""
     line = line.removesuffix("\r")
+    if MARK in line:
+        return path_from_text(line.strip())
     stripped = line.strip()
     return Path(line) if line == stripped or Path(line).exists() else Path(stripped)
 
 
 def _without_outputs(items: list[_Input], root: Path, outputs: Sequence[Path]) -> list[_Input]:
     """Leave out what an earlier run has written below `root`, in an output folder there."""
-    for folder in (output.resolve() for output in outputs):
+    for folder in (output.resolve() for output in outputs if not is_address(output)):
         if root.resolve() in folder.parents:
             places = _located(item.path for item in items)
             pairs = zip(items, places, strict=True)

@@ -9,17 +9,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from ..contract.progress import show_progress
 from ..contract.spec import ModelSpec
 from ..engine.base import Engine
 from . import rle
+from .address_journal import AddressJournal
 from .encode import check_output_suffix, resolve_format
 from .fast_decode import require_fast_decode
 from .journal import Journal, remove_temporaries, remove_temporaries_of
 from .plan import Task
 from .work import Look as Look
-from .work import Outcome, write_masks, writing
+from .work import Outcome, options_for, write_masks, writing
 from .work import PredictOptions as PredictOptions
 
 
@@ -66,23 +68,21 @@ def run_job(
 ) -> Summary:
     """predict_masks by a crew."""
     options = replace(options, format=resolve_format(options.format, crew.spec))
-    if options.format == "rle" and options.journal is not None and options.journal.shard:
-        raise UserError(
-            "rle is one file for the whole job, which no shard can write",
-            seen="--format rle with --shard",
-            hint="--format index   writes a file an image",
-        )
+    _check_rle(options)
     for task in tasks:
         if task.output is not None:
             check_output_suffix(task.output, crew.spec, options.format)
     if options.fast_decode:
         require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
     with ExitStack() as stack:
-        journal = None
+        journal: Journal | AddressJournal | None = None
         if options.journal is not None:
             _make_folder(options.journal.output_dir)
             header = _must_match(crew, options)
-            journal = stack.enter_context(Journal(options.journal, header))
+            if is_address(options.journal.output_dir):
+                journal = AddressJournal(options.journal, header)
+            else:
+                journal = stack.enter_context(Journal(options.journal, header))
         return _Job(crew, options, journal).run(tasks, stop)
 
 
@@ -96,6 +96,20 @@ def _must_match(crew: Crew, options: PredictOptions) -> dict[str, Any]:
         "fast_decode": options.fast_decode,
         "spec": asdict(crew.spec),
     }
+
+
+def _check_rle(options: PredictOptions) -> None:
+    """Raise UserError where the one file of masks cannot be kept."""
+    journal = options.journal
+    if options.format != "rle" or journal is None:
+        return
+    if journal.shard is None and not is_address(journal.output_dir):
+        return
+    raise UserError(
+        "rle is one file for the whole job, which grows in a folder of this machine",
+        seen=f"--format rle with {'--shard' if journal.shard else journal.output_dir}",
+        hint="--format index   writes a file an image",
+    )
 
 
 class Crew(Protocol):
@@ -136,16 +150,16 @@ class OneEngine:
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        if len(tasks) == 1:  # a single image asks for a slot of one
-            pipeline = replace(options.pipeline, batch=self.engine.min_batch, slots=1)
-            options = replace(options, pipeline=pipeline)
+        options = options_for(options, len(tasks), self.engine.min_batch)
         return write_masks(self.engine, tasks, options, self.look, stop)
 
 
 class _Job:
     """Counts what the crew has done, and keeps the journal."""
 
-    def __init__(self, crew: Crew, options: PredictOptions, journal: Journal | None) -> None:
+    def __init__(
+        self, crew: Crew, options: PredictOptions, journal: Journal | AddressJournal | None
+    ) -> None:
         self.crew, self.options, self.journal = crew, options, journal
 
     def run(self, tasks: Sequence[Task], stop: threading.Event) -> Summary:
@@ -233,6 +247,8 @@ def check_reference_flags(spec: ModelSpec, classes: int | None, bilinear: bool) 
 
 
 def _make_folder(folder: Path) -> None:
+    if is_address(folder):  # folders of a store are but parts of names
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..contract.addresses import store_errors
 from ..contract.errors import ImageError, UserError
 from ..contract.files import write_atomically
 from ..contract.images import read_image, read_reduced
 from ..contract.resize import resized_input
+from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from ..engine.base import Engine
 from . import rle
@@ -56,6 +58,13 @@ class Outcome:
     mask: dict[str, Any] | None = None
 
 
+def options_for(options: PredictOptions, count: int, min_batch: int) -> PredictOptions:
+    """The options of a job of `count` images: a single one asks for a slot of one."""
+    if count != 1:
+        return options
+    return replace(options, pipeline=replace(options.pipeline, batch=min_batch, slots=1))
+
+
 class OutputError(UserError):
     """An output cannot be written: what ends a job, whoever met it."""
 
@@ -72,17 +81,20 @@ def write_masks(
     options.format is one that resolve_format gave. An image that cannot be used costs itself
     alone; raises OutputError when a file cannot be written. stop: as in run_pipeline.
     """
-    work = _Work(engine, options, look)
+    work = Work(engine.spec, options, look)
     results = run_pipeline(engine, tasks, work.load, work.consume, options.pipeline, stop)
     for result in results:
         yield work.outcome(result)
 
 
-class _Work:
-    """What the pipeline's threads do with a task, and what they leave for its outcome."""
+class Work:
+    """What is done with a task before and after the engine, and what that leaves for its outcome.
 
-    def __init__(self, engine: Engine, options: PredictOptions, look: Look | None) -> None:
-        self.engine, self.options, self.look = engine, options, look
+    load and consume may run in any threads.
+    """
+
+    def __init__(self, spec: ModelSpec, options: PredictOptions, look: Look | None = None) -> None:
+        self.spec, self.options, self.look = spec, options, look
         self.trace = options.pipeline.trace
         # What is in flight and no more.
         self.stamps: dict[Task, Stamp] = {}
@@ -90,7 +102,7 @@ class _Work:
 
     def load(self, task: Task) -> Loaded:
         self.stamps[task] = _stamp(task.source)
-        spec = self.engine.spec
+        spec = self.spec
         least = spec.input_size if self.options.fast_decode else None
         with self.trace.span("decode"):
             image, size = read_reduced(
@@ -112,7 +124,7 @@ class _Work:
         if task.output is not None:
             suffix = task.output.suffix
             with self.trace.span("encode"):
-                data = encode_mask(mask, self.engine.spec, self.options.format, suffix)
+                data = encode_mask(mask, self.spec, self.options.format, suffix)
             with self.trace.span("write"):
                 _write(task.output, data)
 
@@ -125,9 +137,10 @@ class _Work:
 def _stamp(source: Path) -> Stamp:
     """What the journal knows an image by, taken before it is read. ImageError: no file."""
     try:
-        status = source.stat()
+        with store_errors():
+            status = source.stat()
     except OSError as error:
-        seen = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        seen = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
         raise ImageError(f"no image at {source}", seen=seen) from error
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ImageError(f"no image at {source}", seen="a pipe or a device")

@@ -46,6 +46,17 @@ class Opened:
     why: str
 
 
+def opened_from_engine(engine: Engine) -> Opened:
+    return Opened(
+        engine.spec,
+        engine.backend,
+        engine.precision,
+        engine.min_batch,
+        engine.label,
+        engine.why,
+    )
+
+
 @dataclass(frozen=True)
 class Want:
     """A worker asks for images. The answer is a list; an empty one says that none is there now."""
@@ -134,8 +145,13 @@ def serve(options: EngineOptions, device: str, threads: int, inbox: Pipe, outbox
             ) as engine:
                 _work(engine, channel)
         except UserError as error:
-            error.seen = None if error.seen is None else str(error.seen)  # it has to travel
-            channel.send(error)
+            channel.send(travelling(error))
+
+
+def travelling(error: UserError) -> UserError:
+    """The error as another process can read it: what was seen may be anything."""
+    error.seen = None if error.seen is None else str(error.seen)
+    return error
 
 
 def _limit_threads(threads: int) -> None:
@@ -145,9 +161,7 @@ def _limit_threads(threads: int) -> None:
 
 
 def _work(engine: Engine, channel: Channel) -> None:
-    spec, why = engine.spec, engine.why
-    opened = Opened(spec, engine.backend, engine.precision, engine.min_batch, engine.label, why)
-    channel.send(opened)
+    channel.send(opened_from_engine(engine))
     options = channel.options()
     while options is not None and not channel.stopped.is_set():
         stop = channel.stopped.is_set

@@ -205,6 +205,11 @@ def test_a_shard_without_images_is_done(
         (["--devices", "cpu:2", "--trace", "t.json"], "--trace goes with one process"),
         (["--devices", "gpu"], "no such devices"),
         (["--merge", "out"], "--merge makes no masks"),
+        (["--ray-engines", "2"], "--ray-engines is of a cluster"),
+        (["--ray", "local", "--devices", "cpu:2"], "--devices goes with one process"),
+        (["--ray", "local", "--viz"], "--viz goes with one process"),
+        (["--ray", "local", "--fast-decode"], "--fast-decode goes with one process"),
+        (["--output-dir", "nostore://b/out"], "cannot reach nostore://b/out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -1,0 +1,105 @@
+"""Files at addresses (s3://…, gs://…): fsspec's stores behind pathlib's interface.
+
+What stands for such a file is a UPath. It is no pathlib.Path, but has all of it that is used of
+images and masks here, and is passed on as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from .errors import UserError
+from .modules import import_module
+
+MARK = "://"
+
+_WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "created")
+"""What fsspec's stores call the time at which a file was written."""
+
+
+def path_from_text(text: str) -> Path:
+    """A local path; a UPath for an address. UserError: no such kind of store, or no package."""
+    if MARK not in text:
+        return Path(text)
+    upath = import_module("upath")
+    try:
+        path = upath.UPath(text)
+        path.fs  # noqa: B018  asks for the package of this kind of store
+    except ImportError as error:
+        raise UserError(
+            f"cannot reach {text}",
+            seen=error,
+            expected="the fsspec package of its kind",
+            hint="pip install s3fs   for s3://, gcsfs for gs://, adlfs for az://",
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"cannot reach {text}",
+            seen=error,
+            expected="an address of a kind that fsspec knows, as s3://BUCKET/FOLDER",
+        ) from error
+    return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
+
+
+def is_address(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+def files_below(folder: Path) -> dict[PurePosixPath, dict[str, Any]]:
+    """Name below an address → what its store says of the file, in one listing. OSError."""
+    store, root = store_of(folder)
+    with store_errors():
+        store.invalidate_cache()
+        found = store.find(root, detail=True)
+    prefix = root.rstrip("/") + "/"
+    return {
+        PurePosixPath(name.removeprefix(prefix)): facts
+        for name, facts in found.items()
+        if name.startswith(prefix)
+    }
+
+
+def files_matching(pattern: Path) -> list[Path]:
+    """The files at addresses that a glob pattern names, sorted. OSError."""
+    store, name = store_of(pattern)
+    with store_errors():
+        found = sorted(store.glob(name, detail=True).items())
+    names = [store.unstrip_protocol(name) for name, facts in found if facts["type"] == "file"]
+    return [path_from_text(name) for name in names]
+
+
+def modified_ns(facts: dict[str, Any]) -> int:
+    """When a store says that a file was written; 0 where it does not say."""
+    when = next((facts[name] for name in _WRITTEN if name in facts), 0)
+    seconds = when.timestamp() if isinstance(when, datetime) else when
+    return round(seconds * 1e9) if isinstance(seconds, int | float) else 0
+
+
+def written_ns(path: Path) -> int:
+    """modified_ns of one file, here or at an address. OSError: it has gone."""
+    if not is_address(path):
+        return path.stat().st_mtime_ns
+    store, name = store_of(path)
+    with store_errors():
+        return modified_ns(store.info(name))
+
+
+def store_of(path: Path) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the name in it."""
+    address: Any = path
+    return address.fs, address.path
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Every store has errors of its own kinds: those that are no OSError become one."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,236 @@
+"""A Ray cluster as the crew of a job: Ray Data streams, places, retries and holds back; not we."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..contract.closing import Closing
+from ..contract.errors import UserError
+from ..contract.modules import import_module
+from ..contract.spec import ModelSpec
+from ..engine.manifest import read_manifest
+from .cluster_work import (
+    ROW,
+    InferRows,
+    load_row,
+    open_once,
+    packed,
+    ship_model,
+    unpacked,
+    write_row,
+)
+from .journal import remove_temporaries_of
+from .plan import Task
+from .stop import SIGNALS
+from .trace import NO_TRACE
+from .work import Outcome, OutputError, PredictOptions, options_for
+from .worker import EngineOptions, Opened, travelling
+
+BLOCK = 32
+"""Images in one piece of work of Ray's, which is also what a killed process loses at most."""
+
+INFER_BATCH = 128
+"""Images that an engine gets at once: many of its batches, so that its slots stay full."""
+
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where a job runs, and on how many engines.
+
+    address: of a running cluster; None takes the one of RAY_ADDRESS or of this machine, else
+    starts one here for the job. engines: None is one a GPU, on CPUs one a machine.
+    device: "cpu", "cuda", or "auto": a GPU where the cluster has one and the model can use it.
+    """
+
+    address: str | None = None
+    engines: int | None = None
+    device: str = "auto"
+
+
+class Cluster(Closing):
+    """The crew of a job on a Ray cluster.
+
+    Images are loaded by tasks, inferred by actors with an engine each, written by tasks. A task or
+    an actor that dies is started again by Ray and its images are done again; a mask is written
+    whole or not at all, and reported once.
+    """
+
+    def __init__(self, options: EngineOptions, cluster: ClusterOptions) -> None:
+        """Connect, send the model into the cluster and let one of its machines open it.
+
+        Raises UserError where there is no such cluster, or as open_engine does.
+        """
+        ray = self._ray = import_module("ray")
+        import_module("ray.data")
+        self._engine_options = options
+        self._connected = False
+        try:
+            _connect(ray, cluster.address)
+            self._connected = True
+            self._use_resources(ray.nodes(), cluster)
+            self._model = ray.put(ship_model(options.model))
+            self._opened: Opened = self._ask_for_model()
+        except BaseException:
+            self.close()
+            raise
+
+    def _use_resources(self, nodes: list[dict[str, Any]], cluster: ClusterOptions) -> None:
+        """Divide what the cluster has: half of the CPUs' shares are for loading and writing."""
+        alive = [node["Resources"] for node in nodes if node["Alive"]]
+        cpus = sum(node.get("CPU", 0.0) for node in alive)
+        gpus = int(sum(node.get("GPU", 0.0) for node in alive))
+        use_gpu = cluster.device.startswith("cuda") or (
+            cluster.device == "auto" and gpus > 0 and _runs_on_gpu(self._engine_options.model)
+        )
+        if use_gpu and not gpus:
+            raise UserError(
+                "the cluster has no GPU",
+                seen=f"{len(alive)} machines, {cpus:.0f} CPUs, 0 GPUs",
+                hint="--device cpu",
+            )
+        self.engines = cluster.engines or (gpus if use_gpu else len(alive))
+        self.device = "cuda" if use_gpu else "cpu"
+        largest = max(node.get("CPU", 1.0) for node in alive)
+        self._threads = max(1, int(min(largest, cpus / self.engines)))
+        self._shares: dict[str, Any] = {"num_cpus": min(largest, cpus / self.engines) / 2}
+        if use_gpu:
+            self._shares = {"num_cpus": min(1.0, cpus / self.engines / 2), "num_gpus": 1}
+
+    def _ask_for_model(self) -> Opened:
+        ask = self._ray.remote(_told).options(**self._shares, max_retries=0)
+        found = self._ray.get(
+            ask.remote(self._model, self._engine_options, self.device, self._threads)
+        )
+        if isinstance(found, UserError):
+            raise found
+        opened: Opened = found
+        return opened
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._opened.spec
+
+    @property
+    def backend(self) -> str:
+        return self._opened.backend
+
+    @property
+    def precision(self) -> str:
+        return self._opened.precision
+
+    @property
+    def label(self) -> str:
+        return f"{self.backend} {self.precision}, engines in Ray: {self.engines} on {self.device}"
+
+    @property
+    def why(self) -> str:
+        return self._opened.why
+
+    def write_masks(
+        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """As work.write_masks; what is in flight when it stops is dropped, to be done again."""
+        if not tasks:
+            return
+        pipeline = replace(options.pipeline, trace=NO_TRACE)
+        options = replace(options, journal=None, pipeline=pipeline)
+        rows = self._dataset(tasks, options_for(options, len(tasks), self._opened.min_batch))
+        found = iter(rows.iter_rows())
+        try:
+            while not stop():
+                row = next(found, None)
+                if row is None:
+                    return
+                outcome = unpacked(row[ROW])
+                if isinstance(outcome, OutputError):
+                    raise outcome
+                yield outcome
+        finally:
+            del found, rows  # ends what still runs
+            remove_temporaries_of({path for task in tasks for path in task.files})
+
+    def _dataset(self, tasks: Sequence[Task], options: PredictOptions) -> Any:
+        data, spec = self._ray.data, self.spec
+        blocks = -(-len(tasks) // BLOCK)
+        rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
+        rows = rows.map(partial(load_row, spec=spec, options=options))
+        rows = rows.map_batches(
+            InferRows,
+            fn_constructor_args=(
+                partial(self._ray.get, self._model),
+                self._engine_options,
+                options,
+                self.device,
+                self._threads,
+            ),
+            batch_size=INFER_BATCH,
+            batch_format="numpy",
+            compute=data.ActorPoolStrategy(size=self.engines),
+            **self._shares,
+        )
+        return rows.map(partial(write_row, spec=spec, options=options))
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started for this job ends. Twice is harmless."""
+        if self._connected:
+            self._connected = False
+            self._ray.shutdown()
+
+
+def _told(*arguments: Any) -> Opened | UserError:
+    """A UserError as a value: Ray would wrap it and its traceback in an error of its own."""
+    try:
+        return open_once(*arguments)
+    except UserError as error:
+        return travelling(error)
+
+
+def _runs_on_gpu(model: Path) -> bool:
+    if model.is_dir():
+        return read_manifest(model).backend in GPU_BACKENDS
+    return model.suffix != ".onnx"
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in its own log files
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with _own_signals():
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise UserError(
+                f"no Ray cluster at {address or 'this machine'}",
+                seen=str(error).strip().splitlines()[0],
+                expected="HOST:6379 of a head node, ray://HOST:10001 or local",
+                hint="ray start --head   starts one; --ray local   is one for this job alone",
+            ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray answers SIGTERM by itself once it has begun: the job has its own answer."""
+    before = {name: signal.getsignal(name) for name in SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,164 @@
+"""What runs in a Ray cluster's processes: load, infer and write, an image a row."""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..contract.errors import ImageError
+from ..contract.spec import ModelSpec
+from ..contract.types import U8, Size
+from ..engine.base import Engine
+from ..engine.open import open_engine
+from .journal import Stamp
+from .pipeline import Pipeline, Result
+from .plan import Task
+from .work import Outcome, OutputError, PredictOptions, Work
+from .worker import EngineOptions, Opened, opened_from_engine
+
+ROW = "row"
+"""The one column: what follows, pickled. Arrow has no type for images of many shapes."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A task with its network input (h, w, C) and the (H, W) that its mask is to have."""
+
+    task: Task
+    stamp: Stamp
+    image: U8
+    size: Size
+
+
+@dataclass(frozen=True)
+class InferredMask:
+    """A task with its mask (H, W), or probabilities (C, H, W)."""
+
+    task: Task
+    stamp: Stamp
+    mask: U8
+
+
+Row: TypeAlias = Task | LoadedImage | InferredMask | Outcome | OutputError
+"""A task on its way. An Outcome is past everything that is left to do."""
+
+RayRow: TypeAlias = dict[str, bytes]
+
+
+def packed(row: Row) -> RayRow:
+    return {ROW: pickle.dumps(row, pickle.HIGHEST_PROTOCOL)}
+
+
+def unpacked(data: bytes) -> Any:
+    return pickle.loads(data)
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A model's files as bytes: no folder needs to be shared by the cluster's machines."""
+
+    name: str
+    archive: bytes
+
+    def open(self, options: EngineOptions, device: str, threads: int) -> Engine:
+        """Unpack into a folder of this process, and open. Raises UserError as open_engine does."""
+        with tempfile.TemporaryDirectory(prefix="unetrt-model-") as folder:
+            with tarfile.open(fileobj=BytesIO(self.archive)) as archive:
+                archive.extractall(folder, filter="data")
+            path = Path(folder, self.name)
+            return open_engine(path, options.backend, device, options.overrides, threads)
+
+
+def ship_model(path: Path) -> ShippedModel:
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(path, path.name)
+    return ShippedModel(path.name, buffer.getvalue())
+
+
+def open_once(model: ShippedModel, options: EngineOptions, device: str, threads: int) -> Opened:
+    """What the model is, said by a machine that can run it."""
+    with model.open(options, device, threads) as engine:
+        return opened_from_engine(engine)
+
+
+def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
+    """Task → LoadedImage, or the Outcome of an image that cannot be used."""
+    task: Task = unpacked(row[ROW])
+    work = Work(spec, options)
+    try:
+        image, size = work.load(task)
+    except ImageError as error:
+        return packed(work.outcome(Result(task, error)))
+    return packed(LoadedImage(task, work.stamps[task], image, size))
+
+
+class InferRows:
+    """An actor's engine: LoadedImage → InferredMask, in batches of one size, slots in flight."""
+
+    def __init__(
+        self,
+        model: Callable[[], ShippedModel],
+        engine: EngineOptions,
+        options: PredictOptions,
+        device: str,
+        threads: int,
+    ) -> None:
+        self._engine = model().open(engine, device, threads)
+        self._options = replace(options.pipeline, load_threads=1, write_threads=1)
+        self._masks: dict[Task, U8] = {}
+        self._pipeline: Pipeline[LoadedImage] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [unpacked(data) for data in batch[ROW]]
+        images = [row for row in rows if isinstance(row, LoadedImage)]
+        done: list[Row] = [row for row in rows if not isinstance(row, LoadedImage)]
+        done += [self._row(result) for result in self._infer(images)]
+        return {ROW: np.array([packed(row)[ROW] for row in done], dtype=object)}
+
+    def _infer(self, images: list[LoadedImage]) -> list[Result[LoadedImage]]:
+        """The slots stay from batch to batch, unless one has failed."""
+        if self._pipeline is None:
+            self._pipeline = Pipeline(
+                self._engine,
+                lambda row: (row.image, row.size),
+                lambda row, mask: self._masks.__setitem__(row.task, mask),
+                self._options,
+                lambda: False,
+            )
+        try:
+            return list(self._pipeline.run(iter(images)))
+        except BaseException:
+            self._pipeline.close()
+            self._pipeline = None
+            raise
+
+    def _row(self, result: Result[LoadedImage]) -> Row:
+        loaded = result.task
+        if result.error is not None:
+            return Outcome(loaded.task, result.reason, loaded.stamp)
+        return InferredMask(loaded.task, loaded.stamp, self._masks.pop(loaded.task))
+
+
+def write_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
+    """InferredMask → Outcome, its files in place; an OutputError travels as a row."""
+    found = unpacked(row[ROW])
+    if not isinstance(found, InferredMask):
+        return row
+    work = Work(spec, options)
+    work.stamps[found.task] = found.stamp
+    try:
+        work.consume(found.task, found.mask)
+    except ImageError as error:
+        return packed(work.outcome(Result(found.task, error)))
+    except OutputError as error:
+        return packed(error)
+    return packed(work.outcome(Result(found.task)))

@@ -1,0 +1,215 @@
+"""A job on a real Ray cluster of several processes: the masks of one engine, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.encodings import write_mixed
+from tests.runtime.test_devices import journaled, options_of
+from tests.runtime.test_journal import counts
+from tests.runtime.test_predict import files_below
+from unetrt.contract.errors import UserError
+from unetrt.contract.modules import is_installed
+from unetrt.contract.spec import ModelSpec
+from unetrt.engine.open import open_engine
+from unetrt.runtime.cluster import Cluster, ClusterOptions
+from unetrt.runtime.journal import FOLDER, NAME
+from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
+from unetrt.runtime.work import Outcome
+from unetrt.runtime.worker import EngineOptions
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_installed("ray"), reason="Ray is not installed here"),
+]
+
+PICTURES = 200
+
+
+@pytest.fixture(scope="module")
+def model(exported: Callable[..., Path]) -> Path:
+    return exported()
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A folder of pictures, two of them broken, and what one engine in this process makes of it."""
+
+    images: Path
+    out: Path
+    summary: Summary
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    root = tmp_path_factory.mktemp("whole")
+    pictures = write_mixed(root / "in", PICTURES)
+    for path in (pictures[7], pictures[140]):
+        path.write_bytes(path.read_bytes()[:30])
+    with open_engine(model) as engine:
+        tasks = plan_tasks([str(root / "in")], output_dir=root / "out")
+        summary = predict_masks(engine, tasks, options_of(root / "out"))
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    return Undisturbed(root / "in", root / "out", summary)
+
+
+@dataclass
+class Disturbed:
+    """A cluster to which something happens after the first outcome."""
+
+    cluster: Cluster
+    event: Callable[[], None]
+    happened: list[int] = field(default_factory=list)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.cluster.spec
+
+    @property
+    def backend(self) -> str:
+        return self.cluster.backend
+
+    @property
+    def precision(self) -> str:
+        return self.cluster.precision
+
+    def write_masks(
+        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        for outcome in self.cluster.write_masks(tasks, options, stop):
+            if not self.happened:
+                self.happened.append(1)
+                self.event()
+            yield outcome
+
+
+def actors() -> list[int]:
+    """The processes in which Ray runs engines."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            title = (process / "cmdline").read_bytes()
+        except OSError:  # no process, or one that has just ended
+            continue
+        if title.startswith(b"ray::") and b"InferRows" in title:
+            found.append(int(process.name))
+    return found
+
+
+def run_on(
+    model: Path, images: Path, out: Path, engines: int, event: Callable[[], None]
+) -> tuple[Summary, bool]:
+    options = ClusterOptions(address="local", engines=engines)
+    with Cluster(EngineOptions(model=model), options) as cluster:
+        crew = Disturbed(cluster, event)
+        tasks = plan_tasks([str(images)], output_dir=out)
+        summary = run_job(crew, tasks, options_of(out), threading.Event())
+    return summary, bool(crew.happened)
+
+
+def check_same(out: Path, whole: Undisturbed) -> None:
+    assert files_below(out) == files_below(whole.out), "none missing, nothing left behind"
+    for name in files_below(whole.out):
+        if name != f"{FOLDER}/{NAME}":
+            assert (out / name).read_bytes() == (whole.out / name).read_bytes(), name
+
+
+def test_two_engines_of_which_one_is_killed(
+    model: Path, whole: Undisturbed, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.append(min(actors()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    summary, happened = run_on(model, whole.images, tmp_path / "out", 2, kill)
+    assert happened
+    assert killed
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    check_same(tmp_path / "out", whole)
+    done = journaled(tmp_path / "out", "done")
+    assert len(done) == len(set(done)) == PICTURES - 2, "every image once"
+    assert sorted(summary.failures, key=str) == sorted(whole.summary.failures, key=str)
+    again, happened = run_on(model, whole.images, tmp_path / "out", 1, lambda: None)
+    assert counts(again) == (0, 2, PICTURES - 2)
+
+
+def test_an_output_that_cannot_be_written_ends_the_job(
+    model: Path, whole: Undisturbed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def block() -> None:  # root may write anywhere: a folder stands where a mask is to go
+        missing = set(files_below(whole.out)) - set(files_below(out))
+        for name in missing:
+            (out / name).mkdir(parents=True, exist_ok=True)
+
+    tasks = plan_tasks([str(whole.images)], output_dir=out)
+    (out / FOLDER).mkdir(parents=True)
+    block()
+    options = ClusterOptions(address="local", engines=1)
+    with (
+        Cluster(EngineOptions(model=model), options) as cluster,
+        pytest.raises(UserError, match="cannot write"),
+    ):
+        run_job(cluster, tasks, options_of(out), threading.Event())
+
+
+def test_a_stop_leaves_a_journal_that_goes_on(
+    model: Path, whole: Undisturbed, tmp_path: Path
+) -> None:
+    out, stop = tmp_path / "out", threading.Event()
+    options = ClusterOptions(address="local", engines=1)
+    with Cluster(EngineOptions(model=model), options) as cluster:
+        crew = Disturbed(cluster, stop.set)
+        tasks = plan_tasks([str(whole.images)], output_dir=out)
+        summary = run_job(crew, tasks, options_of(out), stop)
+    assert summary.left > 0
+    assert summary.planned == summary.done + summary.failed + summary.skipped
+    with open_engine(model) as engine:
+        predict_masks(engine, tasks, options_of(out))
+    check_same(out, whole)
+
+
+def test_a_model_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_text("no checkpoint")
+    with pytest.raises(UserError, match="checkpoint"):
+        Cluster(EngineOptions(model=tmp_path / "m.pth"), ClusterOptions(address="local"))
+
+
+def test_no_cluster_at_an_address(model: Path) -> None:
+    with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1") as caught:
+        Cluster(EngineOptions(model=model), ClusterOptions(address="127.0.0.1:1"))
+    assert "ray start --head" in str(caught.value.hint)
+
+
+def test_gpus_that_are_not_there_are_asked_for(model: Path) -> None:
+    options = ClusterOptions(address="local", device="cuda")
+    with pytest.raises(UserError, match="the cluster has no GPU"):
+        Cluster(EngineOptions(model=model), options)
+
+
+def test_real_images(real_data: Path, model: Path, tmp_path: Path) -> None:
+    """585 images of NEU-Seg: the masks that the plain pipeline writes."""
+    images = real_data / "neu_seg/batch/imgs"
+    summary, _ = run_on(model, images, tmp_path / "ray", 2, lambda: None)
+    with open_engine(model) as engine:
+        tasks = plan_tasks([str(images)], output_dir=tmp_path / "one")
+        predict_masks(engine, tasks, options_of(tmp_path / "one"))
+    assert counts(summary) == (len(tasks), 0, 0)
+    for task in tasks:
+        assert task.output is not None
+        name = task.output.relative_to(tmp_path / "one")
+        assert (tmp_path / "ray" / name).read_bytes() == task.output.read_bytes()
+    lines = (tmp_path / "ray" / FOLDER / NAME).read_text().splitlines()
+    assert len({json.loads(line)["input"] for line in lines[1:]}) == len(tasks)
