@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +41,8 @@ BLOCK = 32
 
 INFER_BATCH = 128
 """Images that an engine gets at once: many of its batches, so that its slots stay full."""
+
+CONNECT_SECONDS = 10.0
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch")
 
@@ -207,13 +211,14 @@ def _connect(ray: Any, address: str | None) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _own_signals():
         try:
+            _require_listener(address)
             ray.init(
                 address=address,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster at {address or 'this machine'}",
                 seen=str(error).strip().splitlines()[0],
@@ -223,6 +228,13 @@ def _connect(ray: Any, address: str | None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _require_listener(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray would go on asking for minutes."""
+    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    if place:
+        socket.create_connection((place[1], int(place[2])), CONNECT_SECONDS).close()
 
 
 @contextmanager
