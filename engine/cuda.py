@@ -18,6 +18,12 @@ from ..contract.types import U8, Size
 from .base import Slot
 from .cuda_graph import Replay
 
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: no waits for the legacy stream, which others in the process use.
+
+A capture on a blocking stream would fail, and make theirs fail, whenever another thread uses it.
+"""
+
 
 class CudaDevice:
     """The primary context of one GPU: shared with torch in this process, retained until close.
@@ -51,7 +57,8 @@ class CudaDevice:
         """Yield pycuda's driver module while the context is current in this thread."""
         if self._context is None:
             raise RuntimeError("the CUDA device is closed")
-        self._context.push()
+        with cuda_errors("use the device in this thread"):
+            self._context.push()
         try:
             yield self._driver
         finally:
@@ -70,6 +77,17 @@ class CudaDevice:
             # To release a primary context pycuda makes it current, and leaves it so.
             popped = ctypes.c_void_p()
             ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(popped))
+
+
+def capability_of(index: int) -> str:
+    """As CudaDevice.capability, without a context. UserError when there is no such device."""
+    driver = import_module("pycuda.driver")
+    with cuda_errors("ask the device"):
+        driver.init()
+        count = driver.Device.count()
+        if index >= count:
+            raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
+        return "sm" + "".join(map(str, driver.Device(index).compute_capability()))
 
 
 @contextmanager
@@ -190,9 +208,10 @@ class CudaSlot(Slot):
         self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
         self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
         self._replay = Replay(kernel.eager)
-        with device.current() as driver:
-            self._stream: Any = driver.Stream()
-            self._done: Any = driver.Event(driver.event_flags.DISABLE_TIMING)
+        with device.current() as driver, cuda_errors("make a stream"):
+            self._stream: Any = driver.Stream(NON_BLOCKING)
+            flags = driver.event_flags  # a wait that sleeps leaves its core to those who decode
+            self._done: Any = driver.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC)
             self._images = self._inputs.view(driver, (0, 0, 0, channels))
         self._busy = False
         self._n = 0
@@ -263,7 +282,7 @@ class CudaSlot(Slot):
 
     def mark(self) -> Any:
         """A timing event behind all that the slot has queued."""
-        with self._device.current() as driver:
+        with self._device.current() as driver, cuda_errors("mark a place in the stream"):
             return driver.Event().record(self._stream)
 
     def reach(self, mark: Any) -> None:

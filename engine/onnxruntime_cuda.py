@@ -61,6 +61,7 @@ def cuda_providers(index: int, stream: int) -> Providers:
         "device_id": str(index),
         "user_compute_stream": str(stream),
         "use_tf32": "0",  # an fp32 graph means fp32
+        "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
     }
     return ((CUDA, options), "CPUExecutionProvider")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import UserError
 from .base import Engine, Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, capability_of
 from .tensorrt_flavour import check, import_flavour, shared_logger
 
 if TYPE_CHECKING:
@@ -106,11 +106,14 @@ class PlanKernel(Kernel):
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
     ) -> None:
         if shape != self._shape:
+            # Until all of it is set, the context has no shape: a failure leaves a mixed one.
+            self._shape = None
             self._set_profile(shape, stream)
             self._set_shape("image", shape.images)
             self._set_shape("size_like", shape.mask_size)
             self._shape = shape
         if (image, size_like, mask) != self._addresses:
+            self._addresses = None
             pairs = (("image", image), ("size_like", size_like), ("mask", mask))
             for name, address in pairs:
                 set_here = self._context.set_tensor_address(name, address)
@@ -195,7 +198,7 @@ def check_target(directory: Path, manifest: Manifest, device: str) -> None:
             hint=hint,
         )
     targets = manifest.target.get("compute_capabilities") or []
-    here = _capability(device)
+    here = capability_of(int(device.partition(":")[2] or 0))
     if targets and here not in targets:
         raise UserError(
             f"{directory} was not built for this GPU",
@@ -203,11 +206,3 @@ def check_target(directory: Path, manifest: Manifest, device: str) -> None:
             expected=", ".join(targets),
             hint=f"{hint}; or --target {here}",
         )
-
-
-def _capability(device: str) -> str:
-    cuda = CudaDevice(int(device.partition(":")[2] or 0))
-    try:
-        return cuda.capability
-    finally:
-        cuda.close()

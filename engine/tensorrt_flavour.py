@@ -87,4 +87,5 @@ def check(result: Any, what: str, logger: Any, hint: str | None = None) -> Any:
             logger.messages = []  # or the next failure would seem one of memory, too
             raise DeviceMemoryError(f"TensorRT failed to {what}", seen=seen, hint=hint)
         raise UserError(f"TensorRT failed to {what}", seen=seen, hint=hint)
+    logger.messages = []  # what it said of work that went well says nothing of a later failure
     return result

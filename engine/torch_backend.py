@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from .host import HostEngine
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
     from ..training.masknet import MaskNet
+
+
+_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|ALLOC_FAILED", re.IGNORECASE)
 
 
 class TorchEngine(HostEngine):
@@ -42,14 +46,20 @@ class TorchEngine(HostEngine):
             net = MaskNet(unet_from_checkpoint(checkpoint), checkpoint.spec)
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
         self._cuda: CudaDevice | None = None
-        if self.device.startswith("cuda") and is_installed("pycuda"):
+        if not self.device.startswith("cuda"):
+            return
+        # The reference is fp32: PyTorch would round to TF32's 10 bits in convolutions.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.cuda.synchronize()  # slots' streams do not wait for the one that copied the weights
+        if is_installed("pycuda"):
             self._cuda = CudaDevice(int(self.device.partition(":")[2] or 0))
 
     def slot(self) -> Slot:
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
         if self._cuda is None:
             return super().slot()
-        return CudaSlot(self._cuda, self.spec.channels, TorchKernel(self._net), self.spec.planes)
+        kernel = TorchKernel(self._net, self._cuda.index)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
 
     def close(self) -> None:
         super().close()
@@ -71,36 +81,42 @@ class TorchKernel(Kernel):
     name = "PyTorch"
     eager = "PyTorch takes memory from its pool while the network runs, and gives it back"
 
-    def __init__(self, net: MaskNet) -> None:
-        self._net = net
+    def __init__(self, net: MaskNet, index: int = 0) -> None:
+        self._net, self._device = net, f"cuda:{index}"
 
     def enqueue(
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
     ) -> None:
         import torch
 
-        external = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
+        device = self._device
+        external = torch.cuda.ExternalStream(stream, device)  # type: ignore[no-untyped-call]
         where = f"images {shape.images}, masks {shape.masks}, stream {stream:#x}"
         with torch.inference_mode(), torch.cuda.stream(external), torch_errors(where):
-            images = torch.as_tensor(DeviceView(image, shape.images), device="cuda")
-            like = torch.as_tensor(DeviceView(size_like, shape.mask_size), device="cuda")
-            masks = torch.as_tensor(DeviceView(mask, shape.masks), device="cuda")
+            images = torch.as_tensor(DeviceView(image, shape.images), device=device)
+            like = torch.as_tensor(DeviceView(size_like, shape.mask_size), device=device)
+            masks = torch.as_tensor(DeviceView(mask, shape.masks), device=device)
             masks.copy_(self._net(images, like))
 
     def close(self) -> None:
-        """Own nothing: the network is the engine's."""
+        """Own nothing but what PyTorch's pool holds for later: other slots may need it."""
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 @contextmanager
 def torch_errors(what: str) -> Iterator[None]:
-    """Turn PyTorch's errors of the device into a UserError; DeviceMemoryError is one."""
-    import torch
+    """Turn PyTorch's errors into a UserError; DeviceMemoryError is one.
 
+    cuDNN, cuBLAS and the CPU's allocator raise a RuntimeError, as PyTorch's own do.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"PyTorch has no memory for {what}", seen=_first(error)) from error
-    except torch.AcceleratorError as error:
+    except RuntimeError as error:
+        if _MEMORY.search(str(error)):
+            text = f"PyTorch has no memory for {what}"
+            raise DeviceMemoryError(text, seen=_first(error)) from error
         raise UserError(f"PyTorch failed on the device: {what}", seen=_first(error)) from error
 
 

@@ -16,6 +16,7 @@ from .profiles import SizeRange, Triple, profile_shapes, range_of_sizes
 from .tensorrt_config import (
     TimingCache,
     build_serialized,
+    clear_tf32,
     set_hardware_compatibility,
     set_opt_level,
     set_refittable,
@@ -153,6 +154,7 @@ def _add_profile(
 
 
 def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | None:
+    clear_tf32(trt, config)
     if options.workspace is not None:
         set_workspace(trt, config, options.workspace)
     if options.opt_level is not None:

@@ -59,6 +59,14 @@ def set_refittable(trt: Any, config: Any) -> None:
         _require(trt, "--refittable", config.get_flag(flag))
 
 
+def clear_tf32(trt: Any, config: Any) -> None:
+    """fp32 means fp32: TensorRT would round to TF32's 10 bits, unasked."""
+    with _lacking(trt, "fp32"):
+        flag = trt.BuilderFlag.TF32
+        config.clear_flag(flag)
+        _require(trt, "fp32", not config.get_flag(flag))
+
+
 @contextmanager
 def _lacking(trt: Any, flag: str) -> Iterator[None]:
     """A name or a type that the bindings do not have is an option that they do not have."""

@@ -17,7 +17,16 @@ from unetrt.engine.cuda import BatchShape, Kernel
 
 driver = ctypes.CDLL(os.environ["LAZY_DRIVER"], mode=ctypes.RTLD_GLOBAL)
 driver.lazy_launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-for name in ("freed_in_flight", "forced", "memory_used", "streams", "graphs", "graph_launches"):
+NUMBERS = (
+    "freed_in_flight",
+    "forced",
+    "memory_used",
+    "streams",
+    "blocking_streams",
+    "graphs",
+    "graph_launches",
+)
+for name in NUMBERS:
     getattr(driver, f"lazy_{name}").restype = ctypes.c_long
 driver.lazy_set_memory_limit.argtypes = [ctypes.c_long]
 

@@ -83,6 +83,15 @@ def test_masks_are_right_over_thousands_of_batches_and_changing_shapes(
     assert driver.lazy_streams() == 0
 
 
+def test_streams_do_not_wait_for_the_legacy_one(
+    device: CudaDevice, session: onnxruntime.InferenceSession
+) -> None:
+    """A capture on a blocking stream fails as soon as another library uses the legacy stream."""
+    for slot in make_slots(device, session, 2):
+        slot.close()
+    assert driver.lazy_blocking_streams() == 0
+
+
 def test_memory_stays_what_the_largest_shape_needs(
     device: CudaDevice, session: onnxruntime.InferenceSession
 ) -> None:

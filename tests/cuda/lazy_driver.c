@@ -58,7 +58,8 @@ static pthread_cond_t idle = PTHREAD_COND_INITIALIZER;
 static Stream *streams, default_stream;
 static Block *blocks;
 static int the_context, retained;
-static long freed_in_flight, forced, memory_limit = -1, memory_used, streams_alive;
+static long freed_in_flight, forced, memory_limit = -1, memory_used, streams_alive,
+    blocking_streams;
 static long graphs_alive, graph_launches;
 static int broken_waits;
 static __thread int depth;
@@ -78,6 +79,7 @@ long lazy_freed_in_flight(void) {
 long lazy_forced(void) { return forced; }
 long lazy_memory_used(void) { return memory_used; }
 long lazy_streams(void) { return streams_alive; }
+long lazy_blocking_streams(void) { return blocking_streams; }
 void lazy_set_memory_limit(long bytes) { memory_limit = bytes; }
 long lazy_graphs(void) { return graphs_alive; }
 long lazy_graph_launches(void) { return graph_launches; }
@@ -196,8 +198,8 @@ Result cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { return copy_now(to, 
 /* ---- streams and events ------------------------------------------------------------------- */
 
 Result cuStreamCreate(void **out, unsigned flags) {
-  (void)flags;
   if (!depth) return INVALID_CONTEXT;
+  if (!(flags & 1)) blocking_streams++;
   Stream *stream = calloc(1, sizeof *stream);
   pthread_mutex_lock(&lock);
   stream->next = streams;

@@ -34,3 +34,12 @@ def test_another_failure_is_not_one_of_memory() -> None:
     with pytest.raises(UserError) as caught:
         check(False, "run the plan", Logger("Error Code 2: Internal Error"))
     assert not isinstance(caught.value, DeviceMemoryError)
+
+
+def test_what_was_said_of_work_that_went_well_is_forgotten() -> None:
+    logger = Logger("a tactic was skipped: out of memory")
+    assert check(True, "set a shape", logger)
+    with pytest.raises(UserError) as caught:
+        check(False, "run the plan", logger)
+    assert not isinstance(caught.value, DeviceMemoryError)
+    assert "tactic" not in str(caught.value)

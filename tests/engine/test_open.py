@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,15 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import steel
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import SpecOverrides
 from unetrt.contract.types import U8
+from unetrt.engine.base import Slot
+from unetrt.engine.manifest import GoldenCase
 from unetrt.engine.onnxfile import PRECISION_KEY, SPEC_KEY, metadata_from_onnx
-from unetrt.engine.open import open_engine
+from unetrt.engine.onnxruntime_backend import OnnxRuntimeEngine
+from unetrt.engine.open import golden_agreement, open_engine
 from unetrt.training.checkpoint import read_checkpoint, write_bare
 
 Export = Callable[..., Path]
@@ -214,3 +219,33 @@ def test_the_metadata_say_what_was_exported(exported: Export, checkpoint_file: E
     spec, precision, _ = metadata_from_onnx(exported())
     assert spec == read_checkpoint(checkpoint_file()).spec
     assert precision == "fp32"
+
+
+class OddBatches(OnnxRuntimeEngine):
+    """Right in a slot of one; from its third batch on, as a bad CUDA graph would, wrong."""
+
+    graphs = True
+    batch = 2
+
+    def slot(self) -> Slot:
+        slot = super().slot()
+        masks, calls = slot.masks, itertools.count(1)
+
+        def wrong_later() -> U8:
+            found = masks()
+            return found if next(calls) < 3 else np.zeros_like(found)
+
+        slot.masks = wrong_later  # type: ignore[method-assign]
+        return slot
+
+
+def test_golden_masks_are_replayed_as_a_job_runs(exported: Export) -> None:
+    path = exported()
+    spec = metadata_from_onnx(path)[0]
+    image = steel(3, 32, 32)
+    with OnnxRuntimeEngine(path, spec, "fp32", "cpu") as engine:
+        case = GoldenCase(image, engine.run(image, (32, 32)))
+        assert golden_agreement(engine, [case]) == 1
+    with OddBatches(path, spec, "fp32", "cpu") as engine:
+        assert engine.run(image, (32, 32)).tolist() == case.mask.tolist()
+        assert golden_agreement(engine, [case]) < 1
