@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from unetrt.training.checkpoint import Checkpoint
     from unetrt.training.unet import UNet
 
 dependencies = ["torch", "numpy"]
@@ -26,7 +27,13 @@ def unet(channels: int = 3, classes: int = 2, width: int = 64, bilinear: bool = 
     _find_package()
     from unetrt.training.unet import UNet
 
-    return UNet(channels, classes, width, bilinear)
+    return _described(UNet(channels, classes, width, bilinear), channels, classes, bilinear)
+
+
+def _described(net: UNet, channels: int, classes: int, bilinear: bool) -> UNet:
+    """Give it the attributes that code written for milesial's network reads."""
+    net.n_channels, net.n_classes, net.bilinear = channels, classes, bilinear  # type: ignore[assignment]
+    return net
 
 
 def unet_carvana(
@@ -35,7 +42,7 @@ def unet_carvana(
     """Give the U-Net for cars (3 channels, 2 classes), for images resized by `scale`.
 
     pretrained: with the published weights for that scale (0.5 or 1.0), in evaluation mode.
-    url: another place of that file. Its SHA-256 is written beside it at the first download, no
+    url: another place of that file. Its SHA-256 is written beside it once it was read, no
     source states one, and checked from then on. Raises UserError where it has changed.
     """
     if not pretrained:
@@ -43,9 +50,12 @@ def unet_carvana(
     if scale not in CARVANA:
         raise ValueError(f"scale {scale}: there are weights for {' and '.join(map(str, CARVANA))}")
     _find_package()
-    from unetrt.training.checkpoint import read_checkpoint, unet_from_checkpoint
+    from unetrt.training.checkpoint import unet_from_checkpoint
 
-    return unet_from_checkpoint(read_checkpoint(_downloaded(url or CARVANA[scale], progress)))
+    checkpoint = _downloaded(url or CARVANA[scale], progress)
+    spec = checkpoint.spec
+    net = unet_from_checkpoint(checkpoint)
+    return _described(net, spec.channels, spec.classes, spec.bilinear)
 
 
 def _find_package() -> None:
@@ -59,22 +69,35 @@ def _find_package() -> None:
         sys.modules["unetrt"] = package
 
 
-def _downloaded(url: str, progress: bool) -> Path:
+def _downloaded(url: str, progress: bool) -> Checkpoint:
+    """Read the file, fetched unless it is there; its digest is kept once it has been read.
+
+    What was fetched and is no checkpoint, as an error page, is not left to be found next time.
+    """
     from unetrt.contract.errors import UserError
     from unetrt.contract.files import sha256_from_file, write_atomically
+    from unetrt.training.checkpoint import read_checkpoint
 
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    recorded = path.with_name(path.name + ".sha256")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    fetched = not path.exists()
+    if fetched:
         torch.hub.download_url_to_file(url, str(path), progress=progress)
-    recorded, digest = path.with_name(path.name + ".sha256"), sha256_from_file(path)
-    if not recorded.exists():
-        write_atomically(recorded, f"{digest}\n".encode())
-    elif recorded.read_text().strip() != digest:
+    digest = sha256_from_file(path)
+    if recorded.exists() and recorded.read_text().strip() != digest:
         raise UserError(
             f"{path} is not the file that was downloaded first",
             seen=digest,
             expected=recorded.read_text().strip(),
             hint=f"rm {path} {recorded}   if the change is known to be good",
         )
-    return path
+    try:
+        checkpoint = read_checkpoint(path)
+    except UserError:
+        if fetched:
+            path.unlink()
+        raise
+    if not recorded.exists():
+        write_atomically(recorded, f"{digest}\n".encode())
+    return checkpoint

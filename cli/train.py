@@ -10,23 +10,30 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .shared import number, wrong
+
 if TYPE_CHECKING:
+    from ..contract.spec import MaskValue
     from ..training.options import RecipeOptions, TrainOptions
 
 HELP = "learn from images and masks; writes best.pth, last.pth, metrics.csv and curve.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add flags without defaults, so that one that is given is told from one that is not.
+
+    TrainOptions and the recipe have the defaults; the texts here repeat them.
+    """
     data = parser.add_argument_group("data")
-    data.add_argument("--images", type=Path, default=Path("data/imgs"), metavar="DIR")
-    data.add_argument("--masks", type=Path, default=Path("data/masks"), metavar="DIR")
+    data.add_argument("--images", type=Path, metavar="DIR", help="(default: data/imgs)")
+    data.add_argument("--masks", type=Path, metavar="DIR", help="(default: data/masks)")
     data.add_argument("--val-images", type=Path, metavar="DIR", help="score on these images")
     data.add_argument("--val-masks", type=Path, metavar="DIR", help="and these masks")
     data.add_argument(
-        "--validation", "-v", type=float, default=10.0, metavar="PERCENT",
+        "--validation", "-v", type=float, metavar="PERCENT",
         help="of the images kept back to score on, where no --val-images are given (default: 10)",
     )  # fmt: skip
-    data.add_argument("--scale", "-s", type=float, default=0.5, help="of the images (default: 0.5)")
+    data.add_argument("--scale", "-s", type=float, help="of the images (default: 0.5)")
     data.add_argument("--crop", type=int, metavar="PIXELS", help="train on random squares")
     data.add_argument("--ignore-index", type=int, metavar="VALUE", help="mask value left out")
     data.add_argument("--bit-depth", type=int, metavar="BITS", help="of data in 16-bit images")
@@ -37,13 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
-    network.add_argument("--classes", "-c", type=int, default=2, help="(default: 2)")
-    network.add_argument("--class-names", metavar="NAME,NAME…", help="in the order of mask values")
-    network.add_argument("--channels", type=int, default=3, choices=(1, 3), help="(default: 3)")
+    network.add_argument("--classes", "-c", type=int, help="(default: 2)")
     network.add_argument(
-        "--width", type=int, default=64, help="channels of the first convolution (default: 64)"
+        "--class-names", type=_names, metavar="NAME,NAME…", help="in the order of mask values"
     )
-    network.add_argument("--bilinear", action="store_true", help="upsample without weights")
+    network.add_argument(
+        "--mask-values", type=_mask_values, metavar="VALUE,VALUE…",
+        help="of the classes in the masks, R:G:B for colours (default: 0 to classes - 1 where no "
+        "mask holds another, else those that occur)",
+    )  # fmt: skip
+    network.add_argument("--channels", type=int, choices=(1, 3), help="(default: 3)")
+    network.add_argument(
+        "--width", type=int, help="channels of the first convolution (default: 64)"
+    )
+    network.add_argument(
+        "--bilinear", action="store_true", default=None, help="upsample without weights"
+    )
     network.add_argument("--load", "-f", type=Path, metavar="CHECKPOINT", help="start from it")
 
 
@@ -51,7 +67,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add flags that take the recipe's value where they are left out."""
     recipe = parser.add_argument_group("recipe (defaults: those of --recipe)")
     recipe.add_argument(
-        "--recipe", choices=("reference", "modern"), default="reference",
+        "--recipe", choices=("reference", "modern"),
         help="reference: as Pytorch-UNet, RMSprop, 5 epochs, batches of 1, rate 1e-5; "
         "modern: AdamW, one-cycle, augmentation (default: reference)",
     )  # fmt: skip
@@ -77,18 +93,21 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, metavar="DIR", help="(default: runs/train, -2, -3 …)")
-    run.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    run.add_argument("--seed", type=int, help="(default: 0)")
     run.add_argument(
         "--amp",
         action="store_true",
+        default=None,
         help="compute in bfloat16, or float16 where the GPU lacks it, where that is safe",
     )
     run.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with an interrupted run: its folder"
     )
     run.add_argument("--workers", type=int, metavar="N", help="threads that make batches ahead")
-    run.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    run.add_argument(
+        "--wandb", action="store_true", default=None, help="log to Weights & Biases too"
+    )
+    run.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,50 +118,49 @@ def run(args: argparse.Namespace) -> int:
     from ..training.train import train
 
     log.setLevel(logging.INFO)
-    best = train(options_from_arguments(args))
+    found = train(options_from_arguments(args), given_options(args))
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-        sys.stdout.write(f"{best}\n")
+        sys.stdout.write(f"{found}\n")
     return 0
 
 
 def options_from_arguments(args: argparse.Namespace) -> TrainOptions:
     from ..training.options import TrainOptions
 
-    names = tuple(args.class_names.split(",")) if args.class_names else ()
-    return TrainOptions(
-        images=args.images,
-        masks=args.masks,
-        val_images=args.val_images,
-        val_masks=args.val_masks,
-        validation=args.validation,
-        channels=args.channels,
-        classes=args.classes,
-        class_names=names,
-        width=args.width,
-        bilinear=args.bilinear,
-        scale=args.scale,
-        ignore_index=args.ignore_index,
-        bit_depth=args.bit_depth,
-        crop=args.crop,
-        recipe=_recipe_from_arguments(args),
-        load=args.load,
-        amp=args.amp,
-        seed=args.seed,
-        device=args.device,
-        out=args.out,
-        resume=args.resume,
-        workers=args.workers,
-        wandb=args.wandb,
-    )
+    given = {f.name: getattr(args, f.name) for f in fields(TrainOptions) if f.name != "recipe"}
+    given = {name: value for name, value in given.items() if value is not None}
+    return TrainOptions(recipe=_recipe_from_arguments(args), **given)
+
+
+def given_options(args: argparse.Namespace) -> set[str]:
+    """Names of the options that flags speak of; --recipe speaks of all that belong to one."""
+    from ..training.options import RecipeOptions
+
+    given = {name for name, value in vars(args).items() if value is not None}
+    return given | {f.name for f in fields(RecipeOptions)} if args.recipe is not None else given
 
 
 def _recipe_from_arguments(args: argparse.Namespace) -> RecipeOptions:
     from ..training.options import RECIPES
 
-    base = RECIPES[args.recipe]
+    base = RECIPES[args.recipe or "reference"]
     given = {f.name: getattr(args, f.name) for f in fields(base)}
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def _class_weights(text: str) -> tuple[float, ...] | str:
-    return text if text == "auto" else tuple(float(number) for number in text.split(","))
+    expected = "auto, or numbers such as 1,5,5,9"
+    return text if text == "auto" else tuple(number(part, expected) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _mask_values(text: str) -> tuple[MaskValue, ...]:
+    """As 0,128,255 or, for colours, 0:0:0,255:0:0."""
+    try:
+        parts = [tuple(int(x) for x in value.split(":")) for value in text.split(",")]
+    except ValueError:
+        raise wrong(text, "whole numbers such as 0,1,2 or colours such as 0:0:0,255:0:0") from None
+    return tuple(part[0] if len(part) == 1 else part for part in parts)

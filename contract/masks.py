@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ImageError, UserError
+from .errors import ImageError
 from .headers import Picture, decoding, open_picture, read_bytes
 from .images import deep_samples, turn_upright
+from .palettes import Colours, colours_in_use, values_for_spec
 from .spec import MaskValue, ModelSpec
 from .types import NO_CLASS, U8
 
@@ -23,7 +24,31 @@ MaskPixels: TypeAlias = npt.NDArray[Any]
 _UNKNOWN = NO_CLASS - 1
 """A table entry that is no class: the 254 classes that a spec can have end one below it."""
 
-_MOST_VALUES = NO_CLASS - 1
+JPEG_HINT = "JPEG and smooth resizing change mask values: write masks as PNG, resize by nearest"
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask file as it is written.
+
+    pixels: what `read_mask` gives. colours: of the palette's indices in `pixels`, if there are any.
+    """
+
+    path: Path
+    pixels: MaskPixels
+    colours: Colours = field(default_factory=dict)
+
+    def classes(self, spec: ModelSpec) -> U8:
+        """Class indices (H, W); a palette is taken as the spec says, see `values_for_spec`."""
+        pixels = self.pixels
+        if self.colours:
+            pixels = values_for_spec(pixels, self.colours, spec, str(self.path))
+        return class_indices(pixels, spec, self.path)
+
+
+def true_classes(path: Path, spec: ModelSpec) -> U8:
+    """Read a true mask as class indices (H, W). Raises ImageError for values without a class."""
+    return read_stored(path).classes(spec)
 
 
 def read_mask(path: Path) -> MaskPixels:
@@ -31,14 +56,32 @@ def read_mask(path: Path) -> MaskPixels:
 
     uint8; bool from a 1-bit file. Raises ImageError for values that are not all 0 to 255.
     """
+    return read_stored(path).pixels
+
+
+def read_stored(path: Path) -> StoredMask:
+    """Read a mask's values as `read_mask` does, with the colours of its palette."""
     data = read_bytes(path)
     with decoding(str(path)):
         if path.suffix.lower() == ".npy":
-            return _bytes_from_values(np.load(io.BytesIO(data), allow_pickle=False), path)
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+            return StoredMask(path, _bytes_from_values(_plane(array), path))
         picture = open_picture(data, str(path))
         pixels = _bytes_from_values(_stored_values(picture), path)
         upright = np.ascontiguousarray(turn_upright(pixels, picture.orientation))
-        return upright.astype(np.bool_) if picture.image.mode == "1" else upright
+        mode = picture.image.mode
+        if mode in ("P", "PA"):
+            return StoredMask(path, upright, colours_in_use(picture.image, upright))
+        return StoredMask(path, upright.astype(np.bool_) if mode == "1" else upright)
+
+
+def _plane(array: MaskPixels) -> MaskPixels:
+    """(H, W, 1) and (1, H, W) as (H, W)."""
+    if array.ndim != 3 or array.shape[2] == 3:
+        return array
+    if array.shape[2] == 1:
+        return array[:, :, 0]
+    return array[0] if array.shape[0] == 1 else array
 
 
 def _stored_values(picture: Picture) -> MaskPixels:
@@ -57,9 +100,13 @@ def _stored_values(picture: Picture) -> MaskPixels:
 
 def _bytes_from_values(values: MaskPixels, path: Path) -> U8:
     """Integers of any width → uint8, when they are an image's and fit."""
-    if values.dtype.kind not in "bui" or values.ndim not in (2, 3) or values.size == 0:
-        seen = f"{values.dtype} of shape {values.shape}"
-        raise ImageError(f"{path} is not a mask", seen=seen, expected="integers of shape (H, W)")
+    shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)
+    if values.dtype.kind not in "bui" or not shaped or values.size == 0:
+        raise ImageError(
+            f"{path} is not a mask",
+            seen=f"{values.dtype} of shape {values.shape}",
+            expected="integers of shape (H, W), or (H, W, 3) for colours",
+        )
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 255:
         raise ImageError(
@@ -132,8 +179,8 @@ def _packed(colours: MaskPixels) -> npt.NDArray[np.uint32]:
 def _unknown_values(unknown: MaskPixels, spec: ModelSpec, path: Path | None) -> ImageError:
     values = _distinct(unknown)
     hint = None
-    if len(values) > 8 or (path is not None and path.suffix.lower() in (".jpg", ".jpeg")):
-        hint = "JPEG and smooth resizing change mask values: write masks as PNG, resize by nearest"
+    if len(values) > 8 or (path is not None and is_jpeg(path)):
+        hint = JPEG_HINT
     ignored = "" if spec.ignore_index is None else f", ignored: {spec.ignore_index}"
     return ImageError(
         f"{path or 'a mask'} holds values that no class has",
@@ -148,61 +195,22 @@ def _listed(values: Sequence[MaskValue]) -> str:
     return ", ".join(map(str, values[:12])) + more
 
 
+def is_jpeg(path: Path) -> bool:
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
+def distinct_values(pixels: MaskPixels) -> list[MaskValue]:
+    """Sorted integers of (H, W), triples of (H, W, 3)."""
+    return _distinct(pixels.reshape(-1, 3) if pixels.ndim == 3 else pixels.ravel())
+
+
 def _distinct(pixels: MaskPixels) -> list[MaskValue]:
     """(N,) → sorted integers; (N, 3) → sorted triples."""
     if pixels.ndim == 1:
-        return list(np.flatnonzero(np.bincount(pixels, minlength=256)).tolist())
+        counts = np.bincount(pixels.astype(np.uint8), minlength=256)
+        return list(np.flatnonzero(counts).tolist())
     packed = np.unique(_packed(pixels)).tolist()
     return [(value >> 16, value >> 8 & 255, value & 255) for value in packed]
-
-
-def mask_values_from_files(paths: Sequence[Path]) -> tuple[MaskValue, ...]:
-    """Collect the sorted values of mask files: integers, or triples where a file has colours.
-
-    A 1-bit file adds 0 and 1 only where no other file tells the two values.
-    Raises ImageError for a file that is not like the others, UserError for too many values.
-    """
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(_file_values, paths))
-    coloured = any(_has_colour(values) for _, values in found)
-    merged: set[MaskValue] = set()
-    for path, (one_bit, values) in zip(paths, found, strict=True):
-        if not one_bit:
-            merged.update(_alike(values, coloured, path))
-    if len(merged) < 2 and not coloured and any(one_bit for one_bit, _ in found):
-        merged |= {0, 1}
-    if len(merged) > _MOST_VALUES:
-        raise UserError(
-            "the masks hold more values than there can be classes",
-            seen=f"{len(merged)} values in {len(paths)} files",
-            expected=f"at most {_MOST_VALUES}",
-            hint="JPEG and smooth resizing make new values: write masks as PNG",
-        )
-    return tuple(sorted(merged, key=_sort_key))
-
-
-def _file_values(path: Path) -> tuple[bool, list[MaskValue]]:
-    """Whether it is a 1-bit file, and its distinct values."""
-    pixels = read_mask(path)
-    flat = pixels.reshape(-1, 3) if pixels.ndim == 3 else pixels.ravel()
-    return pixels.dtype == np.bool_, _distinct(flat.astype(np.uint8))
-
-
-def _has_colour(values: Sequence[MaskValue]) -> bool:
-    return any(isinstance(v, tuple) and len(set(v)) > 1 for v in values)
-
-
-def _alike(values: Sequence[MaskValue], coloured: bool, path: Path) -> list[MaskValue]:
-    """Grey triples as integers, unless the set has colours: then every file must have three."""
-    if not coloured:
-        return [v[0] if isinstance(v, tuple) else v for v in values]
-    if not all(isinstance(v, tuple) for v in values):
-        raise ImageError(f"{path} holds single values, other masks hold colours")
-    return list(values)
-
-
-def _sort_key(value: MaskValue) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def mask_pixels(indices: U8, spec: ModelSpec) -> U8:

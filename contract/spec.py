@@ -14,6 +14,8 @@ Resize = Literal["area", "pil-bicubic"]
 Result = Literal["mask", "prob"]
 """What the fused network gives: uint8 class indices, or uint8 probabilities, 255 for 1."""
 MaskValue = int | tuple[int, ...]
+PaletteEntry = tuple[int, int, int, int]
+"""An index of a palette, and its red, green and blue."""
 
 VERSION = 1
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -29,6 +31,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "threshold": (float,),
     "ignore_index": (int, type(None)),
     "result": (str,),
+    "palette": (tuple,),
 }
 MIN_SIDE = 16
 """Four poolings need 16 pixels: a shorter side is padded by its edge, in the graph."""
@@ -44,6 +47,8 @@ class ModelSpec:
     scale, resize: image size → network size, and the kernel that does it.
     ignore_index: the mask-file value left out of the loss and the scores.
     result: what the network gives; an exported graph gives one of them.
+    palette: what the indices looked like in the palette masks that were trained on, if their
+    indices are the classes' values: a file that orders its palette otherwise is read by colour.
     """
 
     channels: int = 3
@@ -58,6 +63,7 @@ class ModelSpec:
     threshold: float = 0.5
     ignore_index: int | None = None
     result: Result = "mask"
+    palette: tuple[PaletteEntry, ...] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -102,6 +108,9 @@ class ModelSpec:
         flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
         ok = all(type(x) is int and 0 <= x <= 255 for x in flat)
         _require(ok, "mask_values", values, "integers, 0 to 255")
+        entries = all(isinstance(e, tuple) and len(e) == 4 for e in self.palette)
+        entries = entries and all(type(x) is int and 0 <= x <= 255 for e in self.palette for x in e)
+        _require(entries, "palette", self.palette, "(index, red, green, blue), 0 to 255 each")
 
     @property
     def mask_classes(self) -> int:
@@ -127,7 +136,10 @@ class ModelSpec:
         return max(1, int(self.scale * height)), max(1, int(self.scale * width))
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        content = asdict(self)
+        if not self.palette:  # what has none is read by versions that know of none
+            del content["palette"]
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -148,7 +160,9 @@ class ModelSpec:
             )
         values = tuple(tuple(v) if isinstance(v, list) else v for v in raw.get("mask_values", ()))
         names = tuple(raw.get("class_names", ()))
-        return cls(**{**raw, "mask_values": values, "class_names": names})
+        palette = tuple(tuple(entry) for entry in raw.get("palette", ()))
+        lists = {"mask_values": values, "class_names": names, "palette": palette}
+        return cls(**{**raw, **lists})
 
 
 def _require(ok: bool, field: str, seen: object, expected: object) -> None:

@@ -10,7 +10,9 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 COMPETITION = "carvana-image-masking-challenge"
@@ -45,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     for step in steps:
         if subprocess.run(step, check=False).returncode:
             return _fail(f"{' '.join(step)} failed: are the competition's rules accepted?")
+    damaged = [name for name in parts.values() if not _is_whole(archives / name)]
+    if damaged:
+        paths = " ".join(str(archives / name) for name in damaged)
+        return _fail(f"damaged: {paths}: the download was cut; remove it and run this again")
     for folder, name in parts.items():
         _unpack(archives / name, args.data / folder)
     return _check(args.data)
@@ -55,9 +61,29 @@ def _command(name: str, archives: Path) -> list[str]:
     return [*words.split(), str(archives)]
 
 
+def _is_whole(archive: Path) -> bool:
+    """Read every file of it, as unpacking will: each has a checksum."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return content.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
+        return False
+
+
 def _unpack(archive: Path, folder: Path) -> None:
+    """All of it or nothing: it is there under its name once it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        whole = Path(temporary) / folder.name
+        whole.mkdir()
+        _unpack_to(archive, whole)
+        if folder.exists():
+            folder.rmdir()  # an empty one
+        whole.rename(folder)
+
+
+def _unpack_to(archive: Path, folder: Path) -> None:
     """Only the files' own names count: an archive cannot write anywhere else."""
-    folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as content:
         for entry in content.infolist():
             path = PurePosixPath(entry.filename)

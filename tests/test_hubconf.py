@@ -54,6 +54,22 @@ def test_carvana_weights_are_loaded_and_their_digest_is_kept(published: Path, hu
         load("unet_carvana", **arguments)
 
 
+def test_what_is_no_checkpoint_is_fetched_again(published: Path, hub: Path, tmp_path: Path) -> None:
+    """An error page in its place: neither it nor its digest stays."""
+    place = tmp_path / "served" / NAME
+    place.parent.mkdir()
+    place.write_text("<html>rate limit</html>")
+    arguments = {"pretrained": True, "scale": 0.5, "progress": False, "url": place.as_uri()}
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load("unet_carvana", **arguments)
+    assert not list(hub.iterdir())
+    place.write_bytes(published.read_bytes())
+    net = load("unet_carvana", **arguments)
+    assert (net.n_channels, net.n_classes, net.bilinear) == (3, 2, False)
+    plain = load("unet", channels=1, classes=4, width=2, bilinear=True)
+    assert (plain.n_channels, plain.n_classes, plain.bilinear) == (1, 4, True)
+
+
 def test_scales_without_weights_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.5 and 1\.0"):
         load("unet_carvana", pretrained=True, scale=0.25)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contract.errors import UserError
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
@@ -96,8 +97,11 @@ class Batches:
         number, place, indices = task
         chosen = self._ranks.share(list(enumerate(indices)))
         arrays = [self._changed(self._samples[i], (number, place, slot)) for slot, i in chosen]
-        images = torch.from_numpy(np.stack([image for image, _ in arrays]))
-        truth = torch.from_numpy(np.stack([truth for _, truth in arrays])).long()
+        try:
+            images = torch.from_numpy(np.stack([image for image, _ in arrays]))
+            truth = torch.from_numpy(np.stack([truth for _, truth in arrays])).long()
+        except MemoryError as error:
+            raise _too_large(len(chosen), arrays[0][0].shape) from error
         if self._options.pinned:
             images, truth = images.pin_memory(), truth.pin_memory()
         return Batch(images, truth, [self._samples[i].pair for _, i in chosen])
@@ -116,3 +120,11 @@ class Batches:
             image, truth = turn_pair(image, truth, rng)
             image = relight(image, rng)
         return image, truth
+
+
+def _too_large(count: int, shape: tuple[int, ...]) -> UserError:
+    return UserError(
+        "a batch does not fit into the machine's memory",
+        seen=f"{count} images of {shape[1]}×{shape[0]} pixels",
+        hint="a smaller --batch-size, --crop or --scale, or fewer --workers",
+    )

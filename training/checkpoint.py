@@ -6,6 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.files import atomic_path, require_file
 from ..contract.log import log
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import MaskValue, ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
 from .unet import UNet
 
@@ -68,7 +69,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write whole or not at all."""
+    """Write whole or not at all. Raises UserError where the disk takes no more."""
     golden = [{"image": torch.from_numpy(i), "size": list(s)} for i, s in checkpoint.golden]
     content = {
         "format": FORMAT,
@@ -77,15 +78,27 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "golden": golden,
         **checkpoint.resume,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    _save(path, content)
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        before = "the file of before is there, and whole" if path.exists() else "there is none yet"
+        raise UserError(
+            f"cannot write {path}; {before}",
+            seen=str(error).splitlines()[0],
+            expected="room on the disk, and the right to write there",
+            hint=f"df -h {path.parent}",
+        ) from error
 
 
 def write_bare(path: Path, checkpoint: Checkpoint) -> None:
     """Write the form that Pytorch-UNet's predict.py loads: a state_dict with mask_values."""
     values = [list(v) if isinstance(v, tuple) else v for v in checkpoint.spec.mask_values]
-    with atomic_path(path) as temporary:
-        torch.save({**checkpoint.state, "mask_values": values}, temporary)
+    _save(path, {**checkpoint.state, "mask_values": values})
 
 
 def bare_differences(spec: ModelSpec) -> list[str]:
@@ -190,17 +203,62 @@ def _bare(path: Path, content: dict[str, Any]) -> Checkpoint:
     if not isinstance(first, Tensor) or not isinstance(last, Tensor):
         keys = ", ".join(list(state)[:3]) or "no keys"
         raise _not_a_checkpoint(path, f"a dictionary with {keys} …")
-    if values is not None:
-        values = tuple(tuple(v) if isinstance(v, list) else int(v) for v in values)
-    spec = ModelSpec(
-        channels=first.shape[1],
-        classes=last.shape[0],
-        mask_values=values or (),
-        width=first.shape[0],
-        bilinear="up1.up.weight" not in state,
-        resize="pil-bicubic",
-    )
+    try:
+        spec = ModelSpec(
+            channels=first.shape[1],
+            classes=last.shape[0],
+            mask_values=_bare_values(path, values, max(2, last.shape[0])),
+            width=first.shape[0],
+            bilinear="up1.up.weight" not in state,
+            resize="pil-bicubic",
+        )
+    except UserError as error:
+        raise _not_a_checkpoint(path, error.reason) from error
     return Checkpoint(spec, state, bare=True)
+
+
+def _bare_values(path: Path, raw: object, count: int) -> tuple[MaskValue, ...]:
+    """Values of Pytorch-UNet's data set; it writes those that it met, however many classes.
+
+    Raises UserError for what are no values of a mask.
+    """
+    if raw is None:
+        return ()
+    if not isinstance(raw, list | tuple):
+        raise UserError("its mask_values are no list", seen=repr(raw))
+    values = [_bare_value(value) for value in raw]
+    if len({type(value) for value in values}) > 1:
+        raise UserError("its mask_values are numbers and colours", seen=repr(raw))
+    if not len(set(values)) == len(values) <= count:
+        raise UserError("its mask_values do not fit its classes", seen=f"{raw!r} for {count}")
+    missing = count - len(values)
+    if missing and values:
+        added = _unused(values, missing)
+        values += added
+        listed = ", ".join(map(str, added))
+        log.warning(f"{path} names no mask value for {missing} of its classes: taken {listed}")
+    return tuple(values)
+
+
+def _bare_value(raw: object) -> MaskValue:
+    """A number, or a colour whose alpha is dropped."""
+    if isinstance(raw, list | tuple) and len(raw) in (3, 4):
+        return tuple(_byte(x) for x in raw[:3])
+    return _byte(raw)
+
+
+def _byte(raw: object) -> int:
+    if isinstance(raw, int | float) and 0 <= raw <= 255 and raw == int(raw):
+        return int(raw)
+    raise UserError("its mask_values are not of 0 to 255", seen=repr(raw))
+
+
+def _unused(values: Iterable[MaskValue], count: int) -> list[MaskValue]:
+    """Numbers, or greys of three channels, that no class has yet."""
+    taken = set(values)
+    colours = any(isinstance(value, tuple) for value in taken)
+    free: Iterable[MaskValue] = ((i, i, i) if colours else i for i in range(256))
+    return [value for value in free if value not in taken][:count]
 
 
 def _check_weights(path: Path, checkpoint: Checkpoint) -> None:

@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM, held back to a moment at which the run can be saved."""
+"""Ctrl-C, SIGTERM and a lost terminal, held back to a moment at which the run can be saved."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 from types import FrameType
 
 from ..contract.log import log
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGHUP: int | None = getattr(signal, "SIGHUP", None)
+"""Sent when the terminal is lost, as with a broken ssh; Windows has none."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,7 +28,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         # Python lets only the main thread handle signals; elsewhere they are its caller's.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in _signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,4 +44,23 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if number == SIGHUP:
+            _leave_terminal()
         log.warning("%s: the run is saved after this step", signal.Signals(number).name)
+
+
+def _signals() -> list[int]:
+    """Who starts a run by nohup wants it to outlive the terminal: what is ignored stays so."""
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
+        found.append(SIGHUP)
+    return found
+
+
+def _leave_terminal() -> None:
+    """Swallow what is written to a terminal that is gone: an error there would cost the saving."""
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)

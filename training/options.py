@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..contract.errors import UserError
+from ..contract.spec import MaskValue
+from ..contract.types import NO_CLASS
 
 Optimizer = Literal["rmsprop", "adamw"]
 Schedule = Literal["plateau", "onecycle", "cosine"]
@@ -76,10 +78,12 @@ class TrainOptions:
     crop: side in pixels, at the network's scale, of the random squares that are trained on.
     bit_depth: of the data in 16-bit image files, where it is below 16.
     ignore_index: the mask-file value that takes no part in loss and scores.
+    mask_values: those of the classes, in their order, whether they occur or not; without them
+    they are 0 to classes - 1 if no mask holds another, else those that occur.
     load: a checkpoint to start from. out: the run's folder; without it the first free of
     runs/train, runs/train-2 …
     resume: a run's folder, or its last.pth: goes on with that run's own options.
-    amp: compute in bfloat16, or in float16 where the GPU lacks that.
+    amp: compute in bfloat16, or in float16 where the GPU lacks that; a CPU without it: in fp32.
     workers: threads that make batches ahead; None leaves one core to the step.
     wandb: log to Weights & Biases too.
     """
@@ -92,6 +96,7 @@ class TrainOptions:
     channels: int = 3
     classes: int = 2
     class_names: tuple[str, ...] = ()
+    mask_values: tuple[MaskValue, ...] = ()
     width: int = 64
     bilinear: bool = False
     scale: float = 0.5
@@ -109,7 +114,7 @@ class TrainOptions:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError for numbers that no run can have; the model spec checks its own."""
+        """Raise UserError, by the flag's name, for what no run can have."""
         both = (self.val_images is None) == (self.val_masks is None)
         _require(both, "--val-images and --val-masks", "one of them", "both, or neither")
         percent, depth = self.validation, self.bit_depth
@@ -118,9 +123,41 @@ class TrainOptions:
         _require(depth is None or 9 <= depth <= 16, "--bit-depth", depth, "9 to 16")
         ignored = self.ignore_index
         _require(ignored is None or 0 <= ignored <= 255, "--ignore-index", ignored, "0 to 255")
-        classes, weights = max(2, self.classes), self.recipe.class_weights
-        fits = weights in ("auto", ()) or len(weights) == classes
-        _require(fits, "--class-weights", f"{len(weights)} numbers", f"{classes} or auto")
-        _require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2^63 - 1")
         workers = self.workers
         _require(workers is None or 0 <= workers <= 64, "--workers", workers, "0 to 64")
+        self._check_network()
+        self._check_classes()
+
+    def _check_network(self) -> None:
+        scale = self.scale
+        _require(0 < scale <= 8, "--scale", scale, "above 0, to 8")  # NaN is neither
+        _require(self.channels in (1, 3), "--channels", self.channels, "1 or 3")
+        _require(self.width >= 1, "--width", self.width, "at least 1")
+        most = NO_CLASS - 1
+        _require(1 <= self.classes <= most, "--classes", self.classes, f"1 to {most}")
+
+    def _check_classes(self) -> None:
+        """What stands for each class is there once, in the right number."""
+        count, weights = max(2, self.classes), self.recipe.class_weights
+        fits = weights in ("auto", ()) or len(weights) == count
+        _require(fits, "--class-weights", f"{len(weights)} numbers", f"{count} or auto")
+        names, values = self.class_names, self.mask_values
+        whole = len(set(names)) == len(names) == count and all(name.strip() for name in names)
+        _require(not names or whole, "--class-names", ",".join(names), f"{count} that differ")
+        whole = len(set(values)) == len(values) == count and _are_values(values)
+        expected = f"{count} that differ, 0 to 255, or all of them R:G:B"
+        _require(not values or whole, "--mask-values", _text(values), expected)
+
+
+def _are_values(values: tuple[MaskValue, ...]) -> bool:
+    """All integers, or all RGB triples, each of 0 to 255."""
+    flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
+    depths = {len(v) if isinstance(v, tuple) else 0 for v in values}
+    return depths in ({0}, {3}) and all(0 <= x <= 255 for x in flat)
+
+
+def _text(values: tuple[MaskValue, ...]) -> str:
+    """As they are written after --mask-values."""
+    texts = [":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
+    return ",".join(texts)

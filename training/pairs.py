@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..contract.errors import ImageError, UserError
-from ..contract.files import IMAGE_SUFFIXES, image_paths
-from ..contract.masks import MaskPixels, class_indices, read_mask
+from ..contract.files import IMAGE_SUFFIXES, image_paths, write_atomically
+from ..contract.masks import StoredMask, read_stored
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
@@ -19,6 +21,7 @@ MASK_ENDING = "_mask"
 """Carvana's masks are named so: fff9b3a5373f_16_mask.gif for fff9b3a5373f_16.jpg."""
 
 SHOWN_PROBLEMS = 20
+PROBLEMS = "problems.txt"
 
 LabelledImage = tuple[U8, Size, U8]
 """A network input (h, w, C), its file's (H, W) and the true class indices (H, W)."""
@@ -33,11 +36,18 @@ class Pair:
     mask: Path
 
 
-def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[str]]:
+class Problem(NamedTuple):
+    """What is wrong with the pair `name`; "" is the data as a whole. They sort by name."""
+
+    name: str
+    text: str
+
+
+def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[Problem]]:
     """Match by the path below each folder without its suffix; a mask may end in "_mask".
 
-    Return the pairs in the order of their names, and a line for each file that has no partner or
-    too many. Raises UserError when a folder is missing or empty.
+    Return the pairs in the order of their names, and a problem for each file that has no
+    partner or too many. Raises UserError when a folder is missing or empty.
     """
     image_files = _by_name(images, image_paths(images))
     mask_files: dict[str, list[Path]] = defaultdict(list)
@@ -47,7 +57,7 @@ def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[str]]:
     for name in sorted(image_files.keys() | mask_files.keys()):
         problem = _problem(image_files.get(name, []), mask_files.get(name, []))
         if problem:
-            problems.append(problem)
+            problems.append(Problem(name, problem))
         else:
             pairs.append(Pair(name, image_files[name][0], mask_files[name][0]))
     return pairs, problems
@@ -55,19 +65,19 @@ def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[str]]:
 
 def read_pair(
     pair: Pair, spec: ModelSpec, bit_depth: int | None = None
-) -> tuple[U8, Size, MaskPixels]:
-    """Read the network's input (h, w, C), the file's (H, W) and the mask's values, of that size.
+) -> tuple[U8, Size, StoredMask]:
+    """Read the network's input (h, w, C), the file's (H, W) and the mask, of that size.
 
     Raises ImageError for a file that cannot be read, and for sizes that differ.
     """
     image, size = network_input(pair.image, spec, bit_depth=bit_depth)
-    pixels = read_mask(pair.mask)
-    if pixels.shape[:2] != size:
+    mask = read_stored(pair.mask)
+    if mask.pixels.shape[:2] != size:
         raise ImageError(
             f"{pair.image} and {pair.mask} differ in size",
-            seen=f"image {_text(size)}, mask {_text(pixels.shape)}",
+            seen=f"image {_text(size)}, mask {_text(mask.pixels.shape)}",
         )
-    return image, size, pixels
+    return image, size, mask
 
 
 def checked_pairs(images: Path, masks: Path) -> list[Pair]:
@@ -79,22 +89,37 @@ def checked_pairs(images: Path, masks: Path) -> list[Pair]:
 
 def load_pair(pair: Pair, spec: ModelSpec, bit_depth: int | None = None) -> LabelledImage:
     """Read one pair to score on. Raises ImageError as read_pair does, and for unknown values."""
-    image, size, pixels = read_pair(pair, spec, bit_depth)
-    return image, size, class_indices(pixels, spec, pair.mask)
+    image, size, mask = read_pair(pair, spec, bit_depth)
+    return image, size, mask.classes(spec)
 
 
-def raise_problems(problems: list[str]) -> None:
-    """Raise one UserError with the first of them and their count, if there are any."""
-    if not problems:
+def raise_problems(problems: Iterable[Problem], folder: Path | None = None) -> None:
+    """Raise one UserError with the first of them by name and their count, if there are any.
+
+    folder: where a list that is too long is written, if it is there already.
+    """
+    texts = [problem.text for problem in sorted(set(problems))]
+    if not texts:
         return
-    lines = [f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"  … and {len(problems) - SHOWN_PROBLEMS} more")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"  - {text}" for text in texts[:SHOWN_PROBLEMS]]
+    if len(texts) > SHOWN_PROBLEMS:
+        lines.append(f"  … and {len(texts) - SHOWN_PROBLEMS} more{_kept(texts, folder)}")
+    count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
     raise UserError(
         "\n".join([f"{count} with the images and masks:", *lines]),
         expected="for each image one mask of the same name and size, with known values",
     )
+
+
+def _kept(texts: list[str], folder: Path | None) -> str:
+    """Write all of them; a disk that takes none is no reason to show none."""
+    try:
+        there = folder is not None and folder.is_dir()
+        place = folder if folder and there else Path(tempfile.mkdtemp(prefix="unetrt-"))
+        write_atomically(place / PROBLEMS, "".join(f"{text}\n" for text in texts).encode())
+    except OSError:
+        return ""
+    return f": all are in {place / PROBLEMS}"
 
 
 def _mask_paths(folder: Path) -> list[Path]:

@@ -128,6 +128,17 @@ def joined_ranks(cuda: bool) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks, before the processes are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_rank() -> int:
     """Give this process's number on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def processes_here() -> int:
+    """Give the number of processes that torchrun started on this machine, at least one."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,15 @@ class Resumed:
     options: TrainOptions
     checkpoint: Checkpoint
 
+    @property
+    def finished(self) -> bool:
+        return bool(self.checkpoint.resume.get("epoch", 0) >= self.options.recipe.epochs)
 
-def read_resumed(options: TrainOptions, path: Path) -> Resumed:
+
+def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ()) -> Resumed:
     """Read a run's folder, or its last.pth; `options` are those of this call.
 
+    given: names of those that were asked for, though they may be the defaults.
     Raises UserError for a file without that state, and for options that are not the run's.
     """
     last = path / LAST if path.is_dir() else path
@@ -43,9 +49,10 @@ def read_resumed(options: TrainOptions, path: Path) -> Resumed:
             hint=f"--load {last}   starts a new run from its weights",
         )
     stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
-    _require_same(options, stored)
+    given = {*given, *_changed(options)}
+    _require_same(options, stored, given)
     own = {name: getattr(options, name) for name in OF_THIS_CALL}
-    moved = {name: getattr(options, name) for name in DATA_FOLDERS if _given(options, name)}
+    moved = {name: getattr(options, name) for name in DATA_FOLDERS if name in given}
     return Resumed(replace(stored, **own, **moved), checkpoint)
 
 
@@ -61,6 +68,8 @@ def options_from_json(text: str) -> TrainOptions:
         weights = recipe.pop("class_weights")
         recipe["class_weights"] = weights if weights == "auto" else tuple(weights)
         raw["class_names"] = tuple(raw["class_names"])
+        values = raw.get("mask_values", ())
+        raw["mask_values"] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
         paths = [f.name for f in fields(TrainOptions) if "Path" in str(f.type)]
         raw |= {name: Path(raw[name]) for name in paths if raw[name] is not None}
         return TrainOptions(**raw, recipe=RecipeOptions(**recipe))
@@ -77,15 +86,29 @@ def data_names(data: TrainingData) -> list[str]:
     return [_name(s) for s in data.train] + ["--"] + [_name(s) for s in data.validation]
 
 
+def data_checksums(data: TrainingData) -> list[int]:
+    """Sum up what was read of each pair, in the order of `data_names`."""
+    return [s.checksum for s in data.train] + [0] + [s.checksum for s in data.validation]
+
+
 def require_same_data(data: TrainingData, resumed: Checkpoint) -> None:
-    """Raise UserError when files were added or taken away, or masks hold other values."""
+    """Raise UserError when files came, went or changed, or masks hold other values.
+
+    A checkpoint of before the checksums tells by names and sizes alone.
+    """
     names, before = data_names(data), resumed.resume["data"]
-    if data.spec == resumed.spec and names == before:
+    other = [f"{name} came or went" for name in sorted(set(names) ^ set(before))]
+    if not other and names == before:
+        sums = data_checksums(data)
+        told = zip(names, sums, resumed.resume.get("checksums", sums), strict=True)
+        other = [f"{name} has other pixels" for name, now, then in told if now != then]
+    # What the palettes look like was not always kept, and changes no class.
+    same = replace(data.spec, palette=resumed.spec.palette) == resumed.spec
+    if same and names == before and not other:
         return
-    other = sorted(set(names) ^ set(before))
     raise UserError(
         "the images or masks are not those that the run began with",
-        seen=f"{len(other)} names differ: {', '.join(other[:5])}" if other else _shape(data.spec),
+        seen=f"{len(other)} differ: {', '.join(other[:5])}" if other else _shape(data.spec),
         expected="the same files" if other else _shape(resumed.spec),
         hint="--load LAST.PTH   starts a new run from its weights",
     )
@@ -105,19 +128,33 @@ def _flat(options: TrainOptions) -> dict[str, Any]:
     return values | {f.name: getattr(recipe, f.name) for f in fields(recipe)}
 
 
-def _given(options: TrainOptions, name: str) -> bool:
-    return bool(getattr(options, name) != getattr(TrainOptions(), name))
+def _changed(options: TrainOptions) -> list[str]:
+    """Names of the options that are not the defaults: these were asked for."""
+    default = _flat(TrainOptions())
+    return [name for name, value in _flat(options).items() if value != default[name]]
 
 
-def _require_same(options: TrainOptions, stored: TrainOptions) -> None:
+def _require_same(options: TrainOptions, stored: TrainOptions, given: Collection[str]) -> None:
     """A flag may be repeated or left out; one that says something else is refused."""
-    given, run, default = _flat(options), _flat(stored), _flat(TrainOptions())
+    asked, run = _flat(options), _flat(stored)
     free = (*OF_THIS_CALL, *DATA_FOLDERS)
-    wrong = [n for n in given if n not in free and given[n] not in (default[n], run[n])]
+    wrong = [n for n in asked if n in given and n not in free and asked[n] != run[n]]
     if wrong:
         raise UserError(
             "a resumed run keeps the options that it began with",
-            seen=", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in wrong),
-            expected=", ".join(f"{run[name]}" for name in wrong),
+            seen=", ".join(flag_text(name, asked[name]) for name in wrong),
+            expected=", ".join(flag_text(name, run[name]) for name in wrong),
             hint="leave them out, or start a new run from the weights with --load",
         )
+
+
+def flag_text(name: str, value: object) -> str:
+    """The flag as it is written."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    if value is None or value is False or value == ():
+        return f"no {flag}"
+    if isinstance(value, tuple):
+        return f"{flag} {','.join(map(str, value))}"
+    return f"{flag} {value}"

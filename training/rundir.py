@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / LAST
 
     @property
+    def result(self) -> Path:
+        """best.pth; last.pth where that is gone, as when last.pth alone was moved."""
+        return self.best if self.best.exists() else self.last
+
+    @property
     def metrics(self) -> Path:
         return self.path / METRICS
 

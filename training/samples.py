@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +13,18 @@ from typing import TypeAlias
 
 import torch
 
-from ..contract.errors import ImageError, UserError
+from ..contract.errors import ImageError
 from ..contract.log import log
-from ..contract.masks import class_indices, read_mask
+from ..contract.masks import true_classes
 from ..contract.progress import show_progress
 from ..contract.resize import resize_mask
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .options import TrainOptions
-from .pairs import Pair, match_pairs, raise_problems, read_pair
-from .values import spec_from_masks
+from .pairs import Pair, Problem, match_pairs, raise_problems, read_pair
+from .ranks import processes_here
+from .values import Found, spec_from_masks
 
 Labelled: TypeAlias = tuple[U8, U8]
 """image (h, w, C) and truth (h, w), both of the network's size."""
@@ -33,6 +36,7 @@ class Sample:
 
     input_size: of image and truth as the network takes them; size: of the file.
     held: both in memory, or None where they did not fit and are read each time.
+    checksum: of image and truth as they were read.
     """
 
     pair: Pair
@@ -41,6 +45,7 @@ class Sample:
     size: Size
     bit_depth: int | None = None
     held: Labelled | None = None
+    checksum: int = 0
 
     def load(self) -> Labelled:
         """Give image uint8 (h, w, C) and truth uint8 (h, w) of `input_size`."""
@@ -50,7 +55,7 @@ class Sample:
         """Class indices (H, W) at the file's own size, read again unless it is the network's."""
         if self.input_size == self.size:
             return self.load()[1]
-        return class_indices(read_mask(self.pair.mask), self.spec, self.pair.mask)
+        return true_classes(self.pair.mask, self.spec)
 
 
 class _Held:
@@ -74,9 +79,12 @@ class _Held:
 
 @dataclass(frozen=True)
 class TrainingData:
+    """warnings: of what can be trained on, but will not be learnt well."""
+
     spec: ModelSpec
     train: list[Sample]
     validation: list[Sample]
+    warnings: tuple[str, ...] = ()
 
 
 def load_training_data(
@@ -88,74 +96,110 @@ def load_training_data(
     Raises one UserError that lists every problem of every file.
     """
     train, validation, problems = _matched(options)
-    spec, value_problems = spec_from_masks(options, start, [*train, *validation])
     pairs = [*train, *validation]
-    read = partial(_sample, spec=spec, bit_depth=options.bit_depth, known=not value_problems)
-    results: list[Sample | str] = []
-    held = _Held(half_of_memory() if memory is None else memory)
+    found = spec_from_masks(options, start, train, validation)
+    results = _read_all(pairs, options, found, half_of_memory() if memory is None else memory)
+    told = {problem.name for problem in found.problems}
+    problems += found.problems
+    problems += [r for r in results if isinstance(r, Problem) and r.name not in told]
+    samples = [result for result in results if isinstance(result, Sample)]
+    crop, warnings = _crop_problems(options.crop, samples[: len(train)])
+    raise_problems(problems + crop, options.out)
+    warnings = [*found.warnings, *warnings]
+    return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
+
+
+def _read_all(
+    pairs: Sequence[Pair], options: TrainOptions, found: Found, memory: int
+) -> list[Sample | Problem]:
+    read = partial(_sample, spec=found.spec, bit_depth=options.bit_depth, known=found.known)
+    results: list[Sample | Problem] = []
+    held = _Held(memory)
     with show_progress("read", len(pairs)) as advance:
         # A few ahead, not all: what does not fit is dropped as soon as it was checked.
         for result in map_ahead(read, pairs, os.cpu_count() or 1):
-            results.append(result if isinstance(result, str) else held.kept(result))
+            results.append(held.kept(result) if isinstance(result, Sample) else result)
             advance(1)
-    problems += [result for result in results if isinstance(result, str)]
-    raise_problems(problems + value_problems)
     held.tell()
-    samples = [result for result in results if isinstance(result, Sample)]
-    return TrainingData(spec, samples[: len(train)], samples[len(train) :])
+    return results
 
 
-def _matched(options: TrainOptions) -> tuple[list[Pair], list[Pair], list[str]]:
+def _matched(options: TrainOptions) -> tuple[list[Pair], list[Pair], list[Problem]]:
     """Pairs to train on, pairs to score on, and what does not match."""
     pairs, problems = match_pairs(options.images, options.masks)
     if options.val_images is None or options.val_masks is None:
-        if problems:
-            return pairs, [], problems
-        return *_split(pairs, options.validation, options.seed), problems
+        count = int(len(pairs) * options.validation / 100)
+        if not 0 < count < len(pairs):
+            return pairs, [], [*problems, _too_few(len(pairs), options.validation)]
+        return *_split(pairs, count, options.seed), problems
     val_pairs, val_problems = match_pairs(options.val_images, options.val_masks)
     return pairs, val_pairs, problems + val_problems
 
 
-def _split(pairs: list[Pair], percent: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Keep `percent` of the pairs back, drawn by `seed`; UserError when that is none or all."""
-    count = int(len(pairs) * percent / 100)
-    if not 0 < count < len(pairs):
-        needed = max(2, math.ceil(100 / percent))
-        raise UserError(
-            f"too few images to keep {percent:g} % back for validation",
-            seen=f"{len(pairs)} pairs",
-            expected=f"at least {needed}",
-            hint="a higher --validation, or --val-images DIR --val-masks DIR",
-        )
+def _too_few(count: int, percent: float) -> Problem:
+    needed = max(2, math.ceil(100 / percent))
+    few = f"too few images to keep {percent:g} % back for validation"
+    remedy = "a higher --validation, or --val-images DIR --val-masks DIR"
+    return Problem("", f"{few}: {count} pairs, expected at least {needed}; {remedy}")
+
+
+def _split(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Keep `count` of the pairs back, drawn by `seed`."""
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
     kept, back = sorted(order[count:]), sorted(order[:count])
     return [pairs[i] for i in kept], [pairs[i] for i in back]
 
 
-def _sample(pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool) -> Sample | str:
+def _crop_problems(crop: int | None, train: Sequence[Sample]) -> tuple[list[Problem], list[str]]:
+    """An error where no image reaches the square in any direction, a warning where most do not."""
+    largest = max((max(sample.input_size) for sample in train), default=crop or 0)
+    if crop is None or not train:
+        return [], []
+    if crop > largest:
+        large = f"--crop {crop} is larger than every image"
+        seen = f"at --scale they have up to {largest} pixels a side"
+        return [Problem("", f"{large}: {seen}; a smaller --crop, or none")], []
+    short = sum(crop > min(sample.input_size) for sample in train)
+    text = f"{short} of {len(train)} images are smaller than --crop {crop} and are padded to it"
+    return [], [text] if 2 * short > len(train) else []
+
+
+def _sample(pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool) -> Sample | Problem:
     """Return a sample, or what is wrong; `known`: the spec's mask values are those of the masks."""
     try:
         held, size = _read(pair, spec, bit_depth, known)
     except ImageError as error:
         expected = f", expected {error.expected}" if error.expected is not None else ""
-        return error.reason + expected
-    shape = held[1].shape[0], held[1].shape[1]
-    return Sample(pair=pair, spec=spec, input_size=shape, size=size, bit_depth=bit_depth, held=held)
+        hint = f"; {error.hint}" if error.hint else ""
+        return Problem(pair.name, error.reason + expected + hint)
+    image, truth = held
+    return Sample(
+        pair=pair,
+        spec=spec,
+        input_size=(truth.shape[0], truth.shape[1]),
+        size=size,
+        bit_depth=bit_depth,
+        held=held,
+        checksum=zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes())),
+    )
 
 
 def _read(
     pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool = True
 ) -> tuple[Labelled, Size]:
-    image, size, pixels = read_pair(pair, spec, bit_depth)
-    truth = class_indices(pixels, spec, pair.mask) if known else pixels
+    image, size, mask = read_pair(pair, spec, bit_depth)
+    truth = mask.classes(spec) if known else mask.pixels
     return (image, resize_mask(truth, spec.input_size(size))), size
 
 
 def half_of_memory() -> int:
-    """Bytes of half the machine's memory, or of what its container may take; 4 GiB if unknown."""
+    """Bytes of half the machine's memory, or of what its container may take; 4 GiB if unknown.
+
+    Each process on a machine holds the images for itself: it has its part of that half.
+    """
     if not hasattr(os, "sysconf"):
-        return 4 << 30
+        return (4 << 30) // processes_here()
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
-    return min(total, int(text) if text.isdigit() else total) // 2
+    return min(total, int(text) if text.isdigit() else total) // 2 // processes_here()

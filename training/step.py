@@ -23,11 +23,17 @@ class NotFiniteError(Exception):
     """The step was not taken: weights and running statistics are those of before it."""
 
 
-def amp_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device computes in it; else float16 on a GPU, None (fp32) on a CPU."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if able else torch.float16
+    return torch.bfloat16 if cpu_computes_bf16() else None
+
+
+def cpu_computes_bf16() -> bool:
+    """Elsewhere PyTorch emulates bfloat16, many times slower than it computes in fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,10 @@ class Stepper:
         self._device = next(net.parameters()).device
         # float16 overflows above 65504: its loss is scaled to what its gradients can hold.
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=options.amp == torch.float16)
+
+    @property
+    def amp(self) -> bool:
+        return self._options.amp is not None
 
     def step(self, batch: Batch) -> tuple[float, bool]:
         """Return the loss, and whether the weights were moved: float16 skips an overflow.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,33 @@ from .samples import Sample
 from .validate import predict_masks
 
 PROJECT = "unetrt"
+KEY_HINT = "wandb login   or, to write below the run's folder only, WANDB_MODE=offline"
 SHOWN = 4
 """Validation images whose masks are logged."""
 
 
 def require_wandb() -> None:
-    """Raise UserError, before any work is done, where the package is missing."""
+    """Raise UserError, before any work is done, where the package or its key is missing.
+
+    On a terminal wandb asks for the key.
+    """
     if not is_installed("wandb"):
         raise UserError("--wandb needs the package wandb", hint="pip install 'unetrt[wandb]'")
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
+        return
+    wandb: Any = importlib.import_module("wandb")
+    with _told(wandb):
+        wandb.login(verify=False)
+
+
+@contextmanager
+def _told(wandb: Any) -> Iterator[None]:
+    """Turn what wandb raises for its settings, its key and its server into a UserError."""
+    try:
+        yield
+    except (wandb.errors.Error, ValueError) as error:
+        seen = str(error).splitlines()[0]
+        raise UserError("wandb does not start", seen=seen, hint=KEY_HINT) from error
 
 
 class Tracker:
@@ -38,9 +59,11 @@ class Tracker:
         """run_id: of the run that goes on; None starts one."""
         self._wandb: Any = importlib.import_module("wandb")
         config = asdict(options)
-        self._run: Any = self._wandb.init(
-            project=PROJECT, name=folder.name, dir=folder, config=config, id=run_id, resume="allow"
-        )
+        name = folder.name
+        with _told(self._wandb):
+            self._run: Any = self._wandb.init(
+                project=PROJECT, name=name, dir=folder, config=config, id=run_id, resume="allow"
+            )
 
     @property
     def run_id(self) -> str:

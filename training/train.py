@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..contract.errors import UserError
+from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import TrainOptions
-from .ranks import Ranks, joined_ranks, local_rank
+from .ranks import Ranks, is_first, joined_ranks, local_rank
 from .report import Reporter
 from .resume import Resumed, read_resumed, require_same_data
 from .rundir import RunFolder
@@ -21,15 +23,19 @@ from .trainer import Trainer
 from .unet import UNet
 
 
-def train(options: TrainOptions) -> Path:
+def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train and return the path of the best checkpoint by foreground mIoU on validation.
 
+    given: names of the options that were asked for, though they may be the defaults: a resumed
+    run refuses those that are not its own. Where best.pth is gone, last.pth is returned.
     Raises UserError for options or data that do not fit, before the first epoch, and for a loss
     that is not finite. Ctrl-C and SIGTERM leave last.pth first, then raise KeyboardInterrupt.
     """
-    resumed = read_resumed(options, options.resume) if options.resume else None
+    resumed = read_resumed(options, options.resume, given) if options.resume else None
     options = resumed.options if resumed else options
-    if options.wandb:
+    if resumed and resumed.finished:
+        return _finished(options)
+    if options.wandb and is_first():
         require_wandb()
     device = device_from_name(options.device)
     with joined_ranks(device.type == "cuda") as ranks:
@@ -50,11 +56,23 @@ def _train(
     state = resumed.checkpoint.resume if resumed else {}
     if ranks.first:
         folder.create(state.get("epoch", 0))
+        for warning in data.warnings:
+            log.warning(warning)
     reporter = _reporter(options, data, folder, state, ranks.first)
     trainer = Trainer(options, data, net, folder, reporter, ranks)
     if resumed:
         trainer.load_state(state)
     return trainer.run()
+
+
+def _finished(options: TrainOptions) -> Path:
+    folder = RunFolder(options.out, resumed=True)
+    if is_first():
+        log.info(
+            f"the run in {folder.path} is already finished, all {options.recipe.epochs} epochs; "
+            f"unetrt train --load {folder.last} …   starts a new one from its weights"
+        )
+    return folder.result
 
 
 def _start(options: TrainOptions) -> Checkpoint | None:

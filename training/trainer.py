@@ -23,7 +23,7 @@ from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
 from .ranks import Ranks, join_norms
 from .report import EpochResult, Reporter
-from .resume import data_names, options_to_json
+from .resume import data_checksums, data_names, options_to_json
 from .rundir import RunFolder
 from .samples import TrainingData
 from .step import NotFiniteError, StepOptions, Stepper, amp_dtype
@@ -33,6 +33,8 @@ from .weights import loss_from_recipe
 
 GOLDEN_IMAGES = 4
 MOST_WORKERS = 4
+FEW_STEPS = 1000
+"""One cycle of the rate in fewer steps is over before much is learnt."""
 
 
 @dataclass
@@ -74,12 +76,21 @@ class Trainer:
         )
         step_options = StepOptions(
             loss=loss_from_recipe(recipe, data.spec, data.train),
-            amp=amp_dtype(self._device) if options.amp else None,
+            amp=self._amp(),
         )
         joined = MaskNet(ranks.wrapped(net), data.spec)
         self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
         self._at = Position()
         self._interrupts = Interrupts()
+        self._data_state = {"data": data_names(data), "checksums": data_checksums(data)}
+
+    def _amp(self) -> torch.dtype | None:
+        if not self._options.amp:
+            return None
+        found = amp_dtype(self._device)
+        if found is None and self._ranks.first:
+            log.warning("this processor has no bfloat16: --amp changes nothing, fp32 is faster")
+        return found
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what last.pth holds beside the weights."""
@@ -92,6 +103,7 @@ class Trainer:
         """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped."""
         if self._ranks.first:
             self._reporter.describe(self._masknet, str(self._device))
+            self._warn_of_recipe()
         try:
             with self._interrupts:
                 while self._at.epoch < self._options.recipe.epochs:
@@ -103,13 +115,28 @@ class Trainer:
         finally:
             if self._ranks.first:
                 self._reporter.close()
-        return self._folder.best
+        return self._folder.result
+
+    def _warn_of_recipe(self) -> None:
+        recipe, batches = self._options.recipe, len(self._batches)
+        steps = recipe.epochs * batches
+        if recipe.schedule == "onecycle" and steps < FEW_STEPS and self._at.step == 0:
+            log.warning(
+                f"{steps} steps in all, {batches} an epoch, are few for one cycle of the rate: "
+                f"--epochs {-(-FEW_STEPS // batches)} gives {FEW_STEPS:,}"
+            )
+        if recipe.batch_size < self._ranks.world:
+            log.warning(
+                f"--batch-size {recipe.batch_size} is below the number of processes, "
+                f"{self._ranks.world}: images are repeated so that each process has one"
+            )
 
     def _run_epoch(self) -> None:
         start, skipped = time.perf_counter(), self._at.batch
         self._train_epoch()
         self._require_finite_weights()
         step_seconds = time.perf_counter() - start
+        self._write_last()  # what was learnt is kept, whatever becomes of the validation
         rate = self._schedule.rate
         scores = self._validate()
         count = len(self._batches)
@@ -126,8 +153,9 @@ class Trainer:
         )
         if self._ranks.first:
             self._reporter.tell(result, self._options.recipe.epochs, self._masknet)
-        self._schedule.end_epoch(scores.foreground_miou or 0.0)
-        self._keep(scores.foreground_miou or 0.0)
+        if scores.foreground_miou is not None:
+            self._schedule.end_epoch(scores.foreground_miou)
+        self._keep(scores.foreground_miou)
 
     def _train_epoch(self) -> None:
         self._masknet.train()
@@ -173,15 +201,26 @@ class Trainer:
         return UserError(
             f"{what} is not finite at {place}; {kept}",
             seen=seen,
-            hint="a lower --learning-rate, or without --amp",
+            hint=self._hint_to_go_on(),
         )
+
+    def _hint_to_go_on(self) -> str:
+        """--resume keeps the run's rate: the weights are what a new run can start from."""
+        rate = f"-l {self._options.recipe.learning_rate / 10:g}"
+        amp = ", without --amp" if self._stepper.amp else ""
+        if not self._folder.last.exists():
+            return f"unetrt train {rate} …   a lower rate{amp}"
+        return f"unetrt train --load {self._folder.last} {rate} …   a lower rate{amp}"
 
     def _progress(self, work: str, count: int) -> AbstractContextManager[Advance]:
         return show_progress(work, count, "steps") if self._ranks.first else nullcontext(_silent)
 
-    def _keep(self, score: float) -> None:
-        if score > self._at.best:
-            self._at.best = score
+    def _keep(self, score: float | None) -> None:
+        """Without a score best.pth is the last epoch's, until there is one."""
+        if score is None and self._ranks.first:
+            log.warning("no foreground in the validation's truth nor prediction: no score")
+        if self._at.best < 0 if score is None else score > self._at.best:
+            self._at.best = self._at.best if score is None else score
             if self._ranks.first:
                 write_checkpoint(self._folder.best, self._checkpoint())
         self._write_last()
@@ -195,7 +234,7 @@ class Trainer:
             "scheduler": self._schedule.state_dict(),
             "scaler": self._stepper.scaler.state_dict(),
             "options": options_to_json(self._options),
-            "data": data_names(self._data),
+            **self._data_state,
             "wandb": self._reporter.run_id,
             **asdict(self._at),
         }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.metrics import ConfusionMatrix
 from ..contract.progress import show_progress
@@ -29,8 +30,10 @@ def validate(
     """Count every pixel of every mask, at its file's size, in one matrix over all ranks.
 
     check: called between batches, to stop by raising.
+    Raises UserError where the memory does not suffice for one image.
     """
     ranks = ranks or Ranks()
+    fitting = _Fitting(masknet)
     matrix = ConfusionMatrix(masknet.spec.mask_classes)
     own, training = ranks.share(samples), masknet.training
     masknet.eval()
@@ -39,7 +42,7 @@ def validate(
             if check is not None:
                 check()
             images = [sample.load()[0] for sample in batch]
-            predicted = predict_masks(masknet, images, batch[0].size)
+            predicted = fitting.masks(images, batch[0].size)
             for sample, mask in zip(batch, predicted, strict=True):
                 matrix.update(sample.full_truth(), mask)
             advance(len(batch))
@@ -47,6 +50,35 @@ def validate(
     device = next(masknet.parameters()).device
     matrix.counts = ranks.total(torch.from_numpy(matrix.counts).to(device)).cpu().numpy()
     return matrix
+
+
+class _Fitting:
+    """Predicts as many images at once as the memory takes: half as many each time it does not."""
+
+    def __init__(self, masknet: MaskNet) -> None:
+        self._masknet, self._most = masknet, 0
+
+    def masks(self, images: Sequence[U8], size: Size) -> list[U8]:
+        done: list[U8] = []
+        while len(done) < len(images):
+            part = images[len(done) : len(done) + (self._most or len(images))]
+            try:
+                done += list(predict_masks(self._masknet, part, size))
+            except torch.OutOfMemoryError as error:
+                self._halve(len(part), error)
+        return done
+
+    def _halve(self, count: int, error: torch.OutOfMemoryError) -> None:
+        seen = str(error).splitlines()[0]
+        if count == 1:
+            raise UserError(
+                "a validation image does not fit into the memory of the GPU",
+                seen=seen,
+                hint="a smaller --scale, or smaller validation images",
+            ) from error
+        self._most = count // 2
+        log.warning(f"out of memory in validation: from here on {self._most} images at once")
+        torch.cuda.empty_cache()
 
 
 def predict_masks(masknet: MaskNet, images: Sequence[U8], size: Size) -> U8:

@@ -3,72 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..contract.errors import ImageError
-from ..contract.masks import mask_values_from_files
+from ..contract.masks import JPEG_HINT, is_jpeg
 from ..contract.spec import MaskValue, ModelSpec
+from ..contract.types import NO_CLASS
+from .mask_files import MaskFile, MaskSet, Values, read_mask_set
 from .options import TrainOptions
-from .pairs import Pair
+from .pairs import Pair, Problem
+
+SHOWN_VALUES = 12
+SHOWN_FILES = 3
+FEW_FILES = 3
+"""Below so many files it says nothing that a value is in one of them only."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """known: the spec's mask values are those of the masks. warnings: of what trains, but badly."""
+
+    spec: ModelSpec
+    known: bool
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def spec_from_masks(
-    options: TrainOptions, start: ModelSpec | None, pairs: Sequence[Pair]
-) -> tuple[ModelSpec, list[str]]:
+    options: TrainOptions,
+    start: ModelSpec | None,
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+) -> Found:
     """Make the spec with the values that the masks hold; or with none of them, and say why."""
-    values = _mask_values([pair.mask for pair in pairs], options.ignore_index)
-    names = options.class_names
-    if start is not None and set(values) <= set(start.mask_values):
-        values = start.mask_values
-        names = names or start.class_names
-    problems = []
-    if len(values) != max(2, options.classes):
-        problems.append(_value_problem(values, options, pairs))
-        values = ()
-    spec = ModelSpec(
+    wanted = options.mask_values or (start.mask_values if start else ())
+    masks = read_mask_set([*train, *validation], frozenset(wanted))
+    ignored = _ignored(options)
+    values = _chosen(options, start, masks.values() - ignored)
+    known = len(values) == max(2, options.classes)
+    problems = list(masks.problems)
+    if not known and not problems:
+        problems.append(_count_problem(masks, values, options))
+    spec = _spec(options, start, values if known else (), masks)
+    if not known or not masks.files:
+        return Found(spec, known, problems)
+    parts = _Parts(masks, spec, ignored, set(train))
+    problems += _unknown(masks, spec, ignored) + parts.problems()
+    counted = not options.mask_values and values != tuple(range(len(values)))
+    return Found(spec, known, problems, [] if problems else parts.warnings(counted))
+
+
+def _spec(
+    options: TrainOptions, start: ModelSpec | None, values: Sequence[MaskValue], masks: MaskSet
+) -> ModelSpec:
+    same = start if start is not None and tuple(values) == start.mask_values else None
+    palette = same.palette if same and not masks.palette and not masks.by_colour else masks.palette
+    return ModelSpec(
         channels=options.channels,
         classes=options.classes,
-        class_names=names,
-        mask_values=values,
+        class_names=options.class_names or (same.class_names if same else ()),
+        mask_values=tuple(values),
         width=options.width,
         bilinear=options.bilinear,
         scale=options.scale,
         ignore_index=options.ignore_index,
+        palette=palette,
     )
-    return spec, problems
 
 
-def _mask_values(paths: Sequence[Path], ignored: int | None) -> tuple[MaskValue, ...]:
-    """Collect the values of all masks that can be read, without the ignored one."""
-    try:
-        values = mask_values_from_files(paths)
-    except ImageError:
-        readable = [path for path in paths if _values_or_none(path) is not None]
-        if len(readable) == len(paths):
-            raise
-        values = mask_values_from_files(readable)
-    return tuple(v for v in values if v not in (ignored, (ignored,) * 3))
+def _ignored(options: TrainOptions) -> Values:
+    value = options.ignore_index
+    return frozenset(() if value is None else (value, (value,) * 3))
 
 
-def _values_or_none(path: Path) -> tuple[MaskValue, ...] | None:
-    try:
-        return mask_values_from_files([path])
-    except ImageError:
-        return None
+def _chosen(options: TrainOptions, start: ModelSpec | None, found: Values) -> tuple[MaskValue, ...]:
+    """Those that were named; those of the start; the numbers of the classes; else those found."""
+    count = max(2, options.classes)
+    if options.mask_values:
+        return options.mask_values
+    if start is not None and found <= set(start.mask_values):
+        return start.mask_values
+    if found and all(isinstance(v, int) and v < count for v in found):
+        return tuple(range(count))
+    return tuple(sorted(found, key=_sort_key))
 
 
-def _value_problem(
-    values: Sequence[MaskValue], options: TrainOptions, pairs: Sequence[Pair]
-) -> str:
-    """Name each value with the files that hold it, rare ones by name."""
-    holders: dict[MaskValue, list[Path]] = {value: [] for value in values}
-    for pair in pairs:
-        for value in set(_values_or_none(pair.mask) or ()) & holders.keys():
-            holders[value].append(pair.mask)
-    shown = sorted(holders.items(), key=lambda item: -len(item[1]))
-    listed = [f"{v} in {files[0] if len(files) == 1 else len(files)}" for v, files in shown[:12]]
-    more = f" … ({len(values)} values)" if len(values) > 12 else ""
-    return (
-        f"the masks hold {len(values)} values, --classes {options.classes} needs "
-        f"{max(2, options.classes)}: value in files: {', '.join(listed)}{more}"
+def _sort_key(value: MaskValue) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _count_problem(masks: MaskSet, values: Sequence[MaskValue], options: TrainOptions) -> Problem:
+    """Name each value with files that hold it, the rarest first: it is the one to look for."""
+    holders = {v: [f.pair.mask for f in masks.files if v in f.values] for v in values}
+    shown = sorted(holders.items(), key=lambda item: (len(item[1]), _sort_key(item[0])))
+    listed = [f"{value} in {named(files)}" for value, files in shown[:SHOWN_VALUES]]
+    more = f" … ({len(values)} values)" if len(values) > SHOWN_VALUES else ""
+    jpeg = f"; {JPEG_HINT}" if any(is_jpeg(file.pair.mask) for file in masks.files) else ""
+    held = f"the masks hold {len(values)} values"
+    if len(values) >= NO_CLASS:
+        held = "the masks hold more values than there can be classes" + f", {len(values)}"
+    text = (
+        f"{held}, --classes {options.classes} needs {max(2, options.classes)}: "
+        f"{'; '.join(listed) or 'none'}{more}; --mask-values names those of the classes, "
+        f"--ignore-index one that is none{jpeg}"
     )
+    return Problem("", text)
+
+
+def named(files: Sequence[Path]) -> str:
+    """The first three, and how many more."""
+    more = f" (+{len(files) - SHOWN_FILES})" if len(files) > SHOWN_FILES else ""
+    return ", ".join(map(str, files[:SHOWN_FILES])) + more
+
+
+def _unknown(masks: MaskSet, spec: ModelSpec, ignored: Values) -> list[Problem]:
+    """Values of palette files that were taken by colour: no reader of one file alone sees them."""
+    found = []
+    for file in masks.files if masks.by_colour else ():
+        others = sorted(file.values - set(spec.mask_values) - ignored, key=_sort_key)
+        if file.colours and others:
+            text = f"{file.pair.mask} holds colours that no class has: "
+            listed = ", ".join(map(str, others[:SHOWN_VALUES]))
+            found.append(Problem(file.pair.name, f"{text}{listed}, expected {spec.mask_values}"))
+    return found
+
+
+class _Parts:
+    """Which class has pixels in which files of training and of validation."""
+
+    def __init__(self, masks: MaskSet, spec: ModelSpec, ignored: Values, train: set[Pair]) -> None:
+        self._spec = spec
+        self._train: list[tuple[Path, Values]] = []
+        self._validation: list[tuple[Path, Values]] = []
+        for file in masks.files:
+            part = self._train if file.pair in train else self._validation
+            part.append((file.pair.mask, _as_classes(file, spec) - ignored))
+
+    def problems(self) -> list[Problem]:
+        held = Values().union(*(values for _, values in self._train))
+        found = []
+        if self._train and len(held) < 2:
+            only = f"nothing but {self._told(min(held, key=_sort_key))}" if held else "no class"
+            found.append(Problem("", f"the training masks hold {only}: there is nothing to learn"))
+        if self._validation and not any(values for _, values in self._validation):
+            text = "no pixel of the validation masks is of a class: there is nothing to score on"
+            found.append(Problem("", text))
+        return found
+
+    def warnings(self, counted: bool) -> list[str]:
+        """counted: the values are classes only because their number is that of the classes."""
+        found = []
+        for value in self._spec.mask_values:
+            told, files = self._told(value), self._holders(self._train, value)
+            if not files:
+                others = self._holders(self._validation, value)
+                seen = f"; it is in {named(others)} of the validation" if others else ""
+                absent = f"no training mask has a pixel of {told}"
+                found.append(f"{absent}: it cannot be learnt{seen}")
+            elif counted and len(files) == 1 and len(self._train) >= FEW_FILES:
+                alone = f"{told} is in one training mask only, {files[0]}"
+                remedy = "correct it, or name the values of the classes by --mask-values"
+                found.append(f"{alone}: if it is a stray value, {remedy}")
+        return found + self._of_validation()
+
+    def _of_validation(self) -> list[str]:
+        background = self._spec.mask_values[0]
+        foreground = any(values - {background} for _, values in self._validation)
+        if foreground or not self._validation:
+            return []
+        return ["no validation mask has a pixel of the foreground: no epoch has a score of worth"]
+
+    def _told(self, value: MaskValue) -> str:
+        name = self._spec.class_names[self._spec.mask_values.index(value)]
+        return f"value {value} ({name})"
+
+    def _holders(self, part: Sequence[tuple[Path, Values]], value: MaskValue) -> list[Path]:
+        return [path for path, values in part if value in values]
+
+
+def _as_classes(file: MaskFile, spec: ModelSpec) -> Values:
+    """A 1-bit file holds the two classes of two, whatever their values."""
+    if file.one_bit and spec.mask_classes == 2:
+        return frozenset(spec.mask_values[int(bit)] for bit in file.values if isinstance(bit, int))
+    return file.values

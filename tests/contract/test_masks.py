@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from unetrt.contract.errors import ImageError, UserError
-from unetrt.contract.masks import class_indices, mask_pixels, mask_values_from_files, read_mask
+from unetrt.contract.errors import ImageError
+from unetrt.contract.masks import class_indices, mask_pixels, read_mask, true_classes
 from unetrt.contract.spec import MaskValue, ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 
@@ -200,6 +200,8 @@ def test_an_index_without_a_class_is_not_written() -> None:
         (np.array([[0.0, 1.0]]), "float64"),
         (np.zeros((2, 2, 2, 2), np.uint8), "shape"),
         (np.zeros((0, 3), np.uint8), "shape"),
+        (np.zeros((4, 5, 2), np.uint8), "shape"),
+        (np.zeros((4, 5, 4), np.uint8), "shape"),
         (np.array([["a"]]), "not a mask"),
     ],
 )
@@ -222,36 +224,58 @@ def test_files_that_are_no_mask(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_values_over_files_are_sorted(tmp_path: Path) -> None:
-    paths = [
-        written(tmp_path, Image.fromarray(np.array([row], np.uint8)), f"{i}.png")
-        for i, row in enumerate([[7, 0], [255, 7], [100, 100]])
-    ]
-    paths.append(written(tmp_path, Image.new("RGB", (2, 2), (3, 3, 3)), "grey.png"))
-    assert mask_values_from_files(paths) == (0, 3, 7, 100, 255)
+def test_planes_of_an_array_are_a_mask(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    values = np.hstack([VALUES, VALUES])
+    for array in (values[:, :, None], values[None]):
+        np.save(path, array)
+        np.testing.assert_array_equal(read_mask(path), values)
+    colours = mask_pixels(VALUES, COLOUR_SPEC)
+    np.save(path, colours)
+    np.testing.assert_array_equal(read_mask(path), colours)
 
 
-def test_values_with_colours_are_triples(tmp_path: Path) -> None:
-    paths = [
-        written(tmp_path, Image.new("RGB", (2, 2), colour), f"{i}.png")
-        for i, colour in enumerate([(0, 9, 1), (0, 0, 0), (0, 1, 200)])
-    ]
-    assert mask_values_from_files(paths) == ((0, 0, 0), (0, 1, 200), (0, 9, 1))
-    ModelSpec(classes=3, mask_values=mask_values_from_files(paths))
-    grey = written(tmp_path, Image.new("L", (2, 2)), "grey.png")
-    with pytest.raises(ImageError, match=r"grey\.png holds single values"):
-        mask_values_from_files([*paths, grey])
+def gif(folder: Path, values: Any) -> Path:
+    """As Pillow writes it: colours are numbered in the order of their occurrence."""
+    name = "-".join(map(str, np.unique(values))) + ".gif"
+    return written(folder, Image.fromarray(np.array(values, np.uint8)), name)
 
 
-def test_values_of_one_bit_files(tmp_path: Path) -> None:
-    black = written(tmp_path, Image.new("1", (2, 2)), "black.png")
-    assert mask_values_from_files([black]) == (0, 1)
-    grey = written(tmp_path, Image.fromarray(np.array([[0, 255]], np.uint8)), "grey.png")
-    assert mask_values_from_files([black, grey]) == (0, 255)
+def test_a_gif_of_one_colour_is_of_the_class_of_that_colour(tmp_path: Path) -> None:
+    """Its index is 0 always: the spec's grey values tell, or the palette that was trained on."""
+    white, both = gif(tmp_path, [[255, 255]]), gif(tmp_path, [[0, 255]])
+    assert read_mask(white).tolist() == [[0, 0]]
+    greys = ModelSpec(mask_values=(0, 255))
+    indices = ModelSpec(palette=((0, 0, 0, 0), (1, 255, 255, 255)))
+    for spec in (greys, indices):
+        assert true_classes(white, spec).tolist() == [[1, 1]]
+        assert true_classes(both, spec).tolist() == [[0, 1]]
+    assert true_classes(both, ModelSpec()).tolist() == [[0, 1]]
+    with pytest.raises(ImageError, match="of one colour, and says not of which class"):
+        true_classes(white, ModelSpec())
+    with pytest.raises(ImageError, match="no class"):
+        true_classes(gif(tmp_path, [[100, 100]]), greys)
 
 
-def test_too_many_values_are_an_error(tmp_path: Path) -> None:
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path = written(tmp_path, Image.fromarray(ramp), "a.png")
-    with pytest.raises(UserError, match="256 values"):
-        mask_values_from_files([path])
+def test_palettes_of_colours_are_indices_unless_the_classes_are_colours(tmp_path: Path) -> None:
+    voc = (0, 0, 0), (128, 0, 0), (0, 128, 0)
+    image = Image.fromarray(VALUES % 3)
+    image.putpalette([x for colour in voc for x in colour])
+    path = written(tmp_path, image, "a.png")
+    for spec in (ModelSpec(classes=3), ModelSpec(classes=3, mask_values=voc)):
+        np.testing.assert_array_equal(true_classes(path, spec), VALUES % 3)
+    sparse = Image.fromarray(np.array([[0, 7]], np.uint8))
+    sparse.putpalette([x for i in range(8) for x in ((128,) * 3 if i == 7 else (0, 0, 0))])
+    spec = ModelSpec(mask_values=(0, 7))
+    assert true_classes(written(tmp_path, sparse, "b.png"), spec).tolist() == [[0, 1]]
+
+
+def test_another_palette_than_that_of_the_training_is_read_by_colour(tmp_path: Path) -> None:
+    spec = ModelSpec(classes=3, palette=((0, 0, 0, 0), (1, 9, 0, 0), (2, 0, 9, 0)))
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([0, 9, 0, 9, 0, 0, 0, 0, 0])
+    assert true_classes(written(tmp_path, image, "a.png"), spec).tolist() == [[2, 1, 0]]
+    image.putpalette([0, 9, 0, 9, 0, 0, 5, 5, 5])
+    with pytest.raises(ImageError, match="another palette") as caught:
+        true_classes(written(tmp_path, image, "b.png"), spec)
+    assert "index 2 is (5, 5, 5)" in str(caught.value)

@@ -36,6 +36,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         resize=draw(st.sampled_from(["area", "pil-bicubic"])),
         threshold=draw(st.floats(0.01, 0.99)),
         ignore_index=draw(st.none() | BYTES),
+        palette=tuple(draw(st.lists(st.tuples(BYTES, BYTES, BYTES, BYTES), max_size=3))),
     )
 
 
@@ -95,6 +96,8 @@ BAD: list[tuple[str, Any]] = [
     ("ignore_index", 256),
     ("ignore_index", -1),
     ("ignore_index", 1.5),
+    ("palette", ((0, 1, 2),)),
+    ("palette", ((0, 1, 2, 256),)),
 ]
 
 
@@ -118,6 +121,10 @@ def test_a_wrong_field_in_json_is_a_user_error(field: str, value: Any) -> None:
 def test_what_is_no_spec_is_a_user_error(text: str) -> None:
     with pytest.raises(UserError, match="spec"):
         ModelSpec.from_json(text)
+
+
+def test_a_spec_without_a_palette_says_nothing_of_one() -> None:
+    assert "palette" not in json.loads(ModelSpec().to_json())
 
 
 def test_fields_of_a_later_version_are_named() -> None:

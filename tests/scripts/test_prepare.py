@@ -57,6 +57,23 @@ def test_carvana_is_unpacked_and_checked(tmp_path: Path, archives: Path) -> None
     assert "holds files already" in again.stderr
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_archive_leaves_nothing(tmp_path: Path, archives: Path, damage: str) -> None:
+    """The second one: the first is not unpacked either."""
+    path, data = archives / "train_masks.zip", tmp_path / "data"
+    content = path.read_bytes()
+    path.write_bytes(content[:60] if damage == "cut" else content.replace(b"aa_01", b"bb_01", 2))
+    failed = run("prepare_carvana.py", "--data", data, "--archives", archives)
+    assert failed.returncode == 2
+    assert f"damaged: {path}" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not names(tmp_path / "data") if data.exists() else True
+    path.write_bytes(content)
+    (data / "imgs").mkdir(parents=True)
+    assert run("prepare_carvana.py", "--data", data, "--archives", archives).returncode == 1
+    assert {p.name for p in data.iterdir()} == {"imgs", "masks"}
+
+
 def test_carvana_s_plan_is_told_without_doing_it(tmp_path: Path) -> None:
     done = run("prepare_carvana.py", "--data", tmp_path / "data", "--dry-run")
     assert done.returncode == 0

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS
 from unetrt.training.batches import Batch, Batches, BatchOptions
@@ -104,6 +105,16 @@ def test_no_process_is_without_an_image() -> None:
     for rank in range(4):
         source = batches(3, crop=24, ranks=Ranks(rank, 4))
         assert all(len(batch.pairs) >= 1 for batch in source.epoch(0))
+
+
+def test_a_batch_above_the_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(arrays: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("unetrt.training.batches.np.stack", full)
+    with pytest.raises(UserError, match="does not fit into the machine's memory") as caught:
+        next(batches(4, crop=24).epoch(0))
+    assert caught.value.seen == "4 images of 24×24 pixels"
 
 
 def test_crops_mix_sizes_and_pad_without_a_class() -> None:

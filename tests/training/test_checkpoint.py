@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,66 @@ def test_a_bare_file_keeps_weights_and_colours(tmp_path: Path) -> None:
     assert raw.pop("mask_values") == [[0, 0, 0], [255, 0, 9]]
     UNet(3, 2, 2).load_state_dict(raw)
     assert read_checkpoint(tmp_path / "bare.pth").spec.mask_values == ((0, 0, 0), (255, 0, 9))
+
+
+def bare_with(values: object, path: Path, classes: int = 4) -> Path:
+    torch.save({**UNet(1, classes, 2).state_dict(), "mask_values": values}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2], (0, 1, 2, 3)),
+        ([0, 3, 255], (0, 3, 255, 1)),
+        ([0.0, 1.0, 2.0, 5.0], (0, 1, 2, 5)),
+        ([[0, 0, 0], [9, 0, 0]], ((0, 0, 0), (9, 0, 0), (1, 1, 1), (2, 2, 2))),
+        (
+            [[0, 0, 0, 255], [9, 0, 0, 255], [0, 9, 0, 255], [0, 0, 9, 255]],
+            ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)),
+        ),
+    ],
+)
+def test_values_of_pytorch_unet_are_completed(
+    tmp_path: Path, values: object, expected: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It writes the values that its data set had, and of RGBA masks four channels."""
+    read = read_checkpoint(bare_with(values, tmp_path / "bare.pth"))
+    assert read.spec.mask_values == expected
+    padded = [r for r in caplog.records if "names no mask value" in r.message]
+    assert len(padded) == (len(values) < 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["a", "b"], 3, [0, 1, 2, 3, 4], [0, 0, 1, 2], [0, 300], [0.5], [[0, 0, 0], 1], [None],
+     [[0, 0]], [float("nan")], [[1, 2, 3, 0], [1, 2, 3, 255]]],
+)  # fmt: skip
+def test_values_that_are_none_name_the_file(tmp_path: Path, values: object) -> None:
+    path = bare_with(values, tmp_path / "bare.pth")
+    with pytest.raises(UserError, match="mask_values") as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on files here")
+def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk's end."""
+    import resource
+
+    path, checkpoint = tmp_path / "last.pth", checkpoint_of(ModelSpec(channels=1, width=2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for before in ("there is none yet", "the file of before is there, and whole"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=before) as caught:
+                write_checkpoint(path, checkpoint)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(path) in str(caught.value)
+        write_checkpoint(path, checkpoint)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+    assert read_checkpoint(path).spec == checkpoint.spec
 
 
 def test_weights_saved_from_data_parallel_load(tmp_path: Path) -> None:

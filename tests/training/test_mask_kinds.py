@@ -28,7 +28,7 @@ def write_palette(truth: U8, path: Path) -> None:
     picture.save(path)
 
 
-# Of a GIF the index counts, as of any palette: Pillow writes these two with 0 and 1, 0 and 255.
+# Of palettes that agree the index counts: Pillow writes these GIFs with 0 and 1, 0 and 255.
 KINDS: dict[str, tuple[str, Write, tuple[object, ...]]] = {
     "grey": (".png", lambda t, p: Image.fromarray(t).save(p), (0, 1)),
     "grey 0 and 255": (".png", lambda t, p: Image.fromarray(t * 255).save(p), (0, 255)),

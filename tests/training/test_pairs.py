@@ -8,7 +8,13 @@ from PIL import Image
 
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.spec import ModelSpec
-from unetrt.training.pairs import checked_pairs, load_pair, match_pairs, raise_problems
+from unetrt.training.pairs import (
+    Problem,
+    checked_pairs,
+    load_pair,
+    match_pairs,
+    raise_problems,
+)
 
 Folders = tuple[Path, Path]
 
@@ -52,9 +58,10 @@ def test_each_file_without_one_partner_is_told(empty_pairs: Folders) -> None:
     touch(masks, "good.png", "orphan.png", "many.png", "many_mask.gif", "twice.png")
     pairs, problems = match_pairs(images, masks)
     assert [p.name for p in pairs] == ["good"]
-    starts = sorted(p.split(str(images.parent))[0] for p in problems)
+    assert [p.name for p in problems] == ["lonely", "many", "orphan", "twice"]
+    starts = sorted(p.text.split(str(images.parent))[0] for p in problems)
     assert starts == ["no image for ", "no mask for ", "several images for ", "several masks for "]
-    text = "\n".join(problems)
+    text = "\n".join(p.text for p in problems)
     assert all(name in text for name in ("lonely.jpg", "orphan.png", "many_mask.gif", "twice.jpg"))
 
 
@@ -67,14 +74,23 @@ def test_missing_and_empty_mask_folders_are_told(empty_pairs: Folders) -> None:
         match_pairs(images, masks / "nothing")
 
 
-def test_a_long_list_of_problems_ends_in_a_count() -> None:
-    with pytest.raises(UserError) as caught:
-        raise_problems([f"problem {i}" for i in range(30)])
-    text = str(caught.value)
-    assert "30 problems" in text
-    assert "problem 19\n" in text
-    assert "problem 20" not in text
-    assert "… and 10 more" in text
+def test_a_long_list_of_problems_is_sorted_cut_and_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run's folder, and where there is none yet, in one of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    problems = [Problem(f"{i:02}", f"problem {i:02}") for i in reversed(range(30))]
+    for folder in (tmp_path, tmp_path / "none", None):
+        with pytest.raises(UserError) as caught:
+            raise_problems([*problems, problems[0]], folder)
+        text = str(caught.value)
+        assert "30 problems" in text
+        assert "problem 19\n" in text
+        assert "problem 20" not in text
+        place = Path(text.split("… and 10 more: all are in ")[1].splitlines()[0])
+        assert (place.parent == tmp_path) == (folder == tmp_path)
+        assert place.read_text().splitlines() == [f"problem {i:02}" for i in range(30)]
+    assert not (tmp_path / "none").exists()
     raise_problems([])
 
 

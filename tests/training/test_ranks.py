@@ -18,7 +18,11 @@ import torch
 from unetrt.training.checkpoint import read_checkpoint
 from unetrt.training.options import RECIPES, TrainOptions
 from unetrt.training.ranks import Ranks, join_norms
+from unetrt.training.report import Reporter
+from unetrt.training.rundir import RunFolder
+from unetrt.training.samples import load_training_data
 from unetrt.training.train import train
+from unetrt.training.trainer import Trainer
 from unetrt.training.unet import UNet
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -56,6 +60,19 @@ def test_norms_that_are_joined_in_one_process_are_pytorch_s() -> None:
     joined.load_state_dict(plain.state_dict())
     assert join_norms(joined, Ranks(), torch.device("cpu")) is joined
     assert {type(m) for m in plain.modules()} == {type(m) for m in joined.modules()}
+
+
+def test_a_batch_below_the_number_of_processes_is_warned_of(
+    quick_options: TrainOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the first of eight processes says before its first step."""
+    data = load_training_data(quick_options, None)
+    net, folder = UNet(1, 4, 4), RunFolder(quick_options.out)
+    trainer = Trainer(quick_options, data, net, folder, Reporter(folder, data, None), Ranks())
+    for world, told in ((4, 0), (8, 1)):
+        trainer._ranks = Ranks(0, world)
+        trainer._warn_of_recipe()
+        assert sum(f"number of processes, {world}" in r.message for r in caplog.records) == told
 
 
 def command(options: TrainOptions, out: Path) -> list[str]:

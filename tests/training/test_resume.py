@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from unetrt.cli.train import add_arguments, run
 from unetrt.contract.errors import UserError
-from unetrt.training.checkpoint import Checkpoint, read_checkpoint
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from unetrt.training.interrupts import Interrupts
 from unetrt.training.losses import LossOptions, segmentation_loss
 from unetrt.training.options import RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
@@ -145,10 +153,98 @@ def test_the_flags_of_the_run_may_be_repeated_and_not_changed(
     with pytest.raises(UserError, match="keeps the options") as caught:
         train(replace(other, resume=last))
     assert caught.value.seen == "--width 8, --epochs 9"
-    assert caught.value.expected == "4, 2"
+    assert caught.value.expected == "--width 4, --epochs 2"
     assert last.read_bytes() == before
     train(replace(quick_options, resume=last, workers=0))
     assert read_checkpoint(last).resume["epoch"] == 2
+
+
+def words_of(options: TrainOptions, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--resume", str(folder_of(options)), *more])
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [
+        ("--width 64", "--width 64"),
+        ("--recipe reference", "--epochs 5, --batch-size 1"),
+        ("--no-augment", "no --augment"),
+        ("--classes 4 --width 4", ""),
+    ],
+)
+def test_a_flag_that_says_the_default_is_no_less_given(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch, flags: str, wrong: str
+) -> None:
+    interrupt(quick_options, monkeypatch, 2)
+    args = words_of(quick_options, *flags.split())
+    if not wrong:
+        assert run(args) == 0
+        return
+    with pytest.raises(UserError, match="keeps the options") as caught:
+        run(args)
+    assert str(caught.value.seen).startswith(wrong)
+
+
+def test_a_finished_run_says_so_and_names_a_file_that_is_there(
+    quick_options: TrainOptions,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    best = train(quick_options)
+    last = best.with_name("last.pth")
+    before = last.read_bytes()
+    for expected in (best, last):
+        assert run(words_of(quick_options)) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+        best.unlink(missing_ok=True)
+    assert sum("already finished, all 2 epochs" in r.message for r in caplog.records) == 2
+    assert last.read_bytes() == before
+
+
+def test_changed_pixels_are_refused(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pixel of one image, then of one mask; a checkpoint of before the checksums goes on."""
+    copies = replace(quick_options, images=tmp_path / "imgs", masks=tmp_path / "masks")
+    shutil.copytree(quick_options.images, copies.images)
+    shutil.copytree(quick_options.masks, copies.masks)
+    interrupt(copies, monkeypatch, 2)
+    last = folder_of(copies) / "last.pth"
+    for folder, value in ((copies.images, 9), (copies.masks, 1)):
+        path = sorted(folder.iterdir())[3]
+        before = path.read_bytes()
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[0, 0] = value - int(pixels[0, 0] == value)
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(UserError, match="not those that the run began with") as caught:
+            train(TrainOptions(resume=last))
+        assert f"{path.stem} 48 64 has other pixels" in str(caught.value.seen)
+        if folder == copies.images:
+            path.write_bytes(before)
+    checkpoint = read_checkpoint(last)
+    del checkpoint.resume["checksums"]
+    write_checkpoint(last, checkpoint)
+    train(TrainOptions(resume=last))
+
+
+def test_a_validation_that_fails_costs_no_step(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(quick_options, out=tmp_path / "whole"))
+
+    def fails(*arguments: object) -> None:
+        raise UserError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unetrt.training.trainer.validate", fails)
+        with pytest.raises(UserError, match="no memory"):
+            train(quick_options)
+    last = read_checkpoint(folder_of(quick_options) / "last.pth").resume
+    assert (last["epoch"], last["batch"], last["step"]) == (0, 3, 3)
+    train(TrainOptions(resume=folder_of(quick_options)))
+    assert_same_end(folder_of(quick_options), tmp_path / "whole")
 
 
 def test_other_data_is_refused(
@@ -177,9 +273,12 @@ def test_options_survive_their_file() -> None:
     options = TrainOptions(
         images=Path("a"), val_images=Path("b"), val_masks=Path("c"), class_names=("x", "y"),
         recipe=RecipeOptions(class_weights=(1.0, 2.5), schedule="cosine"), load=Path("w.pth"),
-        ignore_index=7,
+        ignore_index=7, mask_values=((0, 0, 0), (1, 2, 3)),
     )  # fmt: skip
     assert options_from_json(options_to_json(options)) == options
+    older = json.loads(options_to_json(TrainOptions()))
+    del older["mask_values"]
+    assert options_from_json(json.dumps(older)) == TrainOptions()
     assert options_from_json(options_to_json(TrainOptions())) == TrainOptions()
     auto = TrainOptions(recipe=RecipeOptions(class_weights="auto"))
     assert options_from_json(options_to_json(auto)) == auto
@@ -206,3 +305,40 @@ def test_ctrl_c_on_the_command_line_saves_first(
     assert "Traceback" not in stderr
     last = read_checkpoint(folder / "last.pth").resume
     assert last["step"] == 3 * last["epoch"] + last["batch"] > 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are lost here")
+def test_a_lost_terminal_saves_first(quick_options: TrainOptions, tmp_path: Path) -> None:
+    """A terminal of its own is closed, with the progress bar in it."""
+    import pty
+
+    folder = tmp_path / "cli"
+    words = f"--images {quick_options.images} --masks {quick_options.masks} --channels 1 -c 4"
+    words += f" --width 4 -s 1 -v 25 -e 5000 -b 4 --device cpu --out {folder}"
+    code = (
+        f"import sys; from unetrt.cli.main import main; sys.exit(main({['train', *words.split()]}))"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    limit = time.monotonic() + 60
+    while not (folder / "last.pth").exists() and time.monotonic() < limit:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    before = read_checkpoint(folder / "last.pth").resume["step"]
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    last = read_checkpoint(folder / "last.pth").resume
+    assert last["step"] == 3 * last["epoch"] + last["batch"] >= before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are lost here")
+def test_who_starts_a_run_by_nohup_keeps_it() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)

@@ -12,7 +12,7 @@ from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 from unetrt.training.losses import LossOptions
 from unetrt.training.options import RecipeOptions, TrainOptions
-from unetrt.training.samples import load_training_data
+from unetrt.training.samples import half_of_memory, load_training_data
 from unetrt.training.weights import loss_from_recipe
 
 Folders = tuple[Path, Path]
@@ -115,15 +115,211 @@ def test_every_problem_is_listed_at_once(empty_pairs: Folders) -> None:
     assert f"7 in {masks / 'stray.png'}" in text
 
 
-@pytest.mark.parametrize("values", [(0,), (0, 1, 2)])
-def test_values_must_number_the_classes(empty_pairs: Folders, values: tuple[int, ...]) -> None:
-    for name in "abc":
-        write_pair(empty_pairs, name, mask_of(*values))
+def test_values_must_number_the_classes(empty_pairs: Folders) -> None:
+    """The rarest first, with the files that hold it: that one is to be found."""
+    masks = empty_pairs[1]
+    for name in "abcde":
+        write_pair(empty_pairs, name, mask_of(0, 1, 2) if name == "c" else mask_of(0, 1))
     for classes in (1, 2):
         text = message(options_for(empty_pairs, classes=classes))
-        assert f"hold {len(values)} values" in text
-        assert f"--classes {classes} needs 2" in text
-        assert "0 in 3" in text
+        assert f"hold 3 values, --classes {classes} needs 2: 2 in {masks / 'c.png'}; 0 in" in text
+        assert f"{masks / 'a.png'}, {masks / 'b.png'}, {masks / 'c.png'} (+2)" in text
+        assert "JPEG" not in text
+
+
+def test_values_of_jpeg_masks_say_what_jpeg_does(empty_pairs: Folders) -> None:
+    write_pair(empty_pairs, "a", mask_of(0, 255))
+    write_pair(empty_pairs, "b", mask_of(0, 255))
+    path = empty_pairs[1] / "b.png"
+    Image.open(path).save(path.with_suffix(".jpg"), quality=30)
+    path.unlink()
+    text = message(options_for(empty_pairs))
+    assert "write masks as PNG" in text
+
+
+def test_a_set_without_foreground_is_nothing_to_learn(empty_pairs: Folders) -> None:
+    for name in "abc":
+        write_pair(empty_pairs, name, mask_of(0))
+    for options in (options_for(empty_pairs), options_for(empty_pairs, mask_values=(0, 9))):
+        assert "nothing but value 0 (background)" in message(options)
+
+
+def test_classes_that_do_not_occur_have_their_number(empty_pairs: Folders) -> None:
+    """Value 11 is ignored, and no mask has a 1."""
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 2, 3, 11))
+    data = load_training_data(options_for(empty_pairs, classes=4, ignore_index=11), None)
+    assert data.spec.mask_values == (0, 1, 2, 3)
+    assert data.warnings == (
+        "no training mask has a pixel of value 1 (class 1): it cannot be learnt",
+    )
+
+
+def test_named_values_are_checked_and_may_be_absent(empty_pairs: Folders) -> None:
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 5))
+    named = options_for(empty_pairs, classes=3, mask_values=(0, 9, 5))
+    data = load_training_data(named, None)
+    assert data.spec.mask_values == (0, 9, 5)
+    assert set(np.unique(data.train[0].full_truth())) == {0, 2}
+    write_pair(empty_pairs, "b", mask_of(0, 5, 77))
+    text = message(named)
+    assert f"{empty_pairs[1] / 'b.png'} holds values that no class has (77 in" in text
+
+
+def test_a_stray_value_that_becomes_a_class_is_warned_of(empty_pairs: Folders) -> None:
+    for name in "abcdef":
+        write_pair(empty_pairs, name, mask_of(0, 1, 2))
+    odd = mask_of(0, 1, 2)
+    odd[3, 4] = 77
+    write_pair(empty_pairs, "c", odd)
+    options = options_for(empty_pairs, classes=4, validation=17)
+    data = load_training_data(options, None)
+    assert data.spec.mask_values == (0, 1, 2, 77)
+    [warning] = data.warnings
+    path = str(empty_pairs[1] / "c.png")
+    if any(sample.pair.name == "c" for sample in data.train):
+        assert f"value 77 (class 3) is in one training mask only, {path}" in warning
+    else:
+        assert "no training mask has a pixel of value 77" in warning
+
+
+def test_a_class_of_the_validation_alone_is_warned_of(empty_pairs: Folders, tmp_path: Path) -> None:
+    others = other_folders(tmp_path)
+    for name in "abc":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    write_pair(others, "x", mask_of(0, 255))
+    options = options_for(empty_pairs, val_images=others[0], val_masks=others[1], classes=3)
+    data = load_training_data(options, None)
+    assert data.spec.mask_values == (0, 1, 255)
+    [warning] = data.warnings
+    assert "no training mask has a pixel of value 255" in warning
+    assert str(others[1] / "x.png") in warning
+
+
+def test_a_validation_without_a_counted_pixel_is_refused(
+    empty_pairs: Folders, tmp_path: Path
+) -> None:
+    others = other_folders(tmp_path)
+    for name in "abc":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    options = options_for(empty_pairs, val_images=others[0], val_masks=others[1], ignore_index=9)
+    write_pair(others, "x", mask_of(9))
+    assert "no pixel of the validation masks is of a class" in message(options)
+    write_pair(others, "x", mask_of(0, 9))
+    [warning] = load_training_data(options, None).warnings
+    assert "no validation mask has a pixel of the foreground" in warning
+
+
+def other_folders(tmp_path: Path) -> Folders:
+    others = tmp_path / "val" / "imgs", tmp_path / "val" / "masks"
+    for folder in others:
+        folder.mkdir(parents=True)
+    return others
+
+
+def write_mask(folders: Folders, name: str, picture: Image.Image, suffix: str = ".png") -> None:
+    """In place of the mask of `write_pair`, with an image of its size."""
+    size = picture.size[::-1]
+    Image.fromarray(np.full(size, 100, np.uint8)).save(folders[0] / f"{name}.png")
+    picture.save(folders[1] / f"{name}{suffix}")
+
+
+def palette_mask(values: U8, *colours: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(values)
+    picture.putpalette([x for colour in colours for x in colour])
+    return picture
+
+
+def truths(folders: Folders, **changes: object) -> tuple[dict[str, set[int]], ModelSpec]:
+    data = load_training_data(options_for(folders, **changes), None)
+    samples = [*data.train, *data.validation]
+    return {s.pair.name: {*np.unique(s.full_truth()).tolist()} for s in samples}, data.spec
+
+
+def test_gifs_of_one_colour_are_read_by_their_colour(empty_pairs: Folders) -> None:
+    """Pillow writes each colour that occurs with the next index: here white is 1, and 0."""
+    for name, values in {"a": (0, 255), "b": (255,), "c": (0,), "d": (0, 255)}.items():
+        write_mask(empty_pairs, name, Image.fromarray(mask_of(*values)), ".gif")
+    found, spec = truths(empty_pairs)
+    assert found == {"a": {0, 1}, "b": {1}, "c": {0}, "d": {0, 1}}
+    assert (spec.mask_values, spec.palette) == ((0, 255), ())
+
+
+def test_palettes_in_opposite_order_are_read_by_their_colours(empty_pairs: Folders) -> None:
+    black, red = (0, 0, 0), (255, 0, 0)
+    for name in "ab":
+        write_mask(empty_pairs, name, palette_mask(mask_of(0, 1), black, red))
+    write_mask(empty_pairs, "c", palette_mask(mask_of(0, 0, 1), red, black))
+    write_mask(empty_pairs, "d", palette_mask(mask_of(0), red))
+    found, spec = truths(empty_pairs)
+    assert spec.mask_values == (black, red)
+    assert found == {"a": {0, 1}, "b": {0, 1}, "c": {0, 1}, "d": {1}}
+
+
+def test_palettes_that_agree_are_indices_and_are_kept(empty_pairs: Folders) -> None:
+    colours = (0, 0, 0), (128, 0, 0), (0, 128, 0)
+    for name, values in {"a": (0, 1), "b": (0, 2), "c": (2, 1), "d": (0, 1, 2)}.items():
+        write_mask(empty_pairs, name, palette_mask(mask_of(*values), *colours))
+    found, spec = truths(empty_pairs, classes=3)
+    assert found == {"a": {0, 1}, "b": {0, 2}, "c": {1, 2}, "d": {0, 1, 2}}
+    assert spec.mask_values == (0, 1, 2)
+    assert spec.palette == ((0, 0, 0, 0), (1, 128, 0, 0), (2, 0, 128, 0))
+
+
+def test_palettes_that_neither_index_nor_colour_explains_are_listed(empty_pairs: Folders) -> None:
+    grey = (100, 100, 100)
+    write_mask(empty_pairs, "a", palette_mask(mask_of(0, 1), grey, grey))
+    write_mask(empty_pairs, "b", palette_mask(mask_of(0, 1), grey, (9, 9, 9)))
+    text = message(options_for(empty_pairs))
+    assert f"{empty_pairs[1] / 'b.png'} has another palette" in text
+    assert "index 1 is (9, 9, 9) here and (100, 100, 100) in others" in text
+
+
+def test_palettes_beside_grey_masks_are_read_as_these(empty_pairs: Folders) -> None:
+    write_pair(empty_pairs, "a", mask_of(0, 255))
+    for name in "bc":
+        write_mask(empty_pairs, name, Image.fromarray(mask_of(0, 255)), ".gif")
+    write_mask(empty_pairs, "d", Image.fromarray(mask_of(0, 255)), ".gif")
+    found, spec = truths(empty_pairs)
+    assert spec.mask_values == (0, 255)
+    assert set(map(frozenset, found.values())) == {frozenset({0, 1})}
+
+
+def test_colours_that_no_named_class_has_are_listed(empty_pairs: Folders) -> None:
+    """By index each of them would be a class."""
+    black, white = (0, 0, 0), (255, 255, 255)
+    write_mask(empty_pairs, "a", palette_mask(mask_of(0, 1), black, white))
+    write_mask(empty_pairs, "b", palette_mask(mask_of(0, 1), white, black))
+    text = message(options_for(empty_pairs, mask_values=(0, 1)))
+    assert text.count("holds colours that no class has: 255") == 2
+
+
+def test_a_crop_above_every_image_is_refused(empty_pairs: Folders) -> None:
+    """12×20 pixels, at their own size."""
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    text = message(options_for(empty_pairs, scale=1.0, crop=21))
+    assert "--crop 21 is larger than every image" in text
+    assert "up to 20 pixels" in text
+    [warning] = load_training_data(options_for(empty_pairs, scale=1.0, crop=16), None).warnings
+    assert "2 of 2 images are smaller than --crop 16" in warning
+    assert not load_training_data(options_for(empty_pairs, scale=2.0, crop=16), None).warnings
+
+
+def test_an_image_s_problem_comes_with_its_remedy(empty_pairs: Folders) -> None:
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    deep = np.full((12, 20), 4000, np.uint16)
+    Image.fromarray(deep).save(empty_pairs[0] / "b.png")
+    assert "--bit-depth 12" in message(options_for(empty_pairs))
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    whole = half_of_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert half_of_memory() == whole // 4
 
 
 def test_values_of_the_checkpoint_to_start_from_hold(empty_pairs: Folders) -> None:
@@ -137,9 +333,11 @@ def test_values_of_the_checkpoint_to_start_from_hold(empty_pairs: Folders) -> No
 def test_too_few_images_say_how_many_are_needed(empty_pairs: Folders) -> None:
     for name in "abc":
         write_pair(empty_pairs, name, mask_of(0, 1))
+    (empty_pairs[0] / "c.png").write_text("no image")
     text = message(options_for(empty_pairs, validation=10))
     assert "3 pairs" in text
     assert "at least 10" in text
+    assert "c.png is not an image" in text, "and all other problems"
 
 
 def test_folders_of_their_own_are_scored_on(empty_pairs: Folders, tmp_path: Path) -> None:
@@ -166,11 +364,23 @@ def test_folders_of_their_own_are_scored_on(empty_pairs: Folders, tmp_path: Path
         {"ignore_index": 256},
         {"val_images": Path("x")},
         {"seed": -1},
+        {"seed": 10**20},
         {"workers": -1},
+        {"scale": float("nan")},
+        {"classes": 255},
+        {"width": 0},
+        {"class_names": ("a", "a")},
+        {"class_names": ("a", "")},
+        {"class_names": ("a",)},
+        {"mask_values": (0,)},
+        {"mask_values": (0, 0)},
+        {"mask_values": (0, 256)},
+        {"mask_values": (0, (1, 2, 3))},
+        {"mask_values": ((0, 0), (1, 2))},
     ],
 )
 def test_options_that_no_run_can_have_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="is wrong"):
+    with pytest.raises(UserError, match=r"--.* is wrong"):
         replace(TrainOptions(), **wrong)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from unetrt.training.masknet import MaskNet
 from unetrt.training.options import TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.resume import options_from_json
-from unetrt.training.step import NotFiniteError, StepOptions, Stepper
+from unetrt.training.step import NotFiniteError, StepOptions, Stepper, amp_dtype
 from unetrt.training.train import train
 from unetrt.training.unet import UNet
 
@@ -145,6 +145,27 @@ def test_the_scaler_s_state_is_resumed(
     resume = read_checkpoint(folder_of(quick_options) / "last.pth").resume
     assert resume["scaler"]["scale"] >= 1
     assert options_from_json(resume["options"]).amp
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_a_processor_without_bfloat16_stays_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr("unetrt.training.step.cpu_computes_bf16", lambda: able)
+    assert amp_dtype(torch.device("cpu")) == dtype
+
+
+def test_amp_that_changes_nothing_is_warned_of(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("unetrt.training.step.cpu_computes_bf16", lambda: False)
+    train(replace(quick_options, amp=True))
+    assert sum("--amp changes nothing" in r.message for r in caplog.records) == 1
+    train(replace(quick_options, out=tmp_path / "plain"))
+    amp = read_checkpoint(folder_of(quick_options) / "last.pth").state
+    plain = read_checkpoint(tmp_path / "plain" / "last.pth").state
+    assert all(torch.equal(amp[key], value) for key, value in plain.items())
 
 
 @pytest.mark.parametrize("options", [HALF, StepOptions(loss=LossOptions())])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unetrt.contract.errors import UserError
-from unetrt.training.checkpoint import read_checkpoint
+from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.options import TrainOptions
 from unetrt.training.train import train
 
@@ -23,6 +25,26 @@ def test_without_the_package_the_line_that_brings_it_is_told(
     assert caught.value.hint == "pip install 'unetrt[wandb]'"
     assert quick_options.out is not None
     assert not quick_options.out.exists()
+
+
+@pytest.mark.parametrize("key", [None, "short"])
+def test_without_a_key_nothing_is_read(tmp_path: Path, key: str | None) -> None:
+    """In a process of its own: wandb looks for its key once."""
+    pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    environment = {**kept, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    if key is not None:
+        environment["WANDB_API_KEY"] = key
+    words = ["-m", "unetrt.cli", "train", "--wandb", "--images", str(tmp_path / "none")]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "wandb does not start" in done.stderr
+    assert "Hint: wandb login" in done.stderr
+    assert "WANDB_MODE=offline" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_it_is_off_unless_asked_for(quick_options: TrainOptions) -> None:
@@ -58,7 +80,11 @@ def test_a_resumed_run_is_the_same_run(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = train(replace(quick_options, wandb=True)).parent
-    before = read_checkpoint(folder / "last.pth").resume
+    last = read_checkpoint(folder / "last.pth")
+    before = dict(last.resume)
+    last.resume |= {"epoch": 1, "batch": 3}  # as if the second one were not validated yet
+    write_checkpoint(folder / "last.pth", last)
     train(TrainOptions(resume=folder, wandb=True))
+    assert read_checkpoint(folder / "last.pth").resume["epoch"] == 2
     runs = list((folder / "wandb").glob("offline-run-*"))
     assert {Path(run).name.split("-")[3] for run in runs} == {before["wandb"]}

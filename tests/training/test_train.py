@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unetrt.cli.main import main
 from unetrt.cli.train import add_arguments, options_from_arguments, run
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
@@ -150,6 +151,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_weights(
     assert str(caught.value).count("steel-") == 4
     last = folder_of(quick_options) / "last.pth"
     assert str(last) in str(caught.value)
+    assert caught.value.hint == f"unetrt train --load {last} -l 0.0002 …   a lower rate"
     kept = read_checkpoint(last)
     assert (kept.resume["epoch"], kept.resume["batch"], kept.resume["step"]) == (1, 1, 4)
     assert kept.state["inc.double_conv.1.num_batches_tracked"] == 4
@@ -208,7 +210,15 @@ def test_flags_reach_the_options() -> None:
             *("--amp", "--bilinear", "-c", "4", "--class-names", "a,b,c,d", "--width", "8"),
             *("--recipe", "modern", "--no-augment", "--crop", "64", "--seed", "5", "--out", "o"),
             *("--loss", "focal+dice", "--class-weights", "1,2,3,4.5", "--schedule", "cosine"),
-            *("--workers", "3", "--wandb", "--resume", "r"),
+            *(
+                "--workers",
+                "3",
+                "--wandb",
+                "--resume",
+                "r",
+                "--mask-values",
+                "0:0:0,1:0:0,2:0:0,3:0:0",
+            ),
         )
     )
     recipe = replace(RECIPES["modern"], epochs=7, batch_size=3, learning_rate=0.01, augment=False)
@@ -221,6 +231,7 @@ def test_flags_reach_the_options() -> None:
         bilinear=True,
         classes=4,
         class_names=("a", "b", "c", "d"),
+        mask_values=((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)),
         width=8,
         recipe=recipe,
         crop=64,
@@ -230,8 +241,44 @@ def test_flags_reach_the_options() -> None:
         wandb=True,
         resume=Path("r"),
     )
+    grey = options_from_arguments(arguments("--mask-values", "0,255", "--class-names", "a, b"))
+    assert (grey.mask_values, grey.class_names) == ((0, 255), ("a", "b"))
     auto = options_from_arguments(arguments("--class-weights", "auto"))
     assert auto.recipe.class_weights == "auto"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--mask-values a,b", "--mask-values: seen: 'a,b'"),
+        ("--class-weights 1,x", "--class-weights: seen: 'x'"),
+        ("--class-names a,a", "--class-names is wrong"),
+        ("--class-names a,", "--class-names is wrong"),
+        ("--seed 99999999999999999999", "--seed is wrong"),
+        ("--scale 9", "--scale is wrong"),
+        ("--width 0", "--width is wrong"),
+        ("-c 300", "--classes is wrong"),
+    ],
+)
+def test_wrong_flags_are_named_as_flags(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: object = main(["train", *words.split()])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_short_cycle_is_warned_of(
+    quick_options: TrainOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(with_recipe(quick_options, epochs=1))
+    [told] = [r.message for r in caplog.records if "one cycle" in r.message]
+    assert "3 steps in all, 3 an epoch" in told
+    assert "--epochs 334" in told
+    assert not [r for r in caplog.records if "number of processes" in r.message]
 
 
 def test_the_command_prints_the_checkpoint(

@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from unetrt.contract.errors import UserError
 from unetrt.contract.images import read_image
 from unetrt.contract.metrics import ConfusionMatrix
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
-from unetrt.training.checkpoint import Checkpoint, write_checkpoint
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.curve import draw_curve
+from unetrt.training.masknet import MaskNet
 from unetrt.training.options import RecipeOptions, TrainOptions
+from unetrt.training.samples import load_training_data
 from unetrt.training.train import train
 from unetrt.training.unet import UNet
-from unetrt.training.validate import warn_of_one_class
+from unetrt.training.validate import validate, warn_of_one_class
 
 NAMES = ("ground", "crack", "rust")
 
@@ -54,6 +58,54 @@ def test_a_run_that_predicts_one_class_says_so(
     told = [r.message for r in caplog.records if "every pixel" in r.message]
     assert len(told) == 2
     assert "class 3" in told[0]
+
+
+class Tight(MaskNet):
+    """Takes so many images at once."""
+
+    most = 2
+    seen: list[int]
+
+    def forward(self, images: Tensor, size_like: Tensor) -> Tensor:
+        self.seen.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return super().forward(images, size_like)
+
+
+def test_validation_takes_what_fits(
+    quick_options: TrainOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twelve images: once 12, once 6, once 3, and then one at a time."""
+    data = load_training_data(replace(quick_options, validation=75), None)
+    net = UNet(1, 4, 4)
+    expected = validate(MaskNet(net, data.spec), data.validation).counts
+    tight = Tight(net, data.spec)
+    tight.seen = []
+    assert np.array_equal(validate(tight, data.validation).counts, expected)
+    assert tight.seen == [12, 6, 3] + 12 * [1]
+    assert sum("out of memory in validation" in r.message for r in caplog.records) == 3
+    tight.most = 0
+    with pytest.raises(UserError, match="does not fit into the memory") as caught:
+        validate(tight, data.validation)
+    assert "9 GiB" in str(caught.value.seen)
+
+
+def test_an_epoch_without_a_score_is_no_best_one(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first epoch has none, the second one the lowest there is: that one is the best."""
+    matrices = [ConfusionMatrix(4), ConfusionMatrix(4)]
+    truth = np.zeros((2, 2), np.uint8)
+    matrices[0].update(truth, truth)
+    matrices[1].update(truth + 1, truth)
+    results = iter(matrices)
+    monkeypatch.setattr("unetrt.training.trainer.validate", lambda *_: next(results))
+    best = train(quick_options)
+    assert sum("no score" in record.message for record in caplog.records) == 1
+    last = read_checkpoint(best.with_name("last.pth"))
+    assert last.resume["best"] == 0
+    assert torch.equal(last.state["outc.conv.bias"], read_checkpoint(best).state["outc.conv.bias"])
 
 
 def test_the_curve_shows_every_column_and_stands_absent_scores(tmp_path: Path) -> None:
