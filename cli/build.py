@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|NAME,…",
         help="what stays in fp32 in an fp16 engine (default: auto, what the gate needs)",
     )
+    add("--result", choices=("mask", "prob"), default="mask", help="prob: probabilities as uint8")
     add_gate_arguments(parser)
     add("--rebuild", action="store_true", help="also when the engine is up to date")
     add("--batch", type=batches, default=(1, 4, 8), metavar="MIN,OPT,MAX", help="TensorRT only")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.spec import ModelSpec, Result, SpecOverrides
@@ -165,7 +163,7 @@ def golden_agreement(engine: Engine, cases: list[GoldenCase]) -> float:
     for case in cases:
         if case.image.shape[2] == engine.spec.channels:
             for mask in _golden_masks(engine, case):
-                equal += int(np.count_nonzero(mask == case.mask))
+                equal += case.equal(mask)
                 total += case.mask.size
         else:
             total += case.mask.size
@@ -207,10 +205,10 @@ def _other_result(path: Path, result: Result) -> UserError:
         return UserError(
             f"{path} gives probabilities",
             expected="a model that gives masks",
-            hint=f"unetrt predict -m {path} … --format prob   writes them",
+            hint=f"unetrt predict -m {path} … --format prob   writes them; build has --result prob",
         )
     return UserError(
         f"{path} gives masks, not probabilities",
-        expected="a checkpoint, or an ONNX file that was exported for them",
-        hint="unetrt export CHECKPOINT -o prob.onnx --result prob",
+        expected="a checkpoint, or a model that was made for them",
+        hint="unetrt build CHECKPOINT -o ENGINE_DIR --result prob   makes one; so does export",
     )

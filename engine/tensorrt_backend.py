@@ -61,17 +61,20 @@ class TensorRtEngine(Engine):
 
     def slot(self) -> Slot:
         with self._cuda.current():
-            kernel = PlanKernel(self._plan, self._logger, str(self._path))
+            kernel = self._kernel()
         if not self.graphs:
             kernel.eager = "CUDA graphs are switched off"
-        return CudaSlot(self._cuda, self.spec.channels, kernel)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
+
+    def _kernel(self) -> PlanKernel:
+        return PlanKernel(self._plan, self._logger, str(self._path), self.spec.result)
 
     def profiled_slot(self, profiler: Any) -> CudaSlot:
         """A slot that tells an IProfiler every layer's time; each batch waits for its own end."""
         with self._cuda.current():
-            kernel = PlanKernel(self._plan, self._logger, str(self._path))
+            kernel = self._kernel()
             kernel.report_to(profiler)
-        return CudaSlot(self._cuda, self.spec.channels, kernel)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
 
     def layer_information(self) -> str:
         """What the plan says of its layers, JSON; names alone unless it was built verbosely."""
@@ -94,8 +97,10 @@ class TensorRtEngine(Engine):
 class PlanKernel(Kernel):
     """An execution context: shapes and addresses are set when they change, not every batch."""
 
-    def __init__(self, plan: Any, logger: Any, name: str) -> None:
+    def __init__(self, plan: Any, logger: Any, name: str, result: str = "mask") -> None:
+        """result: the output's name."""
         self._plan, self._logger, self.name = plan, logger, f"plan {name}"
+        self._result = result
         self._context = check(plan.create_execution_context(), "make an execution context", logger)
         self._profiles = profiles_of_plan(plan)
         self._profile = 0
@@ -114,7 +119,7 @@ class PlanKernel(Kernel):
             self._shape = shape
         if (image, size_like, mask) != self._addresses:
             self._addresses = None
-            pairs = (("image", image), ("size_like", size_like), ("mask", mask))
+            pairs = (("image", image), ("size_like", size_like), (self._result, mask))
             for name, address in pairs:
                 set_here = self._context.set_tensor_address(name, address)
                 check(set_here, f"set the address of {name}", self._logger)

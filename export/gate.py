@@ -15,6 +15,7 @@ from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine
 from .borders import BorderCount, BorderGate
+from .levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
 
 MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
 """Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
@@ -60,6 +61,7 @@ class GateResult:
     """gate.json. inputs: images, golden or synthetic; ran_on: the engine that was judged.
 
     not_finite: images with a NaN or an infinity in the logits, whose mask is no class at all.
+    level_error: of probabilities, whose masks are what they say; None where masks come.
     """
 
     verdict: Verdict
@@ -72,6 +74,8 @@ class GateResult:
     not_finite: int
     borders: BorderGate
     classes: tuple[ClassGate, ...]
+    level_error: float | None = None
+    max_level_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,6 +94,9 @@ class GateResult:
             found.append(f"{self.agreement:.4%} of the pixels equal, not {self.min_agreement:.4%}")
         if self.not_finite:
             found.append(f"{self.not_finite} images whose output is not finite")
+        if self.level_error is not None and self.level_error > (self.max_level_error or 0):
+            bound = f"not {self.max_level_error}"
+            found.append(f"probabilities off by {self.level_error:.2f} levels of 255, {bound}")
         drops = [(c.name, c.iou_drop) for c in self.classes if c.iou_drop is not None]
         found += [f"IoU of {n} down by {d:.4f}" for n, d in drops if d > self.max_iou_drop]
         return found
@@ -129,16 +136,19 @@ def judge_engine(
     """
     spec = reference.spec
     between, before, after = (ConfusionMatrix(spec.mask_classes) for _ in range(3))
-    borders = BorderCount()
+    borders, levels = BorderCount(), LevelError()
     images = not_finite = 0
     for case in cases:
-        expected, found = (e.run(case.image, case.size) for e in (reference, engine))
+        results = [e.run(case.image, case.size) for e in (reference, engine)]
+        levels.update(*results)
+        expected, found = (mask_from_result(result, spec) for result in results)
         between.update(expected, found)
         borders.update(expected, found)
         images += 1
         bad = (found == NO_CLASS).any()
         if rounded is not None:
-            bad |= (rounded.run(case.image, case.size) == NO_CLASS).any()
+            result = mask_from_result(rounded.run(case.image, case.size), spec)
+            bad |= (result == NO_CLASS).any()
         not_finite += bool(bad)
         if case.truth is not None:
             before.update(case.truth, expected)
@@ -147,7 +157,8 @@ def judge_engine(
         bound = MIN_AGREEMENT[engine.precision]
     else:
         bound = options.min_agreement
-    result = GateResult(
+    prob = spec.result == "prob"
+    judged = GateResult(
         verdict="graph-only" if graph_only else "passed",
         inputs=inputs,
         ran_on=engine.label,
@@ -158,8 +169,10 @@ def judge_engine(
         not_finite=not_finite,
         borders=borders.result(),
         classes=_class_gates(spec, between, before, after),
+        level_error=levels.result() if prob else None,
+        max_level_error=MAX_LEVEL_ERROR[engine.precision] if prob else None,
     )
-    return _failed(result) if result.failures else result
+    return _failed(judged) if judged.failures else judged
 
 
 def _agreement(between: ConfusionMatrix) -> float:

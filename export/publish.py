@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract.files import atomic_path, sha256_from_file
 from ..contract.modules import is_installed
-from ..contract.spec import ModelSpec
+from ..contract.spec import ModelSpec, SpecOverrides
 from ..engine.base import Engine
 from ..engine.manifest import GATE, GOLDEN, MANIFEST, GoldenCase, Manifest, write_golden
 from ..engine.open import engine_from_manifest, golden_agreement, open_engine
@@ -89,7 +89,8 @@ def _judged_engine(directory: Path, manifest: Manifest) -> Engine:
     """The engine itself; for a plan that cannot run here, its ONNX graph in ONNX Runtime."""
     runs = {status.name: status.runs for status in probe_backends()}
     if not runs[manifest.backend] and is_installed("onnxruntime"):
-        return open_engine(directory / "model.onnx", "onnxruntime", "cpu")
+        result = SpecOverrides(result=manifest.spec.result)
+        return open_engine(directory / "model.onnx", "onnxruntime", "cpu", result)
     return engine_from_manifest(directory, manifest)
 
 

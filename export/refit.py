@@ -70,7 +70,8 @@ def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> So
             f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
         )
     checkpoint = read_checkpoint(model)
-    asked = replace(checkpoint.spec, result=spec.result)  # of a graph, not of its weights
+    # Neither is of the weights: what the graph gives, and how the truth was stored.
+    asked = replace(checkpoint.spec, result=spec.result, palette=spec.palette)
     checkpoint = replace(checkpoint, spec=asked)
     if checkpoint.bare:
         checkpoint = replace(checkpoint, spec=_completed(checkpoint.spec, spec))
@@ -91,7 +92,7 @@ def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> So
 
 def _completed(bare: ModelSpec, engine: ModelSpec) -> ModelSpec:
     """What a bare checkpoint does not say is as in the engine."""
-    names = ["scale", "resize", "threshold", "ignore_index"]
+    names = ["scale", "resize", "threshold", "ignore_index", "palette"]
     if bare.classes == engine.classes:
         names.append("class_names")
         unsaid = bare.mask_values == tuple(range(bare.mask_classes))

@@ -36,7 +36,9 @@ class Source:
     def reference(self) -> Engine:
         """fp32 PyTorch on the CPU; an ONNX file's own graph in ONNX Runtime."""
         if self.checkpoint is None:
-            return open_engine(self.path, "onnxruntime", "cpu")
+            return open_engine(
+                self.path, "onnxruntime", "cpu", SpecOverrides(result=self.spec.result)
+            )
         return TorchEngine(self.checkpoint, "cpu")
 
 

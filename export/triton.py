@@ -98,6 +98,13 @@ def _served(directories: Sequence[Path], options: TritonOptions) -> tuple[Served
 
 
 def _check_backend(directory: Path, manifest: Manifest) -> None:
+    if manifest.spec.result != "mask":
+        raise UserError(
+            f"{directory} gives probabilities: the batcher and its client know masks alone",
+            seen=f"an engine built with --result {manifest.spec.result}",
+            expected="an engine that gives masks",
+            hint="unetrt build CHECKPOINT -o ENGINE_DIR   makes one",
+        )
     if manifest.backend not in KINDS:
         raise UserError(
             f"Triton has no backend for {directory}",
