@@ -2,136 +2,165 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
-from ..contract.files import require_file
 from .measure import spread
+from .old_report import REGIONS as REGIONS
+from .old_report import read_report as read_report
 from .result import Bench
 from .text import markdown_table, number
 
-REGIONS = ("with_copies", "files_to_files")
 SHOWN = {"with_copies": "engine", "files_to_files": "files to files"}
 HEAD = ("row", "region", "before, images/s", "now, images/s", "change", "noise", "verdict")
+WIDE = 0.25
+"""Noise above which no regression of an ordinary size could be seen."""
+VOLATILE = ("load before", "clocks")
+"""Of the machine: it differs each time, and says so in its own report."""
+NOTHING = "nothing to compare: no row of that report has numbers that were trusted"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """now / before - 1 of one region of a row, and the noise: both half ranges together.
+    """One region of a row, images a second of every repeat; now: () for a row that is lost.
 
-    lost: the row had a trusted number before and has none now.
+    It had a trusted number before and has none now.
     """
 
     row: str
     region: str
-    before: float
-    now: float
-    noise: float
-    lost: bool = False
+    before: tuple[float, ...]
+    now: tuple[float, ...]
+
+    @property
+    def lost(self) -> bool:
+        return not self.now
 
     @property
     def change(self) -> float:
-        return self.now / self.before - 1
+        """Of the medians: now / before - 1."""
+        return statistics.median(self.now) / statistics.median(self.before) - 1
 
     @property
-    def beyond_noise(self) -> bool:
-        return self.lost or abs(self.change) > self.noise
+    def noise(self) -> float | None:
+        """Both half ranges together; None where one side has a single pass: it is not 0 then."""
+        if min(len(self.before), len(self.now)) < 2:
+            return None
+        return spread(self.before) + spread(self.now)
 
     def is_regression(self, most: float) -> bool:
-        """Slower by more than `most` (0.05: 5 %) and beyond the noise, or lost."""
-        return self.lost or (self.beyond_noise and self.change < -most)
+        """Slower by more than `most` (0.05: 5 %) and beyond the noise, or lost.
 
+        The fastest repeat now below the slowest before is beyond any noise.
+        """
+        if self.lost or max(self.now) < (1 - most) * min(self.before):
+            return True
+        return self.noise is not None and self.change < -max(most, self.noise)
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON report of `bench --report`. Raises UserError when it is none."""
-    require_file(path, "bench report", "unetrt bench … --report DIR   writes one")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON", seen=error) from error
-    keys = {"rows", "machine", "images"}
-    if not isinstance(raw, dict) or not keys <= raw.keys():
-        raise UserError(f"{path} is not a report of the bench", expected=", ".join(sorted(keys)))
-    return raw
+    def is_unknown(self, most: float) -> bool:
+        """The repeats differ so much that a regression could hide among them."""
+        if self.is_regression(most) or min(self.now) >= (1 - most) * max(self.before):
+            return False
+        return spread(self.before) + spread(self.now) > WIDE
+
+    def verdict(self, most: float) -> str:
+        if self.is_regression(most):
+            return f"regression past {most:.0%}"
+        if self.is_unknown(most):
+            return "unknown: the repeats differ too much"
+        direction = "faster" if self.change > 0 else "slower"
+        if self.noise is None:
+            return f"{direction if self.change else 'equal'}, by a single pass"
+        return direction if abs(self.change) > self.noise else "within the noise"
 
 
 def compare_reports(before: dict[str, Any], now: Bench) -> list[Change]:
-    """Of every row that had trusted numbers before, by name. Raises UserError for an old form."""
+    """Of every row that had trusted numbers before, by name."""
     rows = {row.name: row for row in now.rows}
     changes = []
     for old in before["rows"]:
         if not old["trusted"] or not old["result"]:
             continue
         row = rows.get(old["name"])
-        for region in REGIONS:
-            if region not in old["result"]:
-                raise UserError(
-                    "the report to compare with is of an older bench",
-                    seen=f"no {region} in its rows",
-                    hint="unetrt bench … --report DIR   writes one of this version",
-                )
-            then = old["result"][region]
-            result = row.result if row is not None and row.trusted else None
-            rates = getattr(result, region) if result else []
-            changes.append(_change(old["name"], region, then, rates))
+        result = row.result if row is not None and row.trusted else None
+        changes += [
+            Change(
+                row=old["name"],
+                region=SHOWN[region],
+                before=tuple(old["result"][region]),
+                now=tuple(getattr(result, region)) if result else (),
+            )
+            for region in REGIONS
+        ]
     return changes
 
 
-def _change(row: str, region: str, then: Sequence[float], rates: Sequence[float]) -> Change:
-    return Change(
-        row=row,
-        region=SHOWN[region],
-        before=statistics.median(then),
-        now=statistics.median(rates) if rates else 0.0,
-        noise=spread(then) + (spread(rates) if rates else 0.0),
-        lost=not rates,
+def compare_lines(before: dict[str, Any], now: Bench, most: float) -> tuple[list[str], bool]:
+    """A table of the changes, and whether it is no pass: a regression, or nothing that is known."""
+    changes = compare_reports(before, now)
+    lines = markdown_table([HEAD, *(_cells(change, most) for change in changes)])
+    lines = lines if changes else [NOTHING]
+    unknown = [change for change in changes if change.is_unknown(most)]
+    if unknown:
+        lines.append(
+            f"{len(unknown)} of {len(changes)} are unknown, which is no pass: measure again on a "
+            "quiet machine, or with more --seconds and --repeats"
+        )
+    failed = not changes or bool(unknown) or any(c.is_regression(most) for c in changes)
+    return [*lines, *(f"differs: {text}" for text in _differences(before, now))], failed
+
+
+def _cells(change: Change, most: float) -> tuple[str, ...]:
+    noise = change.noise
+    return (
+        change.row,
+        change.region,
+        number(statistics.median(change.before)),
+        "lost" if change.lost else number(statistics.median(change.now)),
+        "" if change.lost else f"{change.change:+.1%}",
+        "" if change.lost else "unknown" if noise is None else f"±{noise:.1%}",
+        change.verdict(most),
     )
 
 
-def compare_lines(before: dict[str, Any], now: Bench, most: float) -> tuple[list[str], bool]:
-    """A table of the changes, and whether one is a regression past `most`."""
-    changes = compare_reports(before, now)
-    cells = [
-        (
-            change.row,
-            change.region,
-            number(change.before),
-            "lost" if change.lost else number(change.now),
-            "" if change.lost else f"{change.change:+.1%}",
-            f"±{change.noise:.1%}",
-            _verdict(change, most),
-        )
-        for change in changes
-    ]
-    lines = markdown_table([HEAD, *cells]) if cells else ["nothing to compare"]
-    differences = [f"differs: {text}" for text in _differences(before, now)]
-    return [*lines, *differences], any(change.is_regression(most) for change in changes)
-
-
-def _verdict(change: Change, most: float) -> str:
-    if change.is_regression(most):
-        return f"regression past {most:.0%}"
-    if not change.beyond_noise:
-        return "within the noise"
-    return "faster" if change.change > 0 else "slower"
-
-
 def _differences(before: dict[str, Any], now: Bench) -> list[str]:
-    """What makes two benches hard to compare: images, processor, cores, versions."""
-    found = []
-    if before["images"] != now.images:
-        found.append(f"images: {before['images']} before, {now.images} now")
-    for key in ("processor", "cores used", "gpu"):
-        then = before["machine"].get(key)
-        if then != now.machine.get(key):
-            found.append(f"{key}: {then} before, {now.machine.get(key)} now")
-    versions = before.get("versions", {})
-    for name, version in now.versions.items():
-        if versions.get(name, "") != version:
-            found.append(f"{name}: {versions.get(name) or 'none'} before, {version or 'none'} now")
-    return found
+    """What makes two benches hard to compare: images, sizes, batches, machine, versions."""
+    found: list[tuple[str, Any, Any]]
+    found = [("images", before["images"], now.images), ("seconds", before["seconds"], now.seconds)]
+    keys = dict.fromkeys([*before["machine"], *now.machine])
+    machine = [(k, before["machine"].get(k), now.machine.get(k)) for k in keys]
+    found += [line for line in machine if line[0] not in VOLATILE]
+    versions = before["versions"]
+    found += [(name, versions.get(name, ""), version) for name, version in now.versions.items()]
+    lines = [
+        f"{k}: {then or 'none'} before, {n or 'none'} now" for k, then, n in found if then != n
+    ]
+    return [*lines, *_row_differences(before["rows"], now)]
+
+
+def _row_differences(before: Sequence[dict[str, Any]], now: Bench) -> list[str]:
+    """Of the rows that both have; one line where the same has changed for several of them."""
+    old = {row["name"]: row["result"] for row in before if row["result"]}
+    names: dict[str, list[str]] = {}
+    for row in now.rows:
+        for text in _result_differences(old.get(row.name), row.result):
+            names.setdefault(text, []).append(row.name)
+    return [f"{text} ({', '.join(found)})" for text, found in names.items()]
+
+
+def _result_differences(then: dict[str, Any] | None, result: Any) -> list[str]:
+    if then is None or result is None:
+        return []
+    pairs = [
+        ("network input", _size(then["input_size"]), _size(result.input_size)),
+        ("batch", then["batch"], result.batch),
+        ("precision", then["precision"], result.precision),
+        ("device", then["device"], result.device),
+    ]
+    return [f"{what}: {old} before, {new} now" for what, old, new in pairs if old != new]
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, predict_masks
 from .cuda_clock import copies_rate, cuda_slots, network_rates
+from .file_passes import time_passes
 from .filled import Batch, FilledSlots, commonest_batch
 from .flops import count_flops
 from .job import RowJob, RowResult
@@ -30,16 +31,17 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
 
     Warms up first, every shape among the images.
     """
-    batch = commonest_batch(engine.spec, job.images, job.batch or engine.batch)
+    batch = commonest_batch(
+        engine.spec, job.images, job.batch or engine.batch, bit_depth=job.bit_depth
+    )
     slots = job.slots or engine.slots
     used = device_bytes_in_use(engine.device)
     first = _first_seconds(engine, batch)
-    tasks = [Task(Path(i), Path(o)) for i, o in zip(job.images, job.outputs, strict=True)]
-    options = PredictOptions(pipeline=PipelineOptions(batch=job.batch, slots=job.slots))
+    tasks, options = _tasks(job), _options(job)
     with watch_device(engine.device) as watch:
-        _predict(engine, _one_of_each_shape(engine, tasks), options)
+        _predict(engine, _one_of_each_shape(engine, tasks, job), options)
         rates = _engine_rates(engine, batch, slots, job)
-        files = file_rates(lambda: _predict(engine, tasks, options), job)
+        files = time_passes(lambda: _predict(engine, tasks, options), job)
     stages = time_stages(engine, tasks, options, statistics.median(rates.with_copies))
     return RowResult(
         name=job.name,
@@ -56,7 +58,7 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         warm_up=rates.warm_up,
         engine_only=rates.engine_only,
         with_copies=rates.with_copies,
-        files_to_files=files,
+        files_to_files=files.rates,
         latency=rates.latency,
         stages=stages,
         host_bytes=peak_host_bytes(),
@@ -64,7 +66,22 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         layers=profile_layers(engine, batch, job.seconds) if job.layers else None,
         use=watch.use,
         use_reason=watch.reason,
+        others=files.others,
     )
+
+
+def write_masks(engine: Engine, job: RowJob) -> None:
+    """Make the masks of a row once more, untimed."""
+    _predict(engine, _tasks(job), _options(job))
+
+
+def _tasks(job: RowJob) -> list[Task]:
+    return [Task(Path(i), Path(o)) for i, o in zip(job.images, job.outputs, strict=True)]
+
+
+def _options(job: RowJob) -> PredictOptions:
+    pipeline = PipelineOptions(batch=job.batch, slots=job.slots)
+    return PredictOptions(pipeline=pipeline, bit_depth=job.bit_depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +127,10 @@ def _predict(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> 
         raise UserError("images failed in the bench", seen=summary.failures[:3])
 
 
-def _one_of_each_shape(engine: Engine, tasks: Sequence[Task]) -> list[Task]:
+def _one_of_each_shape(engine: Engine, tasks: Sequence[Task], job: RowJob) -> list[Task]:
     """A task for each size among the images, and enough for every slot to have run."""
-    sizes = {network_input(task.source, engine.spec)[1]: task for task in tasks}
+    depth = job.bit_depth
+    sizes = {network_input(t.source, engine.spec, bit_depth=depth)[1]: t for t in tasks}
     return list(dict.fromkeys([*sizes.values(), *tasks[: 2 * engine.slots]]))
 
 
@@ -121,16 +139,3 @@ def _first_seconds(engine: Engine, batch: Batch) -> float:
     with FilledSlots(engine, batch, 1) as slots:
         slots.once()
         return time.perf_counter() - start
-
-
-def file_rates(predict: Callable[[], None], job: RowJob) -> list[float]:
-    """At least one pass over all files; more while `repeats` and the time allow."""
-    rates: list[float] = []
-    spent = 0.0
-    while not rates or (len(rates) < job.repeats and spent < job.seconds * job.repeats):
-        start = time.perf_counter()
-        predict()
-        elapsed = time.perf_counter() - start
-        spent += elapsed
-        rates.append(len(job.images) / elapsed)
-    return rates

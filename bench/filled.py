@@ -28,9 +28,12 @@ class Batch:
         return height, width
 
 
-def commonest_batch(spec: ModelSpec, paths: Sequence[str], count: int) -> Batch:
+def commonest_batch(
+    spec: ModelSpec, paths: Sequence[str], count: int, bit_depth: int | None = None
+) -> Batch:
     """A batch of `count` of the size that most of the first images have."""
-    loaded = [network_input(Path(path), spec) for path in paths[: max(16, count)]]
+    first = [Path(path) for path in paths[: max(16, count)]]
+    loaded = [network_input(path, spec, bit_depth=bit_depth) for path in first]
     size = Counter(size for _, size in loaded).most_common(1)[0][0]
     images = [image for image, found in loaded if found == size]
     return Batch([images[i % len(images)] for i in range(count)], size)

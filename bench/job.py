@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class RowJob:
 
     backend: REFERENCE, a name of VARIANTS, or what `open_engine` takes. layers: the engine's own
     profiler runs, after all that is timed. slots, graphs: None leaves them to the engine.
+    bit_depth: as PredictOptions'. until: by time.time(), when the row is given up. files_only:
+    nothing but passes over the files, of the reference loop.
     """
 
     name: str
@@ -39,6 +42,9 @@ class RowJob:
     layers: bool = False
     slots: int | None = None
     graphs: bool | None = None
+    bit_depth: int | None = None
+    until: float = math.inf
+    files_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,10 @@ class RowResult:
     engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
     copies to no device. flops: of one image. first_seconds: of the first batch, compiling
     included. host_bytes: the process's peak; device_bytes: taken on the GPU, None on a CPU.
-    use: of the GPU while it was measured; use_reason: why that is not known.
+    use: of the GPU while it was measured; use_reason: why that is not known. again: how many of
+    files_to_files, the last, were measured after all other rows. others: share of the usable cores
+    that others kept busy during files to files; None where that is not known. multiplies: the
+    precision of the products, where it is not `precision`.
     """
 
     name: str
@@ -73,6 +82,9 @@ class RowResult:
     layers: LayerTable | None = None
     use: DeviceUse | None = None
     use_reason: str = ""
+    again: int = 0
+    others: float | None = None
+    multiplies: str = ""
 
     @property
     def engine_rate(self) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..contract.errors import UserError
-from ..contract.masks import class_indices, read_mask
+from ..contract.masks import class_indices, read_mask, true_classes
 from ..contract.metrics import ConfusionMatrix, Scores
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
@@ -19,18 +19,25 @@ from ..training.pairs import match_pairs
 ClassIou = dict[str, float | None]
 """Per class; None for a class that neither side has."""
 
+IOU_FACTOR = 10
+"""A class may lose ten times the share of its own pixels that MIN_AGREEMENT grants to all."""
+FEW_PIXELS = 4
+"""As many of a class may differ whatever its IoU: one pixel of a dozen says nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
     """agreement: share of pixels equal to the baseline's over all masks. iou: between the two.
 
-    miou: over the foreground, against the truth; truth_iou: per class; both None without --masks.
+    differ: pixels of each class that one of the two has and the other has not. miou: over the
+    foreground, against the truth; truth_iou: per class; both None without --masks.
     """
 
     agreement: float
     iou: ClassIou
     miou: float | None = None
     truth_iou: ClassIou | None = None
+    differ: dict[str, int] = field(default_factory=dict)
 
 
 def judge_masks(
@@ -51,14 +58,23 @@ def judge_masks(
         between.update(theirs, mine)
         if truth and index in truth:
             _count_truth(against, truth[index], mine, spec)
-    scores = between.scores(spec.class_names)
-    agreement = float(np.trace(between.counts) / between.counts.sum())
-    if not truth:
-        return Judgement(agreement=agreement, iou=_ious(scores))
-    true = against.scores(spec.class_names)
-    return Judgement(
-        agreement=agreement, iou=_ious(scores), miou=true.foreground_miou, truth_iou=_ious(true)
+    judged = Judgement(
+        agreement=float(np.trace(between.counts) / between.counts.sum()),
+        iou=_ious(between.scores(spec.class_names)),
+        differ=_differing(between, spec),
     )
+    if not truth:
+        return judged
+    true = against.scores(spec.class_names)
+    return replace(judged, miou=true.foreground_miou, truth_iou=_ious(true))
+
+
+def _differing(between: ConfusionMatrix, spec: ModelSpec) -> dict[str, int]:
+    hits = between.counts.diagonal()
+    sides = between.counts.sum(1) + between.counts[:, :-1].sum(0)
+    return {
+        name: int(count) for name, count in zip(spec.class_names, sides - 2 * hits, strict=True)
+    }
 
 
 def _indices(path: Path, spec: ModelSpec) -> U8:
@@ -68,7 +84,7 @@ def _indices(path: Path, spec: ModelSpec) -> U8:
 
 
 def _count_truth(against: ConfusionMatrix, path: Path, mask: U8, spec: ModelSpec) -> None:
-    true = class_indices(read_mask(path), spec, path)
+    true = true_classes(path, spec)
     if true.shape != mask.shape:
         raise UserError(
             f"{path} and its image differ in size", seen=f"{true.shape}, image {mask.shape}"
@@ -80,11 +96,25 @@ def _ious(scores: Scores) -> ClassIou:
     return {score.name: score.iou for score in scores.classes}
 
 
+def least_iou(precision: str) -> float:
+    """What each class's IoU to the baseline's masks must reach: fp32 0.999, …, int8 0.9.
+
+    1 - IoU is a distance: no class's IoU to any truth can have fallen by more than 1 - least_iou.
+    """
+    return round(1 - IOU_FACTOR * (1 - MIN_AGREEMENT[precision]), 6)
+
+
 def verdict(judgement: Judgement, baseline: Judgement | None, precision: str) -> str:
-    """Why there is no speed-up, or '': the bounds are those of the gate of `build`."""
+    """Why there is no speed-up, or '': the bounds are those of the gate of `build`, and least_iou.
+
+    Agreement alone would not see that a rare class is gone.
+    """
     bound = MIN_AGREEMENT[precision]
     if judgement.agreement < bound:
         return f"agreement below {bound}: no speed-up"
+    lost = _lost_class(judgement, least_iou(precision))
+    if lost:
+        return lost
     if baseline is None or judgement.truth_iou is None or baseline.truth_iou is None:
         return ""
     most = GateOptions().max_iou_drop
@@ -92,6 +122,13 @@ def verdict(judgement: Judgement, baseline: Judgement | None, precision: str) ->
         before = baseline.truth_iou[name]
         if before is not None and (iou is None or before - iou > most):
             return f"IoU of {name} down by {before - (iou or 0):.3f}: no speed-up"
+    return ""
+
+
+def _lost_class(judgement: Judgement, least: float) -> str:
+    for name, iou in judgement.iou.items():
+        if iou is not None and iou < least and judgement.differ.get(name, 0) > FEW_PIXELS:
+            return f"IoU of {name} to PyTorch's {iou:.4f}, below {least:g}: no speed-up"
     return ""
 
 

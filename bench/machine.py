@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
+from ..engine.extras import describe_gpus
 from ..engine.probe import describe_machine, usable_cores
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -14,12 +16,17 @@ NOISY = 0.05
 """Half range of the repeats, as a share of their median, above which the machine was not quiet."""
 LOADED = 0.25
 """Load of others, a core, above which it was not quiet before the run."""
+BUSY = 0.1
+"""Share of the usable cores that others kept busy during a row, from which on it is told."""
+SHORTEST = 0.2
+"""Seconds below which the kernel's ticks do not tell how busy a core was."""
 
 
 def describe_bench_machine() -> dict[str, str]:
     """What `describe_machine` says, with processor features, cores, clocks and load by others."""
     found = {
         **describe_machine(),
+        **describe_gpus(),
         "features": " ".join(_features()) or "not readable",
         "cores used": f"{usable_cores()} of {os.cpu_count()}",
         "clocks": _clocks() or "not readable",
@@ -37,6 +44,38 @@ def load_before() -> float | None:
 def _load_text() -> str:
     load = load_before()
     return "not readable" if load is None else f"{load:.2f}"
+
+
+class OthersClock:
+    """From its start to `share`: how busy others keep the cores that this process may use."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def share(self) -> float | None:
+        """0 to 1 of those cores; None where the kernel does not tell, or too soon to know."""
+        wall, busy, own = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        if wall < SHORTEST or not busy:
+            return None
+        return max(0.0, busy - own) / wall / usable_cores()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        return time.perf_counter(), _busy_seconds(), time.process_time()
+
+
+def _busy_seconds() -> float:
+    """Of the cores that we may use, by anyone, what the hypervisor took included; 0: not known."""
+    try:
+        text = Path("/proc/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    ticks = 0
+    for name, times in re.findall(r"^cpu(\d+) (.*)$", text, re.MULTILINE):
+        user, nice, system, _, _, *more = map(int, times.split())
+        ticks += (user + nice + system + sum(more[:3])) * (int(name) in cores)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _cpuinfo() -> str:

@@ -12,7 +12,8 @@ SAMPLE_SECONDS = 0.02
 WINDOW, TOLERANCE = 5, 0.1
 WARM_UP_RULE = (
     f"warm-up until the last {WINDOW} samples of at least {SAMPLE_SECONDS * 1000:.0f} ms lie "
-    f"within {TOLERANCE:.0%} of their median, at most three times the seconds of a repeat"
+    f"within {TOLERANCE:.0%} of their median, at most three times the seconds of a repeat, but "
+    f"{WINDOW} samples in any case"
 )
 FEWEST_LATENCIES = 10
 
@@ -27,19 +28,25 @@ class WarmUp:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one batch with none beside it, over `count` batches."""
+    """Milliseconds of one batch with none beside it, over `count` batches; slowest: of all."""
 
     p50: float
     p95: float
     p99: float
     count: int
+    slowest: float = 0.0
 
 
 def warm_up(run: Callable[[], int], seconds: float) -> WarmUp:
-    """Call `run` until its rate is stable (WARM_UP_RULE), at most 3 × `seconds`."""
+    """Call `run` until its rate is stable (WARM_UP_RULE), at most 3 × `seconds`.
+
+    WINDOW samples are taken however long: with fewer, no batch of a slow net is ever stable.
+    """
     start = time.perf_counter()
     rates: list[float] = []
-    while not (stable := is_stable(rates)) and time.perf_counter() - start < 3 * seconds:
+    while not (stable := is_stable(rates)) and (
+        len(rates) < WINDOW or time.perf_counter() - start < 3 * seconds
+    ):
         rates.append(rate(run, SAMPLE_SECONDS))
     return WarmUp(seconds=time.perf_counter() - start, stable=stable)
 
@@ -74,7 +81,7 @@ def latency_from_seconds(times: Sequence[float]) -> Latency:
     """Percentiles by linear interpolation between the samples, as numpy's."""
     ordered = sorted(times)
     p50, p95, p99 = (1000 * _percentile(ordered, share) for share in (0.5, 0.95, 0.99))
-    return Latency(p50=p50, p95=p95, p99=p99, count=len(times))
+    return Latency(p50=p50, p95=p95, p99=p99, count=len(times), slowest=1000 * ordered[-1])
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:

@@ -7,6 +7,7 @@ import html
 from collections.abc import Callable, Sequence
 
 from ..contract.types import U8
+from .class_report import class_lines
 from .layer_report import layer_lines
 from .plots import agreement_svg, latency_svg, rates_svg, waterfall_svg
 from .report import context_lines, detail_lines, stage_lines, sweep_lines, table_lines
@@ -67,9 +68,11 @@ def _sections(bench: Bench) -> list[str]:
         parts += ["<h2>Masks side by side</h2>", *_masks(bench.samples)]
     titled = {
         "Details": detail_lines(bench),
+        "Class by class": class_lines(bench.rows),
         "Where the time goes": stage_lines(bench.rows),
         "Layer by layer": layer_lines(bench.rows, bench.peaks),
         "Batches, slots and sizes": sweep_lines(bench.sweep) if bench.sweep else [],
+        "Under the bound": bench.slo.lines if bench.slo else [],
     }
     for title, lines in titled.items():
         parts += [f"<h2>{title}</h2>", _html_lines(lines)] if lines else []

@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..contract.modules import is_installed
+from .process import run_alone
+from .stock import TF32
 
 SIDES = (1024, 2048)
 GPU_SIDES = (2048, 4096, 8192)
 """Of the square matrices: the best of all counts."""
 SECONDS = 0.4
 COPY_BYTES = 2**28
+PROBE_SECONDS = 240.0
+"""After which the probe is given up: it takes some ten seconds, on a crowded machine a minute."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +37,41 @@ class Peak:
 
 @dataclass(frozen=True)
 class Peaks:
-    """copy: bytes a second that a copy reads and writes together; 0 when not probed."""
+    """copy: bytes a second that a copy reads and writes together; 0 when not probed.
+
+    reason: why a probe that was asked for has found nothing.
+    """
 
     products: tuple[Peak, ...] = ()
     copy: float = 0.0
+    reason: str = ""
 
     def of(self, precision: str) -> Peak | None:
         return next((peak for peak in self.products if peak.precision == precision), None)
 
 
-def probe_peaks(device: str = "auto", seconds: float = SECONDS) -> Peaks:
-    """Run the probe in a process of its own; empty when it fails.
+def probe_peaks(
+    device: str = "auto", seconds: float = SECONDS, timeout: float = PROBE_SECONDS
+) -> Peaks:
+    """Run the probe in a process of its own; empty, with the reason, when it fails.
 
     seconds: of each product, at most SECONDS.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "unetrt.bench.peak", device, str(min(seconds, SECONDS))],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    sys.stderr.write("bench: measure what this device can do at most\n")
+    command = [sys.executable, "-m", "unetrt.bench.peak", device, str(min(seconds, SECONDS))]
+    try:
+        child = run_alone(command, timeout)
+    except subprocess.TimeoutExpired:
+        return Peaks(reason=f"the probe was given up after {timeout:.0f} s")
     lines = child.stdout.splitlines()
     if child.returncode or not lines:
-        return Peaks()
+        return Peaks(reason=f"the probe ended with status {child.returncode}")
     return peaks_from_dict(json.loads(lines[-1]))
 
 
 def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
-    return Peaks(tuple(Peak(**peak) for peak in raw["products"]), raw["copy"])
+    products = tuple(Peak(**peak) for peak in raw["products"])
+    return Peaks(products, raw["copy"], raw.get("reason", ""))
 
 
 def measure_peaks(
@@ -85,12 +96,16 @@ def measure_peaks(
 def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:
     import torch
 
+    from ..training.step import cpu_computes_bf16
+
     found = []
     precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if device == "cpu" and not cpu_computes_bf16():
+        del precisions["bf16"]  # what emulates it says nothing of the processor
     if device != "cpu":
-        precisions["fp16"] = torch.float16
-        torch.backends.cuda.matmul.allow_tf32 = False
+        precisions |= {"fp16": torch.float16, TF32: torch.float32}
     for precision, dtype in precisions.items():
+        torch.backends.cuda.matmul.allow_tf32 = precision == TF32
         # Equal numbers switch fewer transistors than a network's: a GPU would clock higher.
         a = torch.randn(side, side, device=device).to(dtype)
         b, c = a.clone(), torch.empty_like(a)

@@ -11,9 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..contract.modules import import_module
 from ..engine.manifest import MANIFEST, Manifest, read_manifest
-from ..engine.openvino_backend import HINTS
+from ..engine.openvino_backend import precision_hint
 from .job import RowResult
+from .process import run_alone
 
 BENCHMARK_APP = "from openvino.tools.benchmark.main import main; raise SystemExit(main())"
 """What the script benchmark_app does, which need not be on the path."""
@@ -44,17 +46,27 @@ def measure_peer(
         return None
     manifest = read_manifest(directory)
     if manifest.backend == "openvino":
-        tool, command = "benchmark_app", _benchmark_app(directory, manifest, result, seconds)
-        available = importlib.util.find_spec("openvino.tools.benchmark") is not None
+        tool, command_of, available = "benchmark_app", _benchmark_app, _has_benchmark_app()
     elif manifest.backend.startswith("tensorrt"):
-        tool, command = "trtexec", _trtexec(directory, manifest, result, seconds)
-        available = shutil.which("trtexec") is not None
+        tool, command_of, available = "trtexec", _trtexec, shutil.which("trtexec") is not None
     else:
         return None
     peer = f"{tool} on {name}"
     if not available:
         return Peer(name=peer, of=name, rates=[], reason=f"{tool} is not installed")
+    command = command_of(directory, manifest, result, seconds)
     return _run(peer, name, command, result.batch, seconds, repeats)
+
+
+def _has_benchmark_app() -> bool:
+    here = importlib.util.find_spec("openvino") is not None
+    return here and importlib.util.find_spec("openvino.tools.benchmark") is not None
+
+
+def _hint(precision: str) -> str:
+    """The very hint that our engine takes here: f32 between int8 layers without bf16."""
+    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision_hint(able, precision)
 
 
 def _benchmark_app(
@@ -65,7 +77,7 @@ def _benchmark_app(
     return [
         *(sys.executable, "-c", BENCHMARK_APP),
         *("-m", str(directory / manifest.model)),
-        *("-d", "CPU", "-hint", "throughput", "-infer_precision", HINTS[manifest.precision]),
+        *("-d", "CPU", "-hint", "throughput", "-infer_precision", _hint(manifest.precision)),
         *("-shape", f"image[{','.join(map(str, image))}],size_like[{','.join(map(str, like))}]"),
         *("-t", str(max(1, round(seconds)))),
     ]
@@ -92,13 +104,7 @@ def _run(name: str, of: str, command: list[str], batch: int, seconds: float, rep
     shown = _shown(command)
     for _ in range(repeats):
         try:
-            child = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=2 * seconds + START_SECONDS,
-            )
+            child = run_alone(command, 2 * seconds + START_SECONDS, keep_errors=True)
         except (OSError, subprocess.TimeoutExpired) as error:
             return Peer(name=name, of=of, rates=[], reason=str(error), command=shown)
         rate = rate_from_output(child.stdout, batch)

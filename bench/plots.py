@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .report import speed_up
+from .gain import speed_up
 from .result import Bench
 
 INK, PALE, WARN = "#3580ad", "#a9d6e5", "#d3213a"
@@ -62,7 +62,7 @@ def agreement_svg(bench: Bench) -> str:
 
 def waterfall_svg(bench: Bench) -> str:
     """Speed-up over the reference loop, step by step; rows without one are left out."""
-    gains = [(row.name, gain) for row in bench.rows if (gain := speed_up(row, bench.rows[0]))]
+    gains = [(row.name, gain) for row in bench.rows if (gain := speed_up(row, bench))]
     figure, axis = _figure(len(gains), "times the reference loop, files to files")
     before = 0.0
     for place, (_, gain) in enumerate(gains):

@@ -6,7 +6,6 @@ python -m unetrt.bench.readme README.md README.zh-CN.md [--results bench/results
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
 from .compare import read_report
+from .gain import gain_of
+from .job import RowResult, result_from_dict
+from .result import Bench, Row
 from .text import markdown_table, rates_text
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
@@ -49,29 +51,45 @@ def language_of(path: Path) -> str:
 
 
 def _section(report: dict[str, Any], language: str) -> str:
-    rows = [row for row in report["rows"] if row["result"]]
-    height, width = rows[0]["result"]["input_size"]
+    bench = _bench(report)
+    rows = [row for row in bench.rows if row.result]
+    height, width = rows[0].result.input_size if rows and rows[0].result else (0, 0)
     title = TITLES[language].format(
         images=report["images"],
         height=height,
         width=width,
-        processor=report["machine"]["processor"],
+        processor=bench.machine["gpu" if bench.on_gpu else "processor"],
         command=report["command"],
     )
-    cells = [_cells(row, rows[0]) for row in rows]
+    cells = [_cells(row, row.result, bench) for row in rows if row.result]
     return "\n".join([title, "", *markdown_table([HEADS[language], *cells])])
 
 
-def _cells(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[str, ...]:
+def _bench(report: dict[str, Any]) -> Bench:
+    """As much of the bench as its tables need."""
+    rows = [
+        Row(
+            name=row["name"],
+            result=result_from_dict(row["result"]) if row["result"] else None,
+            agreement=row["agreement"],
+            trusted=row["trusted"],
+            reason=row["reason"],
+        )
+        for row in report["rows"]
+    ]
+    machine = report["machine"]
+    return Bench(rows=tuple(rows), images=report["images"], machine=machine, versions={})
+
+
+def _cells(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     """As the bench's own table; a row without trusted masks has no speed-up."""
-    result = row["result"]
-    mine, theirs = (statistics.median(r["result"]["files_to_files"]) for r in (row, baseline))
+    gain = gain_of(row, bench)
     return (
-        row["name"],
-        rates_text(result["engine_only"] or result["with_copies"]),
-        rates_text(result["files_to_files"]),
-        f"{mine / theirs:.2f}×" if row["trusted"] and baseline["trusted"] else "–",
-        "–" if row["agreement"] is None else f"{row['agreement']:.4%}",
+        row.name,
+        rates_text(result.engine_only or result.with_copies),
+        rates_text(result.files_to_files),
+        "–" if gain is None or gain.reason else gain.text,
+        "–" if row.agreement is None else f"{row.agreement:.4%}",
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..contract.headers import decoding
+from ..contract.images import read_image
 from ..contract.masks import mask_pixels
 from ..contract.resize import resize_image
 from ..contract.spec import ModelSpec
@@ -20,11 +21,14 @@ from ..training.checkpoint import Checkpoint, unet_from_checkpoint
 
 
 class ReferenceLoop:
-    """Eager fp32, batch of one, logits to the host, resized to the image's size there."""
+    """Eager fp32, batch of one, logits to the host, resized to the image's size there.
 
-    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+    bit_depth: of the data in 16-bit images.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, bit_depth: int | None = None) -> None:
         self.spec: ModelSpec = checkpoint.spec
-        self.device = device
+        self.device, self.bit_depth = device, bit_depth
         self.net = unet_from_checkpoint(checkpoint).to(device)
 
     def load(self, path: Path) -> tuple[Tensor, Size]:
@@ -32,14 +36,20 @@ class ReferenceLoop:
 
         Raises ImageError for a file that Pillow cannot read.
         """
-        with decoding(str(path)), Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            image = np.asarray(upright.convert("L" if self.spec.channels == 1 else "RGB"))
+        image = self._decode(path)
         height, width = image.shape[:2]
         image = image.reshape(height, width, self.spec.channels)
         small = resize_image(image, self.spec.input_size((height, width)), self.spec.resize)
         planes = np.array(small.transpose(2, 0, 1), order="C")
         return torch.from_numpy(planes)[None].float() / 255, (height, width)
+
+    def _decode(self, path: Path) -> U8:
+        """By Pillow, but for pixels that it would clip at 255: a fair loader scales them."""
+        with decoding(str(path)), Image.open(path) as file:
+            if self.bit_depth is None and not file.mode.startswith(("I", "F")):
+                upright = ImageOps.exif_transpose(file)
+                return np.asarray(upright.convert("L" if self.spec.channels == 1 else "RGB"))
+        return read_image(path, self.spec.channels, bit_depth=self.bit_depth)
 
     def infer(self, image: Tensor, size: Size) -> U8:
         """Class indices (H, W)."""

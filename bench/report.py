@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engine.probe import usable_cores
+from .class_report import class_lines
+from .gain import gain_of
 from .job import RowResult
 from .layer_report import layer_lines
-from .machine import LOADED, NOISY
+from .machine import BUSY, LOADED, NOISY
 from .measure import spread
 from .result import Bench, Row
 from .stages import StageTable
@@ -35,7 +36,7 @@ def table_lines(bench: Bench) -> list[str]:
     truth = any(row.judgement and row.judgement.miou is not None for row in bench.rows)
     head = (*HEAD, "foreground mIoU") if truth else HEAD
     baseline = bench.rows[0]
-    cells = [(*_cells(row, baseline), *([_miou(row, baseline)] * truth)) for row in bench.rows]
+    cells = [(*_cells(row, bench), *([_miou(row, baseline)] * truth)) for row in bench.rows]
     for peer in bench.peers:
         rate = rates_text(peer.rates) if peer.rates else "not run"
         told = _ratio_to_peer(bench, peer.of, peer.rate) if peer.rates else peer.reason
@@ -51,8 +52,8 @@ def detail_lines(bench: Bench) -> list[str]:
 
 
 def fastest_row(bench: Bench) -> Row | None:
-    """Files to files, of those that have a speed-up; None when only the baseline has one."""
-    gains = [(gain, row) for row in bench.rows[1:] if (gain := speed_up(row, bench.rows[0]))]
+    """Files to files, of those with trusted masks; None when only the baseline has them."""
+    gains = [(gain.ratio, row) for row in bench.rows[1:] if (gain := gain_of(row, bench))]
     return max(gains, key=lambda pair: pair[0])[1] if gains else None
 
 
@@ -98,7 +99,9 @@ def context_lines(bench: Bench) -> list[str]:
     )
     lines = [
         f"{bench.images} images, network input {size[0]}×{size[1]}; median of repeats ± half their "
-        "range; each row in a process of its own; speed-up: files to files",
+        "range; each row in a process of its own; speed-up: files to files, and in brackets the "
+        "range that the passes of both rows allow",
+        *_baseline_lines(bench.rows[0]),
         *(f"{name}: {text}" for name, text in bench.regions.items()),
         bench.warm_up,
         f"machine: {machine}; {versions}",
@@ -109,55 +112,74 @@ def context_lines(bench: Bench) -> list[str]:
     return [*lines, *(f"warning: {text}" for text in warnings(bench))]
 
 
+def _baseline_lines(row: Row) -> list[str]:
+    """That the rate which every speed-up hangs on was taken twice."""
+    if row.result is None or not row.result.again:
+        return []
+    last = row.result.again
+    first = len(row.result.files_to_files) - last
+    return [
+        f"{row.name}: files to files {first} times before the other rows and {last} times after "
+        "them; the median is of both"
+    ]
+
+
 def warnings(bench: Bench) -> list[str]:
-    """What says that the machine was not quiet."""
-    found = []
-    load = bench.machine.get("load before", "")
-    if load.replace(".", "").isdigit() and float(load) > LOADED * usable_cores():
+    """What says that the machine was not quiet, and what could not be measured."""
+    found = list(bench.notes)
+    if bench.peaks.reason:
+        found.append(f"no measured peak: {bench.peaks.reason}")
+    load = bench.load_before
+    if load is not None and load > LOADED * bench.cores:
         found.append(f"others were running before the bench: load {load}")
     for row in bench.rows:
-        if row.result is None:
-            continue
-        widest = max(spread(row.result.with_copies), spread(row.result.files_to_files))
-        if widest > NOISY:
-            found.append(f"{row.name}: repeats differ by ±{widest:.0%}: the machine was not quiet")
-        if not row.result.warm_up.stable:
-            spent = row.result.warm_up.seconds
-            found.append(f"{row.name}: not stable after {spent:.1f} s of warm-up")
-        for reason, part in (row.result.use.throttled if row.result.use else {}).items():
-            found.append(f"{row.name}: the GPU was held back by {reason}, {part:.0%} of the time")
+        found += [f"{row.name}: {text}" for text in (_unquiet(row.result) if row.result else [])]
+    return found
+
+
+def _unquiet(result: RowResult) -> list[str]:
+    found = []
+    widest = max(spread(result.with_copies), spread(result.files_to_files))
+    if widest > NOISY:
+        found.append(f"repeats differ by ±{widest:.0%}: the machine was not quiet")
+    if result.others is not None and result.others > BUSY:
+        found.append(f"others kept {result.others:.0%} of the cores busy during files to files")
+    if not result.warm_up.stable:
+        found.append(f"not stable after {result.warm_up.seconds:.1f} s of warm-up")
+    throttled = result.use.throttled if result.use else {}
+    for reason, part in throttled.items():
+        found.append(f"the GPU was held back by {reason}, {part:.0%} of the time")
     return found
 
 
 def report_lines(bench: Bench, command: str) -> list[str]:
     """The whole report as Markdown."""
     lines = [f"`{command}`", "", *table_lines(bench), "", *detail_lines(bench), ""]
-    lines += [*stage_lines(bench.rows), ""]
+    lines += [*class_lines(bench.rows), "", *stage_lines(bench.rows), ""]
     layers = layer_lines(bench.rows, bench.peaks)
     lines += [*layers, ""] if layers else []
     if bench.sweep is not None:
         lines += [*sweep_lines(bench.sweep), ""]
+    lines += [*bench.slo.lines, ""] if bench.slo else []
     return [*lines, *(f"- {line}" for line in context_lines(bench))]
 
 
-def speed_up(row: Row, baseline: Row) -> float | None:
-    """Files to files against the baseline; None where the masks do not allow one."""
-    if not row.trusted or row.result is None or baseline.result is None:
-        return None
-    return row.result.files_rate / baseline.result.files_rate
-
-
-def _cells(row: Row, baseline: Row) -> tuple[str, ...]:
+def _cells(row: Row, bench: Bench) -> tuple[str, ...]:
     if row.result is None:
         return (row.name, "not run", row.reason, "", "")
-    gain = speed_up(row, baseline)
+    gain = gain_of(row, bench)
     return (
         f"{row.name}: {row.result.label}" if row.name not in row.result.label else row.result.label,
         rates_text(row.result.engine_only) if row.result.engine_only else "not measured",
-        rates_text(row.result.files_to_files),
-        row.reason if gain is None else f"{gain:.2f}×",
+        rates_text(row.result.files_to_files) + _single(row.result.files_to_files),
+        row.reason if gain is None else gain.text,
         "" if row.agreement is None else f"{row.agreement:.4%}",
     )
+
+
+def _single(passes: Sequence[float]) -> str:
+    """A rate without a spread is not one with none."""
+    return " (1 pass)" if len(passes) == 1 else ""
 
 
 def _miou(row: Row, baseline: Row) -> str:
@@ -174,7 +196,7 @@ def _ratio_to_peer(bench: Bench, name: str, rate: float) -> str:
 
 def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     latency = result.latency
-    peak = bench.peaks.of(result.precision)
+    peak = bench.peaks.of(result.multiplies or result.precision)
     before = [row.build_seconds, result.open_seconds, result.first_seconds]
     ious = [iou for iou in row.judgement.iou.values() if iou is not None] if row.judgement else []
     return (

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
+from .gain import gain_of, speed_up
 from .page import html_page
-from .report import report_lines, speed_up
+from .report import report_lines
 from .result import Bench, Row
 
 
@@ -51,9 +52,16 @@ def report_stem(bench: Bench) -> str:
     ]
     height, width = results[0].input_size if results else (0, 0)
     batches = "+".join(str(b) for b in sorted({result.batch for result in results}))
-    device = re.sub(r"[^a-z0-9]+", "-", bench.machine["processor"].lower()).strip("-")
+    device = re.sub(r"[^a-z0-9]+", "-", _device(bench).lower()).strip("-")
     parts = ["bench", device, precisions, *versions, f"{height}x{width}", f"batch-{batches or 0}"]
     return "_".join(parts)
+
+
+def _device(bench: Bench) -> str:
+    """The GPU where rows ran on one, else the processor."""
+    if not bench.on_gpu:
+        return bench.machine["processor"]
+    return re.sub(r"^\d+ × ", "", bench.machine.get("gpu", "")) or "cuda"
 
 
 def csv_text(bench: Bench) -> str:
@@ -68,7 +76,9 @@ def csv_text(bench: Bench) -> str:
 
 def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
     result, judgement = row.result, row.judgement
-    peak = bench.peaks.of(result.precision) if result else None
+    peak = bench.peaks.of(result.multiplies or result.precision) if result else None
+    gain = gain_of(row, bench)
+    told = gain is not None and not gain.reason
     return {
         "name": row.name,
         "label": result and result.label,
@@ -76,7 +86,9 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "batch": result and result.batch,
         "engine_only": result and result.engine_only and round(result.engine_rate, 4),
         "files_to_files": result and round(result.files_rate, 4),
-        "speed_up": speed_up(row, bench.rows[0]),
+        "speed_up": speed_up(row, bench),
+        "speed_up_low": gain.low if gain and told else None,
+        "speed_up_high": gain.high if gain and told else None,
         "agreement": row.agreement,
         "foreground_miou": judgement and judgement.miou,
         "p50_ms": result and result.latency.p50,
@@ -90,5 +102,5 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "host_bytes": result and result.host_bytes,
         "device_bytes": result and result.device_bytes,
         "trusted": row.trusted,
-        "reason": row.reason,
+        "reason": row.reason or (gain.reason if gain else ""),
     }

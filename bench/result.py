@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..engine.probe import usable_cores
 from .job import RowResult
 from .judge import Judgement
+from .machine import cuda_device
 from .measure import WARM_UP_RULE
 from .peak import Peaks
 from .peers import Peer
 from .samples import Samples
+from .slo import SloAnswer
 from .sweep import Sweep
 
 REGIONS = {
@@ -45,7 +48,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Rows, the first the baseline, with all that is needed to read them."""
+    """Rows, the first the baseline, with all that is needed to read them.
+
+    notes: what went wrong beside the rows. interrupted: what was not measured has no number.
+    """
 
     rows: tuple[Row, ...]
     images: int
@@ -58,6 +64,26 @@ class Bench:
     warm_up: str = WARM_UP_RULE
     regions: dict[str, str] = field(default_factory=lambda: dict(REGIONS))
     samples: Samples | None = None
+    slo: SloAnswer | None = None
+    notes: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    @property
+    def load_before(self) -> float | None:
+        """Of others, before the first row; None where the system does not tell."""
+        text = self.machine.get("load before", "")
+        return float(text) if text.replace(".", "", 1).isdigit() else None
+
+    @property
+    def cores(self) -> int:
+        """That the bench could use."""
+        text = self.machine.get("cores used", "").partition(" ")[0]
+        return int(text) if text.isdigit() else usable_cores()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a row ran on CUDA: then the numbers are the GPU's, not the processor's."""
+        return any(row.result and cuda_device(row.result.device) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the pictures."""

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ from ..contract.resize import network_input
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
 from .cuda_clock import torch_rate
-from .engine_row import file_rates, measure_engine
+from .engine_row import measure_engine, write_masks
+from .file_passes import FilePasses, time_passes
 from .flops import count_flops
 from .job import REFERENCE, VARIANTS, RowJob, RowResult
 from .machine import cuda_device, device_bytes_in_use, peak_host_bytes
 from .measure import latency, rate, warm_up
 from .nvml import watch_device
+from .stock import NOTE, TF32, stock_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,23 @@ def measure_row(job: RowJob) -> RowResult:
     start = time.perf_counter()
     with _open(job) as engine:
         choose_graphs(engine, job.graphs)
-        return measure_engine(engine, job, time.perf_counter() - start)
+        opened = time.perf_counter() - start
+        plain = engine.backend == "torch" and engine.precision == "fp32"
+        with stock_convolutions(engine.device if plain else "") as differs:
+            result = measure_engine(engine, job, opened)
+        if differs:
+            write_masks(engine, job)
+            return replace(result, label=result.label + NOTE, multiplies=TF32)
+        return result
+
+
+def measure_again(job: RowJob) -> FilePasses:
+    """Passes of the reference loop alone, at the end. Raises UserError as measure_row."""
+    loop = _reference_loop(job)
+    paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
+    with stock_convolutions(loop.device):
+        loop.infer(*loop.load(paths[0]))
+        return time_passes(lambda: loop.predict(paths, outputs), job)
 
 
 def choose_graphs(engine: Engine, wanted: bool | None) -> None:
@@ -70,7 +88,9 @@ def _checkpoint(job: RowJob) -> Checkpoint:
 
 
 def _require_few_shapes(job: RowJob, checkpoint: Checkpoint) -> None:
-    sizes = {network_input(Path(path), checkpoint.spec)[1] for path in job.images}
+    depth = job.bit_depth
+    paths = map(Path, job.images)
+    sizes = {network_input(path, checkpoint.spec, bit_depth=depth)[1] for path in paths}
     if len(sizes) > MOST_COMPILED_SHAPES:
         raise UserError(
             "torch.compile would compile every size of image for minutes",
@@ -79,16 +99,30 @@ def _require_few_shapes(job: RowJob, checkpoint: Checkpoint) -> None:
         )
 
 
-def _measure_reference(job: RowJob) -> RowResult:
+def _reference_loop(job: RowJob) -> ReferenceLoop:
     from ..engine.torch_backend import TorchEngine
     from .reference import ReferenceLoop
 
-    start = time.perf_counter()
     checkpoint = _checkpoint(job)
     with TorchEngine(checkpoint, job.device) as engine:  # it chooses and checks the device
         device = engine.device
-    loop = ReferenceLoop(checkpoint, device)
+    return ReferenceLoop(checkpoint, device, job.bit_depth)
+
+
+def _measure_reference(job: RowJob) -> RowResult:
+    """Timed as PyTorch is shipped; on CUDA the masks are then made in strict fp32."""
+    start = time.perf_counter()
+    loop = _reference_loop(job)
     opened = time.perf_counter() - start
+    with stock_convolutions(loop.device) as differs:
+        result = _timed_reference(loop, job, opened)
+    if not differs:
+        return result
+    loop.predict([Path(p) for p in job.images], [Path(p) for p in job.outputs])
+    return replace(result, label=result.label + NOTE, multiplies=TF32)
+
+
+def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResult:
     paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
     image, size = loop.load(paths[0])
 
@@ -99,10 +133,10 @@ def _measure_reference(job: RowJob) -> RowResult:
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
-    with watch_device(device) as watch:
+    with watch_device(loop.device) as watch:
         warm = warm_up(run, job.seconds)
         alone, rates = _reference_rates(loop, run, image, job)
-        files = file_rates(lambda: loop.predict(paths, outputs), job)
+        files = time_passes(lambda: loop.predict(paths, outputs), job)
     input_size = (image.shape[2], image.shape[3])
     return RowResult(
         name=job.name,
@@ -113,18 +147,19 @@ def _measure_reference(job: RowJob) -> RowResult:
         slots=1,
         input_size=input_size,
         mask_size=size,
-        flops=count_flops(checkpoint.spec, input_size),
+        flops=count_flops(loop.spec, input_size),
         open_seconds=opened,
         first_seconds=first,
         warm_up=warm,
         engine_only=alone,
         with_copies=rates,
-        files_to_files=files,
+        files_to_files=files.rates,
         latency=latency(run, job.seconds),
         host_bytes=peak_host_bytes(),
         device_bytes=device_bytes_in_use(loop.device),
         use=watch.use,
         use_reason=watch.reason,
+        others=files.others,
     )
 
 
@@ -147,11 +182,14 @@ def _reference_rates(
 
 
 def main() -> int:
-    """Read a job, print {"result": …} or {"error": …} as the last line."""
+    """Read a job, print {"result": …}, {"passes": …} or {"error": …} as the last line."""
     job = RowJob(**json.loads(sys.stdin.read()))
     answer: dict[str, object]
     try:
-        answer = {"result": asdict(measure_row(job))}
+        if job.files_only:
+            answer = {"passes": asdict(measure_again(job))}
+        else:
+            answer = {"result": asdict(measure_row(job))}
     except UserError as error:
         answer = {"error": error.reason}
     sys.stdout.write(json.dumps(answer) + "\n")

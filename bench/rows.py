@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +13,6 @@ from pathlib import Path
 from ..contract.errors import UserError
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
-from ..engine.manifest import MANIFEST, read_manifest
 from ..engine.probe import BackendStatus, probe_backends
 from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
@@ -45,9 +47,10 @@ GPU_STEPS = (
 class Entry:
     """A row to be measured, or with `reason` one that cannot run here.
 
-    backend: as RowJob's. build: the command that makes the engine, for one that the bench built.
-    required: its failure is the bench's; not so for PyTorch's own variants. batch, slots, graphs:
-    of a step of the waterfall; None leaves them to the engine.
+    backend: as RowJob's. build: the command that makes the engine, for one that the bench built,
+    target: the directory that it writes, which is not there yet. required: its failure is the
+    bench's; not so for PyTorch's own variants. batch, slots, graphs: of a step of the waterfall;
+    None leaves them to the engine.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Entry:
     backend: str = "auto"
     reason: str = ""
     build: str = ""
+    target: str = ""
     build_seconds: float | None = None
     required: bool = True
     batch: int | None = None
@@ -94,7 +98,16 @@ def entries_from_checkpoint(
     entries = [
         reference_entry(checkpoint),
         Entry(name="torch-channels-last", model=checkpoint),
-        *(Entry(name=name, model=checkpoint, backend=name, required=False) for name in VARIANTS),
+        *(
+            Entry(
+                name=name,
+                model=checkpoint,
+                backend=name,
+                required=False,
+                reason=_no_variant(name, device),
+            )
+            for name in VARIANTS
+        ),
     ]
     statuses = {status.name: status for status in probe_backends()}
     for backend, precision in CPU_ENGINES + GPU_ENGINES:
@@ -105,6 +118,7 @@ def entries_from_checkpoint(
                 Entry(name=name, model=checkpoint, reason=reason), backend, precision
             )
         else:
+            sys.stderr.write(f"bench: build {name}\n")
             options = build_options(backend, precision, sizes, scale)
             built = _built_entry(checkpoint, folder / name, options)
             entries += entry_steps(built, backend, precision)
@@ -142,27 +156,35 @@ def entry_steps(entry: Entry, backend: str, precision: str) -> list[Entry]:
     ]
 
 
-@dataclass(frozen=True)
-class BuildCommand:
-    """The line that makes an entry's engine, '' for a model that is no engine; and its name."""
+def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: bool) -> str:
+    """The command that builds what `options` has built; forced: although its gate failed."""
+    parts = ["unetrt", "build", str(checkpoint), "-o", target]
+    parts += ["--backend", options.backend, "--precision", options.precision]
+    if options.overrides.scale is not None:
+        parts += ["--scale", f"{options.overrides.scale:g}"]
+    if options.backend.startswith("tensorrt") and options.plan.sizes:
+        heights, widths = zip(*options.plan.sizes, strict=True)
+        ends = [f"{min(heights)}x{min(widths)}", f"{max(heights)}x{max(widths)}"]
+        parts += ["--size", "..".join(dict.fromkeys(ends))]
+    return shlex.join([*parts, *["--force"] * forced])
 
-    line: str
-    target: str
+
+def free_name(name: str) -> str:
+    """A name that is not taken in the working folder: `build` replaces no other folder."""
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
-def build_command(entry: Entry) -> BuildCommand:
-    """Of an engine that the bench built, or of a directory by what its manifest says."""
-    if entry.build:
-        return BuildCommand(entry.build, "ENGINE")
-    if not (entry.model / MANIFEST).is_file():
-        return BuildCommand("", str(entry.model))
-    manifest = read_manifest(entry.model)
-    source = manifest.source.get("name", "CHECKPOINT")
-    line = (
-        f"unetrt build {source} -o {entry.model} --backend {manifest.backend} "
-        f"--precision {manifest.precision}"
-    )
-    return BuildCommand(line, str(entry.model))
+def _no_variant(name: str, device: str) -> str:
+    """Why one of PyTorch's own rows would tell nothing here, or ''."""
+    import torch
+
+    from ..training.step import cpu_computes_bf16
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if name != "torch-half" or on_gpu or cpu_computes_bf16():
+        return ""
+    return "this processor has no bf16: in fp32 the row is torch-channels-last"
 
 
 def _obstacle(status: BackendStatus, precision: str, device: str) -> str:
@@ -181,13 +203,14 @@ def _built_entry(checkpoint: Path, directory: Path, options: BuildOptions) -> En
     """An engine whose gate fails is measured too: the table shows the agreement itself."""
     start = time.perf_counter()
     try:
-        build_engine(checkpoint, directory, options)
+        built = build_engine(checkpoint, directory, options)
     except UserError as error:
         return Entry(name=directory.name, model=checkpoint, reason=error.reason)
+    target = free_name(f"engine-{directory.name}")
     return Entry(
         name=directory.name,
         model=directory,
-        build=f"unetrt build {checkpoint} -o ENGINE --backend {options.backend} "
-        f"--precision {options.precision}",
+        build=build_line(checkpoint, target, options, forced=bool(built.gate.failures)),
+        target=target,
         build_seconds=time.perf_counter() - start,
     )

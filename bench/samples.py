@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.images import read_image
-from ..contract.masks import class_indices, read_mask
+from ..contract.masks import class_indices, read_mask, true_classes
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from ..runtime.viz import coloured_mask
@@ -31,15 +31,16 @@ def read_samples(
     masks: Mapping[str, Sequence[Path]],
     spec: ModelSpec,
     count: int,
+    bit_depth: int | None = None,
 ) -> Samples:
     """The `count` images whose masks in the first row hold most classes."""
     first = next(iter(masks.values()), ())
     varied = sorted(range(len(first)), key=lambda i: -len(np.unique(read_mask(first[i]))))
     panels = []
     for index in varied[:count]:
-        shown = [("image", read_image(images[index], 3))]
+        shown = [("image", read_image(images[index], 3, bit_depth=bit_depth))]
         if index in truth:
-            shown.append(("truth", _coloured(truth[index], spec)))
+            shown.append(("truth", coloured_mask(true_classes(truth[index], spec))))
         shown += [(name, _coloured(paths[index], spec)) for name, paths in masks.items()]
         panels.append(tuple((title, _smaller(picture)) for title, picture in shown))
     return Samples(tuple(panels))

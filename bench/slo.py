@@ -1,12 +1,17 @@
-"""The highest throughput under a bound on the latency, and the flags that give it."""
+"""The highest throughput under a bound on the latency, and the commands that give it."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from ..contract.errors import UserError
+from .measure import Latency
 from .sweep import Sweep, SweepPoint
+
+FEWEST = {"p50": 10, "p95": 20, "p99": 100}
+"""Batches without which a percentile is little else than the slowest: then that one counts."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +21,36 @@ class Slo:
     percentile: str
     milliseconds: float
 
+    @property
+    def text(self) -> str:
+        return f"{self.percentile} ≤ {self.milliseconds:g} ms"
+
+    def believed(self, latency: Latency) -> bool:
+        return latency.count >= FEWEST[self.percentile]
+
+    def value_of(self, latency: Latency) -> float:
+        """The percentile, or of too few batches the slowest."""
+        value = float(getattr(latency, self.percentile))
+        return value if self.believed(latency) else max(value, latency.slowest)
+
     def met_by(self, point: SweepPoint) -> bool:
-        return float(getattr(point.latency, self.percentile)) <= self.milliseconds
+        return self.value_of(point.latency) <= self.milliseconds
+
+    def told(self, latency: Latency) -> str:
+        value = f"{self.value_of(latency):.3g} ms"
+        if self.believed(latency):
+            return f"{self.percentile} {value} over {latency.count} batches"
+        few = f"of fewer than {FEWEST[self.percentile]} a {self.percentile} is not believed"
+        return f"{value}, the slowest of {latency.count} batches ({few})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SloAnswer:
+    """The answer to --slo as lines; met: a setting was found."""
+
+    bound: str
+    met: bool
+    lines: tuple[str, ...]
 
 
 def slo_from_text(text: str) -> Slo:
@@ -43,28 +76,40 @@ def best_under(sweep: Sweep, slo: Slo, slots_flag: bool) -> SweepPoint | None:
     return max(filter(slo.met_by, reachable), key=lambda p: p.rate, default=None)
 
 
-def slo_lines(sweep: Sweep, slo: Slo, slots_flag: bool) -> list[str]:
-    """The answer to --slo: the throughput and the commands that give it, or what is nearest."""
-    bound = f"{slo.percentile} ≤ {slo.milliseconds:g} ms"
+def answer_slo(sweep: Sweep | None, slo: Slo, slots_flag: bool) -> SloAnswer:
+    """The throughput and the commands that give it, or what is nearest."""
+    if sweep is None:
+        return _unmet(slo, "no engine with trusted masks to sweep")
     best = best_under(sweep, slo, slots_flag)
     if best is None:
-        own = [point for point in sweep.points if point.size == sweep.size]
-        nearest = min(own, key=lambda p: getattr(p.latency, slo.percentile), default=None)
-        if nearest is None:
-            return [f"{bound}: nothing was swept ({sweep.reason or 'no points'})"]
-        found = getattr(nearest.latency, slo.percentile)
-        return [
-            f"{bound}: no setting meets it; the lowest is {found:.3g} ms, at "
-            f"batch {nearest.batch}, slots {nearest.slots}"
-        ]
-    flags = f"--batch {best.batch}" + (f" --slots {best.slots}" if slots_flag else "")
-    lines = [
-        f"{bound}: {best.rate:.3g} images/s, {slo.percentile} "
-        f"{getattr(best.latency, slo.percentile):.3g} ms, at batch {best.batch}, "
-        f"slots {best.slots}"
-    ]
+        return _unmet(slo, _nearest(sweep, slo))
+    found = f"{best.rate:.3g} images/s, {slo.told(best.latency)}"
+    line = f"{slo.text}: {found}, at batch {best.batch}, slots {best.slots}"
+    return SloAnswer(bound=slo.text, met=True, lines=(line, *_commands(sweep, best, slots_flag)))
+
+
+def _unmet(slo: Slo, why: str) -> SloAnswer:
+    return SloAnswer(bound=slo.text, met=False, lines=(f"{slo.text}: {why}",))
+
+
+def _nearest(sweep: Sweep, slo: Slo) -> str:
+    own = [point for point in sweep.points if point.size == sweep.size]
+    nearest = min(own, key=lambda p: slo.value_of(p.latency), default=None)
+    if nearest is None:
+        return f"nothing was swept ({sweep.reason or 'no points'})"
+    return (
+        f"no setting meets it; the lowest is {slo.told(nearest.latency)}, at "
+        f"batch {nearest.batch}, slots {nearest.slots}"
+    )
+
+
+def _commands(sweep: Sweep, best: SweepPoint, slots_flag: bool) -> list[str]:
+    """What builds the engine, where it is not there already, and what then runs it."""
+    lines = []
     if sweep.build:
         batches = f" --batch 1,{best.batch},{best.batch}" if sweep.plan else ""
         lines.append(f"  {sweep.build}{batches}")
-    model = sweep.target or sweep.model
-    return [*lines, f"  unetrt predict -m {model} {flags} -i IMAGES --output-dir MASKS"]
+    model, images = shlex.quote(sweep.target or sweep.model), shlex.quote(sweep.images or "IMAGES")
+    flags = f"--batch {best.batch}" + (f" --slots {best.slots}" if slots_flag else "")
+    flags += f" {sweep.flags}" if sweep.flags else ""
+    return [*lines, f"  unetrt predict -m {model} {flags} -i {images} --output-dir MASKS"]

@@ -23,6 +23,8 @@ from .process import answer_from_process
 
 BATCHES = (1, 2, 4, 8, 16)
 SLOTS = (1, 2, 3, 4)
+PATIENCE = 5
+"""Times the seconds of a point that it may take to run the fewest batches asked for."""
 KNEE = 0.95
 """The knee: the fewest images in flight that reach this share of the best throughput."""
 
@@ -31,7 +33,8 @@ KNEE = 0.95
 class SweepJob:
     """seconds: of each point; batches stop growing when one alone takes longer.
 
-    sizes: of images, beside that of most; none takes half and twice its sides.
+    sizes: of images, beside that of most; none takes half and twice its sides. fewest: batches of
+    a point, for which it may take up to PATIENCE times its seconds.
     """
 
     model: str
@@ -42,6 +45,8 @@ class SweepJob:
     batches: tuple[int, ...] = BATCHES
     slots: tuple[int, ...] = SLOTS
     sizes: tuple[Size, ...] = ()
+    fewest: int = 0
+    bit_depth: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +67,9 @@ class SweepPoint:
 class Sweep:
     """size: of most images, whose points come first. default_slots: what `predict` keeps in flight.
 
-    build: the command that makes the engine, target: what `predict` is then given. plan: it takes
-    the batches that it was built for. refused: sizes that the engine does not run, and why.
+    build: the command that makes the engine, '' for one that is there; target: what `predict` is
+    then given, with `flags` and `images`. plan: it takes the batches that it was built for.
+    refused: sizes that the engine does not run, and why.
     """
 
     model: str
@@ -72,6 +78,8 @@ class Sweep:
     size: Size = (0, 0)
     build: str = ""
     target: str = ""
+    flags: str = ""
+    images: str = ""
     plan: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     reason: str = ""
@@ -97,12 +105,12 @@ def sweep_from_dict(raw: dict[str, Any]) -> Sweep:
     return Sweep(**{**raw, "points": points, "size": tuple(raw["size"])})
 
 
-def sweep_model(name: str, job: SweepJob, timeout: float, build: str, target: str) -> Sweep:
+def sweep_model(name: str, job: SweepJob, timeout: float) -> Sweep:
     """Sweep in a fresh process; without points and with the reason when it fails."""
     answer = answer_from_process("unetrt.bench.sweep", job, timeout)
     if isinstance(answer, str):
         return Sweep(model=name, points=(), default_slots=1, reason=answer)
-    return replace(sweep_from_dict(answer), model=name, build=build, target=target)
+    return replace(sweep_from_dict(answer), model=name)
 
 
 def run_sweep(job: SweepJob) -> Sweep:
@@ -112,7 +120,7 @@ def run_sweep(job: SweepJob) -> Sweep:
     """
     overrides = SpecOverrides(scale=job.scale)
     with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
-        own = commonest_batch(engine.spec, job.images, 1).size
+        own = commonest_batch(engine.spec, job.images, 1, job.bit_depth).size
         points = _points_of_size(engine, own, job, job.slots)
         refused: dict[str, str] = {}
         for size in _other_sizes(own, job.sizes):
@@ -142,30 +150,30 @@ def _points_of_size(
 ) -> list[SweepPoint]:
     points: list[SweepPoint] = []
     for count in (count for count in job.batches if count >= engine.min_batch):
-        batch = _batch_of_size(engine, job.images, size, count)
-        found = [_point(engine, batch, n, job.seconds) for n in slots]
+        batch = _batch_of_size(engine, job, size, count)
+        found = [_point(engine, batch, n, job) for n in slots]
         points += found
         if count / max(point.rate for point in found) > job.seconds:
             break
     return points
 
 
-def _batch_of_size(engine: Engine, images: Sequence[str], size: Size, count: int) -> Batch:
+def _batch_of_size(engine: Engine, job: SweepJob, size: Size, count: int) -> Batch:
     """Images of the commonest size, resized where another is asked for."""
-    batch = commonest_batch(engine.spec, images, count)
+    batch = commonest_batch(engine.spec, job.images, count, job.bit_depth)
     if batch.size == size:
         return batch
     wanted = engine.spec.input_size(size)
     return Batch([resize_image(i, wanted, engine.spec.resize) for i in batch.images], size)
 
 
-def _point(engine: Engine, batch: Batch, count: int, seconds: float) -> SweepPoint:
+def _point(engine: Engine, batch: Batch, count: int, job: SweepJob) -> SweepPoint:
     slots = [engine.slot() for _ in range(count)]
     try:
         for slot in slots:
             fill_slot(slot, batch)
             _finish(slot, batch)
-        times, spent = _keep_in_flight(slots, batch, seconds)
+        times, spent = _keep_in_flight(slots, batch, job)
     finally:
         for slot in slots:
             slot.close()
@@ -186,7 +194,7 @@ def _finish(slot: Slot, batch: Batch) -> None:
 
 
 def _keep_in_flight(
-    slots: Sequence[Slot], batch: Batch, seconds: float
+    slots: Sequence[Slot], batch: Batch, job: SweepJob
 ) -> tuple[list[float], float]:
     """Seconds of every batch from its start to its masks, and of all together."""
     flying: deque[tuple[Slot, float]] = deque()
@@ -200,7 +208,8 @@ def _keep_in_flight(
         slot.masks()
         now = time.perf_counter()
         times.append(now - since)
-        if now - start < seconds:
+        wanted = len(times) + len(flying) < job.fewest
+        if now - start < job.seconds * (PATIENCE if wanted else 1):
             slot.submit(len(batch.images), batch.size)
             flying.append((slot, time.perf_counter()))
     return times, time.perf_counter() - start

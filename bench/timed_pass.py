@@ -58,7 +58,7 @@ def time_stages(
 
     def load(task: Task) -> tuple[U8, Size]:
         with clock.timed(DECODE):
-            image = read_image(task.source, spec.channels)
+            image = read_image(task.source, spec.channels, bit_depth=options.bit_depth)
         height, width = image.shape[:2]
         with clock.timed(RESIZE):
             small = resize_image(image, spec.input_size((height, width)), spec.resize)

@@ -14,6 +14,7 @@ from ..engine.torch_backend import TorchEngine
 from ..export.fold import fold_batchnorm
 from ..training.checkpoint import Checkpoint, unet_from_checkpoint
 from ..training.masknet import MaskNet
+from ..training.step import cpu_computes_bf16
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class VariantEngine(TorchEngine):
 
 def half_precision_on_cpu() -> str:
     """bf16 where the processor multiplies in it; elsewhere it would be slower than fp32."""
-    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if able else "fp32"
+    return "bf16" if cpu_computes_bf16() else "fp32"
 
 
 def require_compiler() -> None:

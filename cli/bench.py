@@ -6,12 +6,14 @@ import argparse
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import predict
 from .shared import (
     MODEL_HELP,
+    add_bit_depth_argument,
     add_device_argument,
     add_scale_argument,
     number,
@@ -23,7 +25,9 @@ from .shared import (
 if TYPE_CHECKING:
     from ..bench.result import Bench
     from ..bench.slo import Slo
+    from ..bench.table import BenchOptions
 
+INTERRUPTED = 130
 SAMPLES = 3
 """Images whose masks a report shows."""
 
@@ -34,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("models", type=Path, nargs="+", metavar="MODEL", help=help_text)
     add("--images", type=Path, required=True, metavar="DIR")
     add("--masks", type=Path, metavar="DIR", help="the truth: mIoU, and its change, in each row")
-    add("--limit", type=positive, default=64, help="images taken from DIR (default: 64)")
+    add("--limit", type=positive, default=64, help="images taken, all over DIR (default: 64)")
     add("--seconds", type=seconds, default=3.0, help="of each repeat (default: 3)")
     add("--repeats", type=positive, default=3, help="default: 3")
     add("--batch", type=positive, help="images a batch (default: the engine's)")
     add_device_argument(parser)
     add_scale_argument(parser)
+    add_bit_depth_argument(parser)
     help_text = "also run benchmark_app or trtexec on the engines; always with a checkpoint alone"
     add("--peers", action="store_true", help=help_text)
     help_text = "batches, slots in flight and sizes of images, of the fastest engine"
@@ -77,8 +82,63 @@ def share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; 1 when a required row has no trusted number, or --compare a regression."""
+    """0; 1: a required row without trusted numbers, a regression or nothing compared, an unmet SLO.
+
+    130 when it was interrupted: what is finished is reported all the same.
+    """
     from ..bench.compare import compare_lines, read_report
+    from ..bench.report_files import write_report
+    from ..bench.slo import slo_from_text
+    from ..bench.table import bench_models
+
+    slo = slo_from_text(args.slo) if args.slo else None
+    before = read_report(args.compare) if args.compare else None
+    bench = _with_answer(bench_models(args.models, _options(args, slo)), slo)
+    # Before anything is printed or compared: a long measurement is not lost to what follows it.
+    paths = write_report(bench, args.report, _command()) if args.report else []
+    sys.stdout.write("\n".join(_lines(bench, args.layers)) + "\n")
+    failed = any(row.required and not row.trusted for row in bench.rows)
+    failed |= bench.slo is not None and not bench.slo.met
+    if before is not None:
+        found, worse = compare_lines(before, bench, args.max_regression)
+        sys.stdout.write("\n".join(["", f"compared with {args.compare}:", "", *found]) + "\n")
+        failed |= worse
+    if paths:
+        sys.stdout.write("report: " + ", ".join(map(str, paths)) + "\n")
+    return INTERRUPTED if bench.interrupted else int(failed)
+
+
+def _command() -> str:
+    return shlex.join(["unetrt", *sys.argv[1:]])
+
+
+def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
+    from ..bench.slo import FEWEST
+    from ..bench.table import BenchOptions
+
+    return BenchOptions(
+        images=args.images,
+        masks=args.masks,
+        limit=args.limit,
+        seconds=args.seconds,
+        repeats=args.repeats,
+        batch=args.batch,
+        device=args.device,
+        scale=args.scale,
+        bit_depth=args.bit_depth,
+        peers=args.peers,
+        sweep=args.sweep or slo is not None or bool(args.sizes),
+        sweep_batches=FEWEST[slo.percentile] if slo else 0,
+        sizes=args.sizes,
+        row_timeout=args.row_timeout,
+        samples=SAMPLES if args.report else 0,
+        layers=args.layers,
+    )
+
+
+def _lines(bench: Bench, layers: bool) -> list[str]:
+    """What the terminal shows: all rows, and of the fastest where its time goes."""
+    from ..bench.class_report import class_lines
     from ..bench.layer_report import layer_lines
     from ..bench.report import (
         context_lines,
@@ -88,56 +148,23 @@ def run(args: argparse.Namespace) -> int:
         sweep_lines,
         table_lines,
     )
-    from ..bench.report_files import write_report
-    from ..bench.slo import slo_from_text
-    from ..bench.table import BenchOptions, bench_models
 
-    slo = slo_from_text(args.slo) if args.slo else None
-    before = read_report(args.compare) if args.compare else None
-    options = BenchOptions(
-        images=args.images,
-        masks=args.masks,
-        limit=args.limit,
-        seconds=args.seconds,
-        repeats=args.repeats,
-        batch=args.batch,
-        device=args.device,
-        scale=args.scale,
-        peers=args.peers,
-        sweep=args.sweep or slo is not None or bool(args.sizes),
-        sizes=args.sizes,
-        row_timeout=args.row_timeout,
-        samples=SAMPLES if args.report else 0,
-        layers=args.layers,
-    )
-    bench = bench_models(args.models, options)
     fastest = fastest_row(bench)
-    lines = [*table_lines(bench), "", *detail_lines(bench), ""]
+    lines = [*table_lines(bench), "", *detail_lines(bench), "", *class_lines(bench.rows), ""]
     lines += [*stage_lines([fastest]), ""] if fastest else []
-    lines += [*layer_lines([fastest], bench.peaks), ""] if fastest and args.layers else []
-    if bench.sweep is not None:
-        lines += [*sweep_lines(bench.sweep), ""]
-    lines += [*_slo_answer(bench, slo), *context_lines(bench)]
-    failed = any(row.required and not row.trusted for row in bench.rows)
-    if before is not None:
-        found, worse = compare_lines(before, bench, args.max_regression)
-        lines += ["", f"compared with {args.compare}:", "", *found]
-        failed |= worse
-    sys.stdout.write("\n".join(lines) + "\n")
-    if args.report:
-        command = shlex.join(["unetrt", *sys.argv[1:]])
-        paths = write_report(bench, args.report, command)
-        sys.stdout.write("report: " + ", ".join(map(str, paths)) + "\n")
-    return 1 if failed else 0
+    lines += [*layer_lines([fastest], bench.peaks), ""] if fastest and layers else []
+    lines += [*sweep_lines(bench.sweep), ""] if bench.sweep else []
+    lines += [*bench.slo.lines, ""] if bench.slo else []
+    return [*lines, *context_lines(bench)]
 
 
-def _slo_answer(bench: Bench, slo: Slo | None) -> list[str]:
-    from ..bench.slo import slo_lines
+def _with_answer(bench: Bench, slo: Slo | None) -> Bench:
+    """The bench with the answer to --slo, which its report holds too."""
+    from ..bench.slo import answer_slo
 
     if slo is None:
-        return []
-    if bench.sweep is None:
-        return ["--slo: no engine with trusted masks to sweep", ""]
+        return bench
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
-    return [*slo_lines(bench.sweep, slo, "--slots" in parser.format_usage()), ""]
+    slots_flag = "--slots" in parser.format_usage()
+    return replace(bench, slo=answer_slo(bench.sweep, slo, slots_flag))

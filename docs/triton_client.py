@@ -16,13 +16,14 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from unetrt.contract.errors import ImageError, UserError
-from unetrt.contract.files import image_paths, write_atomically
+from unetrt.contract.files import write_atomically
 from unetrt.contract.resize import network_input
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8, Size
 from unetrt.engine.manifest import read_manifest
 from unetrt.engine.open import open_engine
 from unetrt.runtime.encode import encode_mask, resolve_format
+from unetrt.runtime.plan import Task, plan_tasks
 
 IN_FLIGHT = 32
 """Requests that wait for their masks: the server merges those that come close together."""
@@ -67,44 +68,44 @@ def _tensor(name: str, array: Any, kind: str) -> Any:
 class Job:
     """Images to mask files; counts what failed and, with an engine, the pixels that differ."""
 
-    def __init__(self, client: MaskClient, output: Path, engine: Any = None) -> None:
-        self._client, self._output, self._engine = client, output, engine
+    def __init__(self, client: MaskClient, engine: Any = None) -> None:
+        self._client, self._engine = client, engine
         self._format = resolve_format("auto", client.spec)
         self.done = self.failed = self.pixels = self.equal = 0
 
-    def run(self, paths: list[Path]) -> None:
-        waiting: deque[tuple[Path, U8, Size, Future[U8]]] = deque()
-        for path in paths:
+    def run(self, tasks: list[Task]) -> None:
+        waiting: deque[tuple[Task, U8, Size, Future[U8]]] = deque()
+        for task in tasks:
             try:
-                image, size = network_input(path, self._client.spec)
+                image, size = network_input(task.source, self._client.spec)
             except ImageError as error:
-                self._fail(path, error.reason)
+                self._fail(task, error.reason)
                 continue
-            waiting.append((path, image, size, self._client.submit(image, size)))
+            waiting.append((task, image, size, self._client.submit(image, size)))
             if len(waiting) == IN_FLIGHT:
                 self._finish(*waiting.popleft())
         while waiting:
             self._finish(*waiting.popleft())
 
-    def _finish(self, path: Path, image: U8, size: Size, future: Future[U8]) -> None:
+    def _finish(self, task: Task, image: U8, size: Size, future: Future[U8]) -> None:
+        assert task.output is not None
         try:
             mask = future.result()
         except triton.InferenceServerException as error:
-            return self._fail(path, str(error))
+            return self._fail(task, str(error))
         if (mask == NO_CLASS).any():
-            return self._fail(path, "the network's output was not finite")
-        write_atomically(
-            self._output / f"{path.stem}.png", encode_mask(mask, self._client.spec, self._format)
-        )
+            return self._fail(task, "the network's output was not finite")
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(task.output, encode_mask(mask, self._client.spec, self._format))
         self.done += 1
         if self._engine is not None:
             self.equal += int(np.count_nonzero(self._engine.run(image, size) == mask))
             self.pixels += mask.size
         return None
 
-    def _fail(self, path: Path, reason: str) -> None:
+    def _fail(self, task: Task, reason: str) -> None:
         self.failed += 1
-        sys.stderr.write(f"failed: {path}: {reason}\n")
+        sys.stderr.write(f"failed: {task.source}: {reason}\n")
 
 
 def main() -> int:
@@ -115,12 +116,13 @@ def main() -> int:
     parser.add_argument("--url", default="localhost:8001", help="gRPC (default: localhost:8001)")
     parser.add_argument("--check", type=Path, metavar="ENGINE_DIR", help="compare with its masks")
     args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    # As `unetrt predict` names them: the tree is kept, and no two images share a mask.
+    tasks = plan_tasks([str(args.images)], output_dir=args.output_dir)
     client = MaskClient(args.url, args.model)
     engine = open_engine(args.check) if args.check else None
-    job = Job(client, args.output_dir, engine)
+    job = Job(client, engine)
     try:
-        job.run(image_paths(args.images))
+        job.run(tasks)
     finally:
         client.close()
         if engine is not None:

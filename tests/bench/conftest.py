@@ -76,7 +76,7 @@ def row_result(name: str, rates: list[float], precision: str = "fp32") -> RowRes
 def sweep_point(
     batch: int, slots: int, rate: float, p99: float, size: Size = (200, 180)
 ) -> SweepPoint:
-    latency = Latency(p50=p99 / 2, p95=p99 / 1.5, p99=p99, count=50)
+    latency = Latency(p50=p99 / 2, p95=p99 / 1.5, p99=p99, count=200, slowest=p99)
     return SweepPoint(size=size, batch=batch, slots=slots, rate=rate, latency=latency)
 
 

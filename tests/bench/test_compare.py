@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +14,25 @@ import pytest
 from tests.bench.conftest import row_result
 from tests.conftest import ROOT
 from unetrt.bench import peers
-from unetrt.bench.compare import compare_lines, compare_reports, read_report
+from unetrt.bench.compare import Change, compare_lines, compare_reports, read_report
 from unetrt.bench.peers import measure_peer, rate_from_output
 from unetrt.bench.readme import BEGIN, END, main, readme_block, readme_with_block
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench
-from unetrt.bench.rows import baseline_checkpoint, entries_from_models
-from unetrt.bench.slo import best_under, slo_from_text, slo_lines
+from unetrt.bench.rows import (
+    baseline_checkpoint,
+    build_line,
+    build_options,
+    entries_from_models,
+    free_name,
+)
+from unetrt.bench.run import predict_flags
+from unetrt.bench.slo import answer_slo, best_under, slo_from_text
 from unetrt.bench.sweep import Sweep, sweep_from_dict
+from unetrt.bench.table import BenchOptions
+from unetrt.cli import build
 from unetrt.contract.errors import UserError
+from unetrt.contract.modules import import_module
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.manifest import MANIFEST, Manifest
 
@@ -40,7 +52,11 @@ def test_a_bench_compared_with_itself_has_not_changed(bench: Bench, tmp_path: Pa
     lines, worse = compare_lines(before, bench, 0.0)
     assert not worse
     assert len(lines) == 2 + 4
-    assert all("within the noise" in line for line in lines[2:])
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == [
+        *["within the noise"] * 2,
+        *["equal, by a single pass"] * 2,
+    ]
+    assert "unknown" in lines[4], "the noise of one pass is not known"
     assert {change.row for change in compare_reports(before, bench)} == {"reference", "openvino"}
 
 
@@ -49,8 +65,10 @@ def test_a_bench_compared_with_itself_has_not_changed(bench: Bench, tmp_path: Pa
     [
         ([30.0], 0.05, "regression past 5%", True),
         ([30.0], 0.5, "slower", False),
-        ([60.0], 0.05, "faster", False),
-        ([20.0, 36.0, 44.0], 0.05, "within the noise", False),
+        ([60.0], 0.05, "faster, by a single pass", False),
+        ([39.0], 0.05, "slower, by a single pass", False),
+        ([20.0, 36.0, 44.0], 0.05, "unknown", True),
+        ([20.0, 100.0, 190.0], 0.6, "faster", False),
     ],
 )
 def test_a_change_counts_beyond_the_noise(
@@ -60,6 +78,35 @@ def test_a_change_counts_beyond_the_noise(
     lines, found = compare_lines(before, with_rates(bench, rates), most)
     assert found == worse
     assert all(verdict in line for line in lines if line.startswith("| openvino"))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "verdict"),
+    [
+        ((10.0, 100000.0, 200000.0), (30.0, 42.5, 60.0), "unknown"),
+        ((90000.0, 100000.0, 290000.0), (30.0, 42.5, 60.0), "regression past 5%"),
+        ((98.0, 100.0, 102.0), (80.0, 82.0, 99.0), "regression past 5%"),
+        ((99.0, 100.0, 101.0), (96.5, 97.0, 97.5), "slower"),
+        ((98.0, 100.0, 102.0), (80.0, 82.0, 84.0), "regression past 5%"),
+        ((98.0, 100.0, 102.0), (99.0, 101.0, 102.0), "within the noise"),
+        ((10.0, 20.0, 30.0), (40.0, 50.0, 90.0), "faster"),
+        ((100.0,), (99.0, 101.0), "equal, by a single pass"),
+    ],
+)
+def test_no_spread_hides_a_row_that_is_a_thousandth_of_itself(
+    then: tuple[float, ...], now: tuple[float, ...], verdict: str
+) -> None:
+    change = Change(row="x", region="engine", before=then, now=now)
+    assert change.verdict(0.05).startswith(verdict)
+    assert change.is_unknown(0.05) == (verdict == "unknown")
+
+
+def test_a_comparison_of_nothing_is_no_pass(bench: Bench, tmp_path: Path) -> None:
+    untrusted = replace(bench, rows=tuple(replace(row, trusted=False) for row in bench.rows))
+    before = read_report(report_of(untrusted, tmp_path))
+    lines, failed = compare_lines(before, bench, 0.05)
+    assert failed
+    assert "nothing to compare" in lines[0]
 
 
 def test_a_row_that_lost_its_trust_is_a_regression(bench: Bench, tmp_path: Path) -> None:
@@ -77,6 +124,14 @@ def test_benches_that_differ_in_more_than_time_say_so(bench: Bench, tmp_path: Pa
     assert "images: 7 before, 8 now" in text
     assert "processor: Maker X/1, 2 cores before, Z now" in text
     assert "torch: 2.13.0+cpu before, 3 now" in text
+    assert "network input" not in text
+    result = replace(row_result("openvino", [40.0]), input_size=(50, 45), batch=8, precision="bf16")
+    rows = (bench.rows[0], replace(bench.rows[1], result=result))
+    text = "\n".join(compare_lines(before, replace(now, rows=rows, seconds=9), 0.05)[0])
+    assert "differs: seconds: none before, 9 now" in text
+    assert "differs: network input: 100×90 before, 50×45 now (openvino)" in text
+    assert "differs: batch: 1 before, 8 now (openvino)" in text
+    assert "differs: precision: fp32 before, bf16 now (openvino)" in text
 
 
 def test_what_is_no_report_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -87,10 +142,22 @@ def test_what_is_no_report_is_refused(bench: Bench, tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError):
             read_report(path)
-    old = json.loads(report_of(bench, tmp_path).read_text())
-    del old["rows"][0]["result"]["with_copies"]
-    with pytest.raises(UserError, match="older bench"):
-        compare_lines(old, bench, 0.05)
+    for damage in (
+        lambda raw: raw["rows"][0]["result"].pop("with_copies"),
+        lambda raw: raw["rows"][0]["result"].pop("latency"),
+        lambda raw: raw["rows"][0]["result"].update(files_to_files=[0]),
+        lambda raw: raw["rows"][0]["result"].update(files_to_files=["x"]),
+        lambda raw: raw["rows"][0].pop("trusted"),
+        lambda raw: raw["rows"].append(None),
+        lambda raw: raw["rows"].append({"name": 7}),
+        lambda raw: raw.update(machine=[]),
+        lambda raw: raw.pop("versions"),
+    ):
+        old = json.loads(report_of(bench, tmp_path).read_text())
+        damage(old)
+        path.write_text(json.dumps(old))
+        with pytest.raises(UserError, match="cannot be compared with"):
+            read_report(path)
 
 
 def test_readme_is_written_from_the_results_and_checked(
@@ -165,6 +232,12 @@ def test_a_peer_runs_on_the_same_file_shape_and_precision(
     assert found.command.startswith("benchmark_app -m model.x -d CPU -hint throughput")
     assert "-infer_precision bf16 -shape image[1,100,90,3],size_like[200,180]" in found.command
     assert str(tmp_path) not in found.command
+    int8 = engine_directory(tmp_path / "int8", "openvino", "int8")
+    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    hint = "bf16" if "BF16" in able else "f32"
+    found = measure_peer("int8", int8, row_result("x", [1]), 1.0, 1)
+    assert found is not None
+    assert f"-infer_precision {hint} " in found.command, "as our own engine runs it here"
     monkeypatch.setattr(peers, "BENCHMARK_APP", "raise SystemExit('went wrong')")
     broken = measure_peer("engine", directory, row_result("x", [1]), 1.0, 2)
     assert broken is not None
@@ -203,22 +276,64 @@ def test_a_bound_is_met_by_flags_that_exist(sweep: Sweep) -> None:
     assert best_under(sweep, slo_from_text("p99=14ms"), slots_flag=False) is None
     assert best_under(sweep, slo_from_text("p99=0.014s"), slots_flag=True) == sweep.points[2]
     assert best_under(sweep, slo_from_text("p50=60ms"), slots_flag=False) == sweep.points[3]
-    lines = slo_lines(sweep, slo_from_text("p99=20ms"), slots_flag=False)
-    assert "97 images/s" in lines[0]
-    assert "unetrt predict -m engine --batch 1 -i" in lines[-1]
-    assert "--slots" not in lines[-1]
-    built = replace(sweep, build="unetrt build a.pth -o ENGINE", target="ENGINE")
-    lines = slo_lines(built, slo_from_text("p99=20ms"), slots_flag=True)
+    answer = answer_slo(sweep, slo_from_text("p99=20ms"), slots_flag=False)
+    assert answer.met
+    assert "97 images/s" in answer.lines[0]
+    assert "unetrt predict -m engine --batch 1 -i IMAGES" in answer.lines[-1]
+    assert "--slots" not in answer.lines[-1]
+    assert len(answer.lines) == 2, "an engine that is there is not built again"
+    built = replace(sweep, build="unetrt build a.pth -o new", target="new", flags="--device cpu")
+    lines = answer_slo(replace(built, images="my imgs"), slo_from_text("p99=20ms"), True).lines
     assert lines[1].strip() == built.build
-    assert "-m ENGINE --batch 1 --slots 2" in lines[-1]
-    lines = slo_lines(replace(built, plan=True), slo_from_text("p50=60ms"), slots_flag=False)
-    assert lines[1].endswith("-o ENGINE --batch 1,4,4")
-    (missed,) = slo_lines(sweep, slo_from_text("p99=1ms"), slots_flag=False)
-    assert "no setting meets it; the lowest is 10 ms, at batch 1, slots 1" in missed
-    assert (
-        "nothing was swept"
-        in slo_lines(replace(sweep, points=()), slo_from_text("p50=1s"), True)[0]
+    assert "-m new --batch 1 --slots 2 --device cpu -i 'my imgs'" in lines[-1]
+    lines = answer_slo(replace(built, plan=True), slo_from_text("p50=60ms"), False).lines
+    assert lines[1].endswith("-o new --batch 1,4,4")
+
+
+def test_a_bound_that_is_not_met_says_what_is_nearest(sweep: Sweep) -> None:
+    missed = answer_slo(sweep, slo_from_text("p99=1ms"), slots_flag=False)
+    assert not missed.met
+    assert missed.lines == (
+        "p99 ≤ 1 ms: no setting meets it; the lowest is p99 10 ms over 200 batches, at batch 1, "
+        "slots 1",
     )
+    nothing = answer_slo(replace(sweep, points=()), slo_from_text("p50=1s"), True)
+    assert "nothing was swept" in nothing.lines[0]
+    assert not nothing.met
+    assert not answer_slo(None, slo_from_text("p50=1s"), True).met
+
+
+def test_a_p99_of_few_batches_is_the_slowest_of_them(sweep: Sweep) -> None:
+    few = replace(sweep.points[0].latency, count=40, slowest=30.0)
+    thin = replace(sweep, points=(replace(sweep.points[0], latency=few),))
+    assert best_under(thin, slo_from_text("p99=20ms"), True) is None
+    assert best_under(thin, slo_from_text("p95=20ms"), True) is not None
+    (line, *_) = answer_slo(thin, slo_from_text("p99=40ms"), True).lines
+    assert "30 ms, the slowest of 40 batches (of fewer than 100 a p99 is not believed)" in line
+
+
+def test_the_command_builds_what_the_bench_has_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "engine-a").mkdir()
+    target = free_name("engine-a")
+    assert target == "engine-a-2"
+    options = build_options("tensorrt", "fp16", [(200, 90), (100, 300)], 0.5)
+    line = build_line(tmp_path / "my net.pth", target, options, forced=True)
+    assert shlex.split(line) == [
+        *("unetrt", "build", str(tmp_path / "my net.pth"), "-o", "engine-a-2"),
+        *("--backend", "tensorrt", "--precision", "fp16", "--scale", "0.5"),
+        *("--size", "100x90..200x300", "--force"),
+    ]
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    assert parser.parse_args(shlex.split(line)[2:]).size == [((100, 90), (200, 300))]
+    line = build_line(Path("a.pth"), "x", build_options("openvino", "int8", [(8, 8)], None), False)
+    assert line == "unetrt build a.pth -o x --backend openvino --precision int8"
+    flags = BenchOptions(images=tmp_path, device="cuda:1", scale=0.5, bit_depth=12)
+    assert predict_flags(flags, built=True) == "--device cuda:1 --bit-depth 12"
+    assert predict_flags(flags, built=False) == "--device cuda:1 --scale 0.5 --bit-depth 12"
 
 
 @pytest.mark.parametrize("text", ["p99", "p98=1ms", "p99=1", "p99=0ms", "p99=-1ms", "99=1ms"])

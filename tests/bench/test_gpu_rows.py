@@ -15,15 +15,25 @@ import torch
 from tests.bench.conftest import row_result
 from tests.conftest import balanced_checkpoint
 from unetrt.bench.job import result_from_dict
-from unetrt.bench.machine import cuda_device, device_bytes_in_use
+from unetrt.bench.machine import cuda_device, describe_bench_machine, device_bytes_in_use
 from unetrt.bench.nvml import DeviceUse, Sample, read_sample, use_from_samples, watch_device
 from unetrt.bench.report import detail_lines, warnings
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import choose_graphs
-from unetrt.bench.rows import GPU_STEPS, Entry, build_options, entries_from_checkpoint, entry_steps
+from unetrt.bench.rows import (
+    GPU_STEPS,
+    Entry,
+    _no_variant,
+    build_options,
+    entries_from_checkpoint,
+    entry_steps,
+)
 from unetrt.contract.errors import UserError
+from unetrt.engine import extras
+from unetrt.engine.extras import describe_gpus
 from unetrt.engine.probe import probe_backends
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.training.step import cpu_computes_bf16
 
 
 @pytest.mark.parametrize(
@@ -132,6 +142,62 @@ def test_steps_that_cannot_run_here_are_listed_with_the_reason(
         assert len(steps) == 4
         assert all(statuses[backend].detail in entry.reason for entry in steps)
     assert any(entry.name == "tensorrt-int8" and entry.reason for entry in entries)
+    half = next(entry for entry in entries if entry.name == "torch-half")
+    assert bool(half.reason) != cpu_computes_bf16()
+    assert not half.required
+
+
+def test_a_half_that_would_be_fp32_is_not_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unetrt.training.step.cpu_computes_bf16", lambda: False)
+    assert "has no bf16" in _no_variant("torch-half", "cpu")
+    assert _no_variant("torch-half", "cuda:0") == ""
+    assert _no_variant("torch-compile", "cpu") == ""
+    monkeypatch.setattr("unetrt.training.step.cpu_computes_bf16", lambda: True)
+    assert _no_variant("torch-half", "cpu") == ""
+
+
+def test_a_build_is_said_before_it_starts(
+    checkpoint_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def build(model: Path, directory: Path, options: object) -> None:
+        raise UserError(f"said: {capsys.readouterr().err}")
+
+    monkeypatch.setattr("unetrt.bench.rows.build_engine", build)
+    monkeypatch.setattr("unetrt.bench.rows.CPU_ENGINES", (("onnxruntime", "fp32"),))
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
+    (entry,) = [entry for entry in entries if entry.name == "onnxruntime-fp32"]
+    assert "bench: build onnxruntime-fp32" in entry.reason
+
+
+def test_gpus_are_named_by_whoever_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "cuda_devices", lambda: 2)
+    monkeypatch.setattr(extras, "_driver", lambda: "580.65")
+    ask = (list, lambda: ["NVIDIA X", "NVIDIA X"], lambda: ["never asked"])
+    monkeypatch.setattr(extras, "GPU_NAMES", ask)
+    assert describe_gpus() == {"gpu": "2 × NVIDIA X", "driver": "580.65"}
+    assert describe_bench_machine()["gpu"] == "2 × NVIDIA X"
+    monkeypatch.setattr(extras, "GPU_NAMES", (list,))
+    monkeypatch.setattr(extras, "_driver", str)
+    assert describe_gpus() == {"gpu": "2 CUDA devices"}
+    monkeypatch.setattr(extras, "cuda_devices", lambda: 0)
+    assert describe_gpus() == {}
+
+
+def test_nvml_names_gpus_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for pynvml, as some versions of it are: names are bytes."""
+    nvml = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: b"NVIDIA Y",
+        nvmlSystemGetDriverVersion=lambda: "580.1",
+    )
+    monkeypatch.setattr(extras, "_nvml", lambda: nvml)
+    assert extras._names_by_nvml() == ["NVIDIA Y"]
+    assert extras._driver() == "580.1"
 
 
 def test_an_engine_without_cuda_graphs_refuses_them() -> None:

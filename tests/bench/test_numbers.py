@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetrt.bench import measure
+from unetrt.bench import machine, measure
+from unetrt.bench import peak as peak_module
 from unetrt.bench.flops import count_flops
-from unetrt.bench.machine import describe_bench_machine, peak_host_bytes
+from unetrt.bench.machine import OthersClock, describe_bench_machine, peak_host_bytes
 from unetrt.bench.measure import (
     is_stable,
     latency,
@@ -23,9 +24,11 @@ from unetrt.bench.measure import (
     spread,
     warm_up,
 )
-from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict
+from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict, probe_peaks
+from unetrt.contract.modules import import_module
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.probe import usable_cores
+from unetrt.training.step import cpu_computes_bf16
 from unetrt.training.unet import UNet
 
 
@@ -83,6 +86,8 @@ def test_the_warm_up_ends_when_stable_and_never_later_than_promised(
     assert done.stable
     assert done.seconds < 5
     ever_slower = (0.002 * 1.5**i for i in itertools.count())
+    slow = warm_up(lambda: time.sleep(0.01) or 1, 1e-4)  # type: ignore[func-returns-value]
+    assert slow.seconds >= 0.05, "five samples, although none fits into the time"
     restless = warm_up(lambda: time.sleep(next(ever_slower)) or 1, 0.05)  # type: ignore[func-returns-value]
     assert not restless.stable
     assert restless.seconds >= 0.15
@@ -109,7 +114,9 @@ def test_spread_is_half_the_range_over_the_median() -> None:
 def test_peaks_are_measured_in_every_precision_and_survive_json() -> None:
     found = measure_peaks("cpu", sides=(128,), seconds=0.01)
     precisions = {peak.precision for peak in found.products}
-    assert {"fp32", "bf16"} <= precisions
+    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    bf16 = cpu_computes_bf16() or "BF16" in able
+    assert precisions - {"int8"} == ({"fp32", "bf16"} if bf16 else {"fp32"})
     assert all(peak.ops > 1e8 and "matrix product of 128" in peak.by for peak in found.products)
     assert found.copy > 1e8
     assert found.of("fp7") is None
@@ -118,8 +125,43 @@ def test_peaks_are_measured_in_every_precision_and_survive_json() -> None:
     assert Peaks().of("fp32") is None
 
 
+def test_a_probe_that_hangs_is_given_up_and_said_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = probe_peaks("cpu", timeout=0.01)
+    assert (found.products, found.reason) == ((), "the probe was given up after 0 s")
+    assert "measure what this device can do" in capsys.readouterr().err
+    monkeypatch.setattr(peak_module.sys, "executable", "false")
+    assert probe_peaks("cpu").reason == "the probe ended with status 1"
+
+
 def test_the_machine_says_what_a_reader_asks() -> None:
     found = describe_bench_machine()
     assert {"processor", "features", "cores used", "clocks", "load before", "gpu"} <= found.keys()
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     assert peak_host_bytes() > 2**20
+
+
+def spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_who_keeps_the_cores_busy_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cores one is ours for a second, and the other somebody else's."""
+    clock = OthersClock()
+    assert clock.share() is None, "too soon to tell"
+    now = iter([(0.0, 10.0, 1.0), (1.0, 12.0, 2.0), (0.0, 10.0, 1.0), (1.0, 11.0, 2.0)])
+    monkeypatch.setattr(OthersClock, "_now", staticmethod(lambda: next(now)))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    assert OthersClock().share() == 0.5
+    assert OthersClock().share() == 0
+
+
+def test_the_kernels_ticks_grow_with_our_own_work() -> None:
+    before = machine._busy_seconds()
+    if not before:
+        pytest.skip("this system does not tell how busy its cores are")
+    spin(0.3)
+    assert machine._busy_seconds() - before > 0.1

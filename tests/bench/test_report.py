@@ -12,12 +12,17 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench.conftest import row_result
+from unetrt.bench.class_report import class_lines
+from unetrt.bench.judge import ClassIou
 from unetrt.bench.measure import WarmUp
 from unetrt.bench.page import html_page
+from unetrt.bench.peak import Peaks
+from unetrt.bench.readme import readme_block
 from unetrt.bench.report import (
     context_lines,
     detail_lines,
     fastest_row,
+    report_lines,
     stage_lines,
     sweep_lines,
     table_lines,
@@ -25,6 +30,7 @@ from unetrt.bench.report import (
 )
 from unetrt.bench.report_files import report_stem, write_report
 from unetrt.bench.result import Bench, Row
+from unetrt.bench.slo import SloAnswer
 from unetrt.bench.sweep import Sweep
 from unetrt.contract.errors import UserError
 
@@ -40,7 +46,7 @@ def test_the_table_lines_up_and_shows_no_speed_up_without_agreement(bench: Bench
     assert set(lines[1]) == {"|", "-"}
     cells = cells_of(lines)
     assert cells[2] == ["reference: loop fp32 on cpu", "20 ± 10%", "10 ± 10%", "1.00×", "100.0000%"]
-    assert cells[3] == ["openvino fp32 on cpu", "80", "40", "4.00×", "99.9950%"]
+    assert cells[3][2:] == ["40 (1 pass)", "4.00× (3.64–4.44)", "99.9950%"]
     assert cells[4][3:] == ["agreement low", "50.0000%"]
     assert cells[5] == ["gone", "not run", "no such ¦ file", "", ""]
     assert cells[6] == ["peer: tool on openvino", "100", "", "ours is 0.80 of it", ""]
@@ -154,9 +160,52 @@ def test_the_csv_holds_plain_numbers_and_no_speed_up_for_wrong_masks(
     path = write_report(bench, tmp_path, "x")[2]
     rows = list(csv.DictReader(path.open()))
     assert [row["name"] for row in rows] == ["reference", "openvino", "wrong", "gone"]
-    assert [row["speed_up"] for row in rows] == ["1.0", "4.0", "", ""]
+    assert [row["speed_up"] for row in rows] == ["1", "4.0", "", ""]
+    assert [row["speed_up_low"][:4] for row in rows] == ["1", "3.63", "", ""]
+    assert [row["speed_up_high"][:4] for row in rows] == ["1", "4.44", "", ""]
     assert float(rows[1]["of_peak"]) == pytest.approx(0.08)
     assert rows[3]["engine_only"] == ""
+
+
+def test_each_class_is_shown_with_its_change(bench: Bench, tmp_path: Path) -> None:
+    truths: list[ClassIou | None] = [{"a": 0.75, "b": None}, {"a": 0.73, "b": None}, None, None]
+    rows = tuple(
+        replace(row, judgement=replace(row.judgement, truth_iou=true) if row.judgement else None)
+        for row, true in zip(bench.rows, truths, strict=True)
+    )
+    lines = class_lines(bench.rows)
+    assert cells_of(lines)[5] == ["openvino", "0.9990", "absent"]
+    assert len(lines) == 6, "without a truth there is no other table"
+    text = "\n".join(report_lines(replace(bench, rows=rows), "x"))
+    assert "| openvino  | 0.7300 (-0.0200) | absent |" in text
+    assert "| reference | 0.7500 (+0.0000) | absent |" in text
+
+
+def test_notes_and_what_was_measured_twice_are_told(bench: Bench) -> None:
+    result = row_result("loop", [9, 10, 11])
+    first = replace(bench.rows[0], result=replace(result, again=1))
+    peaks = Peaks(reason="the probe was given up")
+    told = replace(bench, rows=(first,), notes=("interrupted",), peaks=peaks)
+    text = "\n".join(context_lines(told))
+    assert "2 times before the other rows and 1 times after them" in text
+    assert warnings(told)[:2] == ["interrupted", "no measured peak: the probe was given up"]
+    busy = replace(first, result=replace(result, others=0.2))
+    assert any("others kept 20%" in line for line in warnings(replace(bench, rows=(busy,))))
+
+
+def test_a_report_of_a_gpu_is_named_by_it(bench: Bench, tmp_path: Path) -> None:
+    on_cuda = replace(row_result("loop", [9, 10]), device="NVIDIA H100 80GB HBM3 (cuda:0)")
+    machine = {**bench.machine, "gpu": "2 × NVIDIA H100 80GB HBM3", "driver": "580.65"}
+    found = replace(
+        bench, rows=(replace(bench.rows[0], result=on_cuda),), machine=machine, peers=()
+    )
+    assert report_stem(found).startswith("bench_nvidia-h100-80gb-hbm3_fp32_")
+    path = write_report(found, tmp_path / "results", "x")[0]
+    assert json.loads(path.read_text())["machine"]["driver"] == "580.65"
+    block = readme_block(tmp_path / "results", "en")
+    assert "2 × NVIDIA H100 80GB HBM3; `x`" in block
+    assert "Maker X" not in block
+    assert report_stem(replace(bench, machine=machine)).startswith("bench_maker-x-1-2-cores_")
 
 
 VOID = ("meta", "img")
@@ -192,13 +241,15 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone(bench: Bench, sweep: Sweep) -> None:
-    text = html_page(replace(bench, sweep=sweep), "unetrt bench <a> & b")
+    slo = SloAnswer(bound="p99 ≤ 20 ms", met=True, lines=("p99 ≤ 20 ms: 97 images/s",))
+    text = html_page(replace(bench, sweep=sweep, slo=slo), "unetrt bench <a> & b")
     page = Page()
     page.feed(text)
     assert not page.open
     assert page.tags.count("svg") == text.count('<svg role="img" aria-label=') == 4
     assert page.tags.count("img") == text.count('<img alt="picture 1: image"') == 1
-    assert page.tags.count("table") == 2 + 3 + 1
+    assert page.tags.count("table") == 2 + 1 + 3 + 1
+    assert "p99 ≤ 20 ms: 97 images/s" in page.text
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert page.links
     assert all(link.startswith(("#", "data:image/png")) for link in page.links)

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.bench.conftest import row_result
 from tests.conftest import steel
+from unetrt.bench.result import Bench, Row
 from unetrt.cli.bench import add_arguments, share
 from unetrt.cli.main import main
+from unetrt.engine import extras
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    for index in range(3):
+        Image.fromarray(steel(index, 40, 56)[..., 0]).save(folder / f"{index}.png")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -23,6 +39,7 @@ from unetrt.cli.main import main
         (["--max-regression", "2"], "a share between 0 and 1"),
         (["--max-regression", "x%"], "a share between 0 and 1"),
         (["--row-timeout", "0"], "above 0"),
+        (["--bit-depth", "8"], "--bit-depth"),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_runs(
@@ -60,12 +77,13 @@ def test_every_flag_has_a_default() -> None:
 
 @pytest.mark.slow
 def test_a_second_bench_is_compared_with_the_first(
-    checkpoint_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint_file: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images = tmp_path / "imgs"
-    images.mkdir()
-    for index in range(3):
-        Image.fromarray(steel(index, 40, 56)[..., 0]).save(images / f"{index}.png")
+    monkeypatch.setattr("unetrt.bench.compare.WIDE", float("inf"))  # the machine may be busy
     model = str(checkpoint_file())
     common = ["bench", model, model, "--images", str(images), "--seconds", "0.1", "--repeats", "2"]
     assert main([*common, "--report", str(tmp_path / "report")]) == 0
@@ -80,3 +98,120 @@ def test_a_second_bench_is_compared_with_the_first(
     path.write_text(json.dumps(told))
     assert main([*common, "--compare", str(path), "--max-regression", "95%"]) == 1
     assert "regression past 95%" in capsys.readouterr().out
+
+
+def test_a_report_of_another_form_is_refused_before_anything_runs(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"name": "x", "trusted": True, "reason": "", "agreement": 1.0}
+    rows = [{**row, "result": {"with_copies": [1.0]}}]
+    raw = {"command": "x", "rows": rows, "machine": {}, "versions": {}, "images": 1, "seconds": 1}
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(raw))
+    status = main(["bench", "none.pth", "--images", str(images), "--compare", str(old)])
+    told = capsys.readouterr().err
+    assert status == 2
+    assert "cannot be compared with" in told
+    assert "files_to_files of row 1" in told
+    assert "bench: measure" not in told, "no row has run"
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    monkeypatch.setattr("unetrt.bench.table.bench_models", lambda models, options: bench)
+
+
+def a_bench() -> Bench:
+    row = Row(name="reference", result=row_result("loop", [9.0, 10.0]), trusted=True, agreement=1.0)
+    return Bench(rows=(row,), images=3, machine={"processor": "X"}, versions={"torch": "2"})
+
+
+def test_the_report_is_written_before_anything_is_compared(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, a_bench())
+    report = tmp_path / "report"
+    common = ["bench", "m.pth", "--images", str(images), "--report", str(report)]
+    assert main(common) == 0
+    (path,) = report.glob("*.json")
+    old = tmp_path / "old.json"
+    path.rename(old)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("unetrt.bench.compare.compare_lines", fails)
+    with pytest.raises(RuntimeError):
+        main([*common, "--compare", str(old)])
+    assert path.is_file()
+
+
+def test_an_unmet_bound_is_status_1_and_stands_in_the_report(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made_up(monkeypatch, a_bench())
+    report = tmp_path / "report"
+    common = ["bench", "m.pth", "--images", str(images), "--report", str(report)]
+    assert main([*common, "--slo", "p99=1ms"]) == 1
+    told = "p99 ≤ 1 ms: no engine with trusted masks to sweep"
+    assert told in capsys.readouterr().out
+    for suffix in ("md", "html", "json"):
+        (path,) = report.glob(f"*.{suffix}")
+        text = path.read_text(encoding="utf-8")
+        assert told in (json.loads(text)["slo"]["lines"] if suffix == "json" else text)
+
+
+@pytest.mark.slow
+def test_an_interrupted_bench_reports_what_it_has_without_a_traceback(
+    checkpoint_file: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C goes to all processes of the terminal: here to the group of the bench."""
+    model, report = str(checkpoint_file()), tmp_path / "report"
+    command = [sys.executable, "-m", "unetrt.cli", "bench", model, model, "--images", str(images)]
+    command += ["--seconds", "0.01", "--repeats", "1", "--report", str(report), "--device", "cpu"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stderr is not None
+        seen = ""
+        while f"bench: {model}" not in seen:
+            line = child.stderr.readline()
+            assert line, seen
+            seen += line
+        os.killpg(child.pid, signal.SIGINT)
+        out, err = child.communicate(timeout=300)
+    assert child.returncode == 130, err
+    assert "Traceback" not in seen + err
+    assert "one image at a time" in out, "the row that was finished"
+    assert "warning: the bench was interrupted" in out
+    (path,) = report.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["reason"] for row in rows] == ["", "interrupted", "interrupted"]
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["doctor"]) == 0
+    return capsys.readouterr().out
+
+
+def test_doctor_names_what_the_parts_need_and_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(extras, "cuda_devices", lambda: 0)
+    told = doctor(capsys)
+    for name in ("ray", "triton", "wandb", "NVML", "pycuda", "C++ compiler"):
+        assert f"\n{name} " in told
+    for command in ("unetrt[ray]", "unetrt[triton]", "unetrt[wandb]", "apt-get install g++"):
+        assert command in told
+    assert "unetrt[trt]" not in told, "its installation fails without a GPU"
+    monkeypatch.setattr(extras, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(extras, "GPU_NAMES", (lambda: ["NVIDIA X"],))
+    monkeypatch.setattr(extras, "_driver", lambda: "580.65")
+    told = doctor(capsys)
+    assert "gpu         NVIDIA X\ndriver      580.65\n" in told
+    assert "pip install nvidia-ml-py" in told
+    assert "pip install 'unetrt[trt]'" in told

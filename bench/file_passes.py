@@ -1,0 +1,45 @@
+"""Files to files: passes over all images, and how busy others kept the cores meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .job import RowJob
+from .machine import OthersClock
+
+FEWEST = 2
+"""Passes of every row: the spread of a single one is not known."""
+LEFT = 3
+"""Passes that must fit into a row's time for one more to begin: that one, the stages', a margin."""
+
+
+@dataclass(frozen=True)
+class FilePasses:
+    """Images a second of every pass; others: share of the cores that they kept busy, if known."""
+
+    rates: list[float]
+    others: float | None = None
+
+
+def time_passes(predict: Callable[[], None], job: RowJob) -> FilePasses:
+    """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow."""
+    rates: list[float] = []
+    spent, elapsed = 0.0, 0.0
+    clock = OthersClock()
+    while not rates or (_wants_more(job, len(rates), spent) and _has_time(job, elapsed)):
+        start = time.perf_counter()
+        predict()
+        elapsed = time.perf_counter() - start
+        spent += elapsed
+        rates.append(len(job.images) / elapsed)
+    return FilePasses(rates, clock.share())
+
+
+def _wants_more(job: RowJob, passes: int, spent: float) -> bool:
+    return passes < FEWEST or (passes < job.repeats and spent < job.seconds * job.repeats)
+
+
+def _has_time(job: RowJob, elapsed: float) -> bool:
+    return time.time() + LEFT * elapsed < job.until

@@ -1,0 +1,228 @@
+"""The rows of a bench, one after another: measured, judged, the baseline once more, the sweep."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from ..contract.headers import read_bytes
+from ..contract.resize import network_input
+from ..contract.spec import ModelSpec
+from ..contract.types import Size
+from .job import RowJob, RowResult, result_from_dict
+from .judge import Judgement, judge_masks, verdict
+from .options import BenchOptions
+from .peers import Peer, measure_peer
+from .process import answer_from_process
+from .result import Row, judged_row
+from .rows import Entry
+from .samples import Samples, read_samples
+from .sweep import Sweep, SweepJob, sweep_model
+
+
+class Run:
+    """The images and the folder of masks that all rows of a bench share."""
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        truth: Mapping[int, Path],
+        folder: Path,
+        options: BenchOptions,
+        spec: ModelSpec,
+    ) -> None:
+        self.images, self.truth, self.folder = images, truth, folder
+        self.options, self.spec = options, spec
+        self.baseline: Judgement | None = None
+        self.rows: list[Row] = []
+        self.peers: list[Peer] = []
+        self.notes: list[str] = []
+        self.sweep: Sweep | None = None
+        self.interrupted = False
+
+    def read_files(self) -> None:
+        """All of them once: else the first row alone would wait for the disk."""
+        for path in self.images:
+            read_bytes(path)
+
+    def measure(self, entries: Sequence[Entry], peers: bool) -> None:
+        """Every row, the baseline once more, the sweep. Ctrl-C keeps the rows that are finished.
+
+        Raises KeyboardInterrupt where not even the baseline is.
+        """
+        try:
+            for index, entry in enumerate(entries):
+                self._add_row(entry, index, peers)
+            self._measure_baseline_again(entries[0])
+            if self.options.sweep:
+                self.sweep = self._swept(entries)
+        except KeyboardInterrupt:
+            if not self.rows:
+                raise
+            self.interrupted = True
+            self.notes.append("the bench was interrupted: what is missing was not measured")
+            left = entries[len(self.rows) :]
+            self.rows += [
+                Row(name=e.name, reason=e.reason or "interrupted", required=False) for e in left
+            ]
+
+    def _add_row(self, entry: Entry, index: int, peers: bool) -> None:
+        row = self._row(entry, index)
+        self.rows.append(row)
+        if index == 0:
+            self.baseline = row.judgement
+        if peers and row.result is not None and entry.slots is None:
+            seconds, repeats = self.options.seconds, self.options.repeats
+            peer = measure_peer(entry.name, entry.model, row.result, seconds, repeats)
+            self.peers += [peer] if peer else []
+
+    def _measure_baseline_again(self, entry: Entry) -> None:
+        """Files to files after all others: every speed-up hangs on this one rate."""
+        first = self.rows[0]
+        if first.result is None or not any(row.result for row in self.rows[1:]):
+            return
+        sys.stderr.write(f"bench: {entry.name} once more\n")
+        job = replace(self._job(entry, self.outputs(len(self.rows))), files_only=True)
+        answer = answer_from_process("unetrt.bench.row", job, self.options.row_timeout)
+        passes = answer.get("passes") if isinstance(answer, dict) else None
+        if passes is None:
+            why = answer["error"] if isinstance(answer, dict) else answer
+            self.notes.append(f"{entry.name} was not measured again at the end: {why}")
+            return
+        self.rows[0] = replace(first, result=_with_passes(first.result, passes))
+
+    def sizes(self) -> list[Size]:
+        """(H, W) of the images, the most frequent first."""
+        depth = self.options.bit_depth
+        found = Counter(network_input(p, self.spec, bit_depth=depth)[1] for p in self.images)
+        return [size for size, _ in found.most_common()]
+
+    def outputs(self, index: int) -> list[Path]:
+        folder = self.folder / f"masks-{index}"
+        folder.mkdir(exist_ok=True)
+        return [folder / f"{i}.png" for i in range(len(self.images))]
+
+    def _row(self, entry: Entry, index: int) -> Row:
+        """Run the job in a fresh process and compare the mask files that it wrote."""
+        if entry.reason:
+            return Row(name=entry.name, reason=entry.reason, required=False)
+        sys.stderr.write(f"bench: {entry.name}\n")
+        job = self._job(entry, self.outputs(index))
+        result = run_job(job, self.options.row_timeout)
+        if isinstance(result, str):
+            return Row(
+                name=entry.name,
+                reason=result,
+                build_seconds=entry.build_seconds,
+                required=entry.required,
+            )
+        return self._judged(entry, index, result)
+
+    def _judged(self, entry: Entry, index: int, result: RowResult) -> Row:
+        row = Row(
+            name=entry.name,
+            result=result,
+            build_seconds=entry.build_seconds,
+            required=entry.required,
+        )
+        try:
+            found = judge_masks(self.outputs(index), self.outputs(0), self.spec, self.truth)
+        except UserError as error:
+            return judged_row(row, reason=f"no speed-up: {error.reason}")
+        reason = verdict(found, self.baseline, result.precision)
+        return judged_row(row, judgement=found, reason=reason)
+
+    def _job(self, entry: Entry, outputs: Sequence[Path]) -> RowJob:
+        return RowJob(
+            name=entry.name,
+            model=str(entry.model),
+            backend=entry.backend,
+            device=self.options.device,
+            images=[str(path) for path in self.images],
+            outputs=[str(path) for path in outputs],
+            seconds=self.options.seconds,
+            repeats=self.options.repeats,
+            batch=entry.batch or self.options.batch,
+            slots=entry.slots,
+            graphs=entry.graphs,
+            scale=self.options.scale,
+            layers=self.options.layers,
+            bit_depth=self.options.bit_depth,
+            until=time.time() + self.options.row_timeout,
+        )
+
+    def samples(self) -> Samples | None:
+        """Images with every row's masks, for the report; None when none are asked for."""
+        if not self.options.samples:
+            return None
+        masks = {row.name: self.outputs(i) for i, row in enumerate(self.rows) if row.judgement}
+        count, depth = self.options.samples, self.options.bit_depth
+        return read_samples(self.images, self.truth, masks, self.spec, count, depth)
+
+    def _swept(self, entries: Sequence[Entry]) -> Sweep | None:
+        """Of the fastest row whose masks are trusted and that `predict` can run too."""
+        usable = [
+            (row.result.files_rate, entry)
+            for row, entry in zip(self.rows, entries, strict=True)
+            if row.trusted and row.result is not None and entry.backend == "auto"
+        ]
+        if not usable:
+            return None
+        fastest = max(usable, key=lambda pair: pair[0])[1]
+        sys.stderr.write(f"bench: sweep of {fastest.name}\n")
+        swept = sweep_model(fastest.name, self._sweep_job(fastest), self.options.row_timeout)
+        return replace(
+            swept,
+            build=fastest.build,
+            target=fastest.target or str(fastest.model),
+            flags=predict_flags(self.options, built=bool(fastest.build)),
+            images=str(self.options.images),
+        )
+
+    def _sweep_job(self, entry: Entry) -> SweepJob:
+        return SweepJob(
+            model=str(entry.model),
+            device=self.options.device,
+            images=[str(path) for path in self.images],
+            seconds=self.options.seconds,
+            scale=self.options.scale,
+            sizes=self.options.sizes,
+            fewest=self.options.sweep_batches,
+            bit_depth=self.options.bit_depth,
+        )
+
+
+def predict_flags(options: BenchOptions, built: bool) -> str:
+    """What `predict` must be told as the bench was; an engine that was built knows its scale."""
+    given = {
+        "--device": None if options.device == "auto" else options.device,
+        "--scale": None if built else options.scale,
+        "--bit-depth": options.bit_depth,
+    }
+    return shlex.join(part for flag, v in given.items() if v is not None for part in (flag, str(v)))
+
+
+def _with_passes(result: RowResult, passes: dict[str, Any]) -> RowResult:
+    """The baseline with the passes at the end; of the two crowds the larger counts."""
+    others = [share for share in (result.others, passes["others"]) if share is not None]
+    return replace(
+        result,
+        files_to_files=[*result.files_to_files, *passes["rates"]],
+        again=len(passes["rates"]),
+        others=max(others, default=None),
+    )
+
+
+def run_job(job: RowJob, timeout: float) -> RowResult | str:
+    """The result of a fresh process, or why there is none."""
+    answer = answer_from_process("unetrt.bench.row", job, timeout)
+    if isinstance(answer, str):
+        return answer
+    return answer["error"] if "error" in answer else result_from_dict(answer["result"])

@@ -1,0 +1,291 @@
+"""What the baseline is owed: its own precision and decoder, as many passes, the same images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.bench.conftest import row_result
+from tests.bench.test_bench import job_of
+from tests.conftest import balanced_checkpoint, steel
+from unetrt.bench import file_passes, run
+from unetrt.bench import row as row_module
+from unetrt.bench.file_passes import FilePasses, time_passes
+from unetrt.bench.filled import Batch
+from unetrt.bench.job import REFERENCE, RowJob
+from unetrt.bench.options import BenchOptions
+from unetrt.bench.process import answer_from_process, run_alone
+from unetrt.bench.reference import ReferenceLoop
+from unetrt.bench.row import measure_again, measure_row
+from unetrt.bench.rows import entries_from_models
+from unetrt.bench.run import Run
+from unetrt.bench.stock import stock_convolutions
+from unetrt.bench.sweep import SweepJob, _keep_in_flight
+from unetrt.bench.table import spread_out
+from unetrt.contract.masks import mask_pixels, read_mask
+from unetrt.contract.resize import network_input
+
+CheckpointFile = Callable[..., Path]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_is_as_pytorch_has_it_while_a_gpu_is_timed_and_off_afterwards() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    with stock_convolutions("cuda:0") as differs:
+        assert differs
+        assert torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    with stock_convolutions("cpu") as differs:
+        assert not differs
+        assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("backend", [REFERENCE, "auto"])
+def test_pytorchs_rows_are_timed_as_shipped_and_their_masks_made_in_fp32(
+    backend: str,
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a stand-in for what TF32 does: masks that are written while it is on are removed."""
+    job = job_of(checkpoint_file(), pictures, tmp_path / "o", backend)
+
+    @contextmanager
+    def stock(device: str) -> Iterator[bool]:
+        assert device == "cpu"
+        yield True
+        assert all(Path(path).is_file() for path in job.outputs), "it is timed inside"
+        for path in job.outputs:
+            Path(path).unlink()
+
+    monkeypatch.setattr(row_module, "stock_convolutions", stock)
+    result = measure_row(job)
+    assert all(Path(path).is_file() for path in job.outputs), "made again outside"
+    assert "TF32" in result.label
+    assert (result.precision, result.multiplies) == ("fp32", "tf32")
+
+
+def deep_picture(path: Path, factor: int) -> Path:
+    grey = steel(3, 40, 56)[..., 0].astype(np.uint16)
+    Image.fromarray(grey * np.uint16(factor)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("factor", "bit_depth"), [(257, None), (16, 12)])
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
+def test_16_bit_greys_are_scaled_where_pillow_would_clip_them(
+    factor: int, bit_depth: int | None, name: str, tmp_path: Path
+) -> None:
+    path = deep_picture(tmp_path / name, factor)
+    checkpoint = balanced_checkpoint()
+    image, size = ReferenceLoop(checkpoint, "cpu", bit_depth).load(path)
+    expected, expected_size = network_input(path, checkpoint.spec, bit_depth=bit_depth)
+    assert size == expected_size
+    assert len(np.unique(expected)) > 20
+    np.testing.assert_array_equal((image[0, 0] * 255).round().numpy(), expected[..., 0])
+
+
+def test_a_depth_that_is_given_reaches_both_rows(
+    checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    for index in range(3):
+        deep_picture(tmp_path / "imgs" / f"{index}.png", 16)
+    masks = []
+    for place, backend in enumerate((REFERENCE, "auto")):
+        job = job_of(checkpoint_file(), tmp_path / "imgs", tmp_path / str(place), backend)
+        measure_row(replace(job, bit_depth=12))
+        masks.append(np.stack([read_mask(Path(path)) for path in job.outputs]))
+    assert np.mean(masks[0] == masks[1]) > 0.999
+
+
+def passes_of(job: RowJob, seconds: float) -> list[float]:
+    return time_passes(lambda: time.sleep(seconds), job).rates
+
+
+def test_every_row_has_two_passes_unless_its_time_forbids(
+    checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), seconds=1e-6, repeats=1)
+    assert len(passes_of(job, 0.02)) == 2
+    assert len(passes_of(replace(job, seconds=1.0, repeats=4), 0.001)) == 4
+    assert len(passes_of(replace(job, until=time.time() + 0.1), 0.08)) == 1
+    assert file_passes.FEWEST == 2
+
+
+def test_the_images_are_spread_over_the_folder() -> None:
+    paths = [Path(f"{index:03}.png") for index in range(100)]
+    assert [path.stem for path in spread_out(paths, 4)] == ["000", "025", "050", "075"]
+    assert len(spread_out(paths, 64)) == len(set(spread_out(paths, 64))) == 64
+    assert spread_out(paths, 100) == spread_out(paths, 1000) == paths
+
+
+@pytest.fixture
+def bench_run(checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path) -> Run:
+    options = BenchOptions(images=pictures)
+    spec = balanced_checkpoint().spec
+    return Run(sorted(pictures.iterdir()), {}, tmp_path, options, spec)
+
+
+def leave_masks(monkeypatch: pytest.MonkeyPatch, on_second: Callable[[], None]) -> list[RowJob]:
+    """Rows that are measured at once, each with the same masks; the jobs in their order."""
+    jobs: list[RowJob] = []
+    spec = balanced_checkpoint().spec
+    mask = Image.fromarray(mask_pixels(np.eye(40, 56, dtype=np.uint8), spec))
+
+    def run_job(job: RowJob, timeout: float) -> object:
+        jobs.append(job)
+        if len(jobs) == 2:
+            on_second()
+        for path in job.outputs:
+            mask.save(path)
+        return row_result(job.name, [10.0, 12.0])
+
+    monkeypatch.setattr(run, "run_job", run_job)
+    return jobs
+
+
+def test_the_baseline_is_measured_again_at_the_end_and_both_count(
+    bench_run: Run, checkpoint_file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = leave_masks(monkeypatch, on_second=lambda: None)
+    again: list[RowJob] = []
+
+    def answer(module: str, job: RowJob, timeout: float) -> object:
+        again.append(job)
+        return {"passes": {"rates": [20.0, 22.0], "others": 0.25}}
+
+    monkeypatch.setattr(run, "answer_from_process", answer)
+    model = checkpoint_file()
+    bench_run.measure(entries_from_models([model, model], model), peers=False)
+    baseline = bench_run.rows[0].result
+    assert baseline is not None
+    assert baseline.files_to_files == [10.0, 12.0, 20.0, 22.0]
+    assert (baseline.files_rate, baseline.again, baseline.others) == (16.0, 2, 0.25)
+    (job,) = again
+    assert job.files_only
+    assert job.backend == REFERENCE
+    assert not set(job.outputs) & {path for job in jobs for path in job.outputs}
+    monkeypatch.setattr(run, "answer_from_process", lambda *_: "given up after 1 s")
+    bench_run.rows = []
+    bench_run.measure(entries_from_models([model, model], model), peers=False)
+    assert bench_run.notes == [
+        "reference loop was not measured again at the end: given up after 1 s"
+    ]
+
+
+def test_passes_of_the_baseline_alone(
+    checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    job = job_of(checkpoint_file(), pictures, tmp_path / "o", REFERENCE)
+    found = measure_again(replace(job, files_only=True))
+    assert isinstance(found, FilePasses)
+    assert len(found.rates) == 2
+    assert all(Path(path).is_file() for path in job.outputs)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_the_rows_that_are_finished(
+    bench_run: Run, checkpoint_file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_masks(monkeypatch, on_second=interrupt)
+    model = checkpoint_file()
+    bench_run.measure(entries_from_models([model, model], model), peers=False)
+    assert bench_run.interrupted
+    assert [row.result is not None for row in bench_run.rows] == [True, False, False]
+    assert [row.reason for row in bench_run.rows[1:]] == ["interrupted"] * 2
+    assert "interrupted" in bench_run.notes[0]
+    monkeypatch.setattr(run, "run_job", lambda *_: interrupt())
+    bench_run.rows = []
+    with pytest.raises(KeyboardInterrupt):
+        bench_run.measure(entries_from_models([model], model), peers=False)
+
+
+SLEEPER = """
+import os, subprocess, sys, time
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(os.getsid(0), other.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_rows_process_ends_with_all_that_it_started_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C of the terminal reaches the bench alone."""
+    seen: list[int] = []
+
+    def communicate(child: subprocess.Popen[str], *_: object) -> tuple[str, str]:
+        assert child.stdout is not None
+        seen.extend(map(int, child.stdout.readline().split()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+    with pytest.raises(KeyboardInterrupt):
+        run_alone([sys.executable, "-c", SLEEPER], timeout=60)
+    session, other = seen
+    assert session != os.getsid(0)
+    end = time.monotonic() + 10
+    while is_running(other) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not is_running(other)
+    assert capfd.readouterr().err == ""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_process_that_answers_nonsense_gives_a_reason(tmp_path: Path) -> None:
+    job = SweepJob(model="x", device="cpu", images=[], seconds=1.0)
+    assert "ended with status 1" in answer_from_process("no.such.module", job, 60)
+    assert "answered with" in answer_from_process("this", job, 60)
+
+
+class Instant:
+    """A slot whose batch takes a millisecond."""
+
+    def submit(self, n: int, size: object) -> None:
+        pass
+
+    def masks(self) -> None:
+        time.sleep(0.001)
+
+
+def test_a_point_of_the_sweep_runs_the_batches_that_a_percentile_needs() -> None:
+    job = SweepJob(model="x", device="cpu", images=[], seconds=0.02, fewest=30)
+    batch = Batch([steel(0, 16, 16)], (16, 16))
+    times, _ = _keep_in_flight([Instant(), Instant()], batch, replace(job, fewest=0))  # type: ignore[list-item]
+    assert len(times) < 30
+    times, _ = _keep_in_flight([Instant(), Instant()], batch, job)  # type: ignore[list-item]
+    assert len(times) >= 30
+    times, spent = _keep_in_flight([Instant()], batch, replace(job, fewest=10**6))  # type: ignore[list-item]
+    assert spent < 1
