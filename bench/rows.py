@@ -13,6 +13,7 @@ from pathlib import Path
 from ..contract.errors import UserError
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
+from ..engine.onnxfile import is_onnx
 from ..engine.probe import BackendStatus, probe_backends
 from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
@@ -69,7 +70,7 @@ class Entry:
 def baseline_checkpoint(models: Sequence[Path]) -> Path:
     """The first checkpoint among them. Raises UserError when there is none."""
     for model in models:
-        if not model.is_dir() and model.suffix != ".onnx":
+        if not model.is_dir() and not is_onnx(model):
             return model
     raise UserError(
         "the bench compares with PyTorch: it needs the checkpoint",

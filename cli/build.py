@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract.log import log
 from .shared import add_override_arguments, number, overrides_from_args, positive, wrong
@@ -16,7 +16,7 @@ from .shared import add_override_arguments, number, overrides_from_args, positiv
 if TYPE_CHECKING:
     from ..export.borders import BorderGate
     from ..export.build import Built
-    from ..export.gate import GateOptions, GateResult
+    from ..export.gate import ClassGate, GateOptions, GateResult
     from ..export.tensorrt_build import PlanOptions
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--result", choices=("mask", "prob"), default="mask", help="prob: probabilities as uint8")
     add_gate_arguments(parser)
     add("--rebuild", action="store_true", help="also when the engine is up to date")
-    add("--batch", type=batches, default=(1, 4, 8), metavar="MIN,OPT,MAX", help="TensorRT only")
+    add("--batch", type=batches, metavar="MIN,OPT,MAX", help="TensorRT only (default: 1,4,8)")
     add(
         "--size",
         type=size_range,
@@ -64,6 +64,7 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gate-images", type=Path, metavar="DIR", help="pictures to judge the masks on")
     add("--gate-masks", type=Path, metavar="DIR", help="their truth")
     add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
+    add("--min-class-iou", type=share, help="of each class, between its masks and PyTorch's")
     add("--max-iou-drop", type=share, default=0.01, help="of any class (default: 0.01)")
     add("--force", action="store_true", help="publish an engine that fails its gate")
 
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         fp32_blocks=args.fp32_blocks,
         gate=gate_options(args),
         plan=_plan_options(args),
+        typed=_typed(args),
     )
     with failed_gate_shown():
         built = build_engine(args.model, args.output, options)
@@ -105,6 +107,7 @@ def gate_options(args: argparse.Namespace) -> GateOptions:
         images=args.gate_images,
         masks=args.gate_masks,
         min_agreement=args.min_agreement,
+        min_class_iou=args.min_class_iou,
         max_iou_drop=args.max_iou_drop,
         force=args.force,
     )
@@ -118,7 +121,7 @@ def _plan_options(args: argparse.Namespace) -> PlanOptions:
     if args.sizes_from:
         ranges += ranges_from_images(args.sizes_from)
     return PlanOptions(
-        batch=args.batch,
+        batch=args.batch or PlanOptions.batch,
         ranges=tuple(ranges),
         targets=args.target,
         workspace=args.workspace,
@@ -129,6 +132,17 @@ def _plan_options(args: argparse.Namespace) -> PlanOptions:
         refittable=args.refittable,
         verbose=args.verbose,
     )
+
+
+def _typed(args: argparse.Namespace) -> tuple[str, ...]:
+    """Flags that not every build has a use for and whose values do not tell that they came."""
+    given = {
+        "--fp32-blocks": args.fp32_blocks is not None,
+        "--batch": args.batch is not None,
+        "--size": bool(args.size),
+        "--sizes-from": args.sizes_from is not None,
+    }
+    return tuple(flag for flag, is_given in given.items() if is_given)
 
 
 def _summary(directory: Path, built: Built) -> str:
@@ -143,7 +157,16 @@ def _summary(directory: Path, built: Built) -> str:
     if "fp32_blocks" in manifest.precisions:
         kept, cost = manifest.precisions["fp32_blocks"], manifest.precisions["flops"]["fp32"]
         lines.append(f"in fp32: {', '.join(kept)}, {cost:.1%} of the arithmetic")
+    lines += [_profile_text(profile) for profile in manifest.profiles]
     return "\n".join([*lines, gate_text(built.gate), ""])
+
+
+def _profile_text(profile: dict[str, Any]) -> str:
+    least, best, most = ("x".join(map(str, size)) for size in profile["size_like"])
+    sizes = f"of {least}" if least == most else f"from {least} to {most}, best {best}"
+    fewest, usual, largest = (shape[0] for shape in profile["image"])
+    batches = f"{fewest}" if fewest == largest else f"{fewest} to {largest}, best {usual}"
+    return f"profile: images {sizes}; in batches of {batches}"
 
 
 @contextmanager
@@ -170,15 +193,25 @@ def gate_text(gate: GateResult, published: bool = True) -> str:
     lines = [
         f"{verdict}",
         f"  judged on {gate.images} images ({gate.inputs}), by {gate.ran_on}",
-        f"  pixels equal to PyTorch's: {gate.agreement:.4%} (at least {gate.min_agreement:.4%})",
+        f"  pixels equal to those of {gate.reference}: "
+        f"{gate.agreement:.4%} (at least {gate.min_agreement:.4%})",
         f"  pixels that differ: {_borders_text(gate.borders)}",
         f"  images with a NaN or an infinity: {gate.not_finite}",
     ]
-    for score in gate.classes:
-        iou = "absent" if score.iou is None else f"{score.iou:.4f}"
-        drop = "" if score.iou_drop is None else f", IoU to the truth {-score.iou_drop:+.4f}"
-        lines.append(f"  {score.name}: IoU to PyTorch's {iou}{drop}")
+    lines += [f"  {_class_text(score, gate)}" for score in gate.classes]
     return "\n".join([*lines, *(f"  {failure}" for failure in gate.failures)])
+
+
+def _class_text(score: ClassGate, gate: GateResult) -> str:
+    iou = "absent" if score.iou is None else f"{score.iou:.4f}"
+    if gate.min_class_iou and score.iou is not None:
+        few = f"not judged: {score.pixels} pixels"
+        iou += f" (at least {gate.min_class_iou})" if score.counts else f" ({few})"
+    if score.iou_drop is None:
+        return f"{score.name}: IoU to theirs {iou}"
+    change = round(-score.iou_drop, 4)
+    shown = f"{change:+.4f}" if change else "0.0000"  # there is a -0.0
+    return f"{score.name}: IoU to theirs {iou}, IoU to the truth {shown}"
 
 
 def _borders_text(borders: BorderGate) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from ..contract.types import U8, Size
 
 FORMAT = "unetrt-engine-1"
 MANIFEST, GOLDEN, GATE = "engine.json", "golden.npz", "gate.json"
+GRAPH = "model.onnx"
+"""In every directory that was made of one, beside the model file where that is another."""
+DIGEST = "sha256"
+"""The key of a manifest's own digest."""
+VERDICTS = ("passed", "failed", "graph-only")
 REBUILD = "unetrt build CHECKPOINT -o {}   builds it again"
+BUILD = "name a model; unetrt build CHECKPOINT -o ENGINE_DIR   makes one in a folder of its own"
 
 _ARRAY_ERRORS = (
     OSError,
@@ -83,20 +90,62 @@ class Manifest:
     format: str = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """With the digest of all that it says."""
+        return signed_json(asdict(self))
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Manifest:
         """Raise TypeError, KeyError, AttributeError or UserError for what is no manifest."""
-        manifest = cls(**{**raw, "spec": ModelSpec.from_dict(raw["spec"])})
+        content = {name: value for name, value in raw.items() if name != DIGEST}
+        manifest = cls(**{**content, "spec": ModelSpec.from_dict(raw["spec"])})
         for name, kind in _KINDS.items():
             if not isinstance(getattr(manifest, name), kind):
                 raise TypeError(f"{name} is not a {kind.__name__}")
         if not all(isinstance(digest, str) for digest in manifest.files.values()):
             raise TypeError("files holds what is not a digest")
-        if not math.isfinite(manifest.gate["min_agreement"]) or "verdict" not in manifest.gate:
-            raise TypeError("gate holds no verdict")
+        _check_gate(manifest.gate)
+        if not all(_is_profile(profile) for profile in manifest.profiles):
+            raise TypeError("profiles hold what is no profile")
         return manifest
+
+
+def _check_gate(gate: dict[str, Any]) -> None:
+    bounds = [gate["min_agreement"], gate.get("golden_agreement", 1.0)]
+    # type(), not isinstance(): to Python, True is an integer.
+    if not all(type(bound) in (float, int) and math.isfinite(bound) for bound in bounds):
+        raise TypeError("gate holds a bound that is no number")
+    if gate["verdict"] not in VERDICTS:
+        raise TypeError("gate holds no verdict")
+
+
+def _is_profile(profile: Any) -> bool:
+    """(least, best, most) shapes of both inputs."""
+    return isinstance(profile, dict) and all(
+        isinstance(profile.get(name), list)
+        and len(profile[name]) == 3
+        and all(_is_shape(shape, sides) for shape in profile[name])
+        for name, sides in (("image", 4), ("size_like", 2))
+    )
+
+
+def _is_shape(shape: Any, sides: int) -> bool:
+    return (
+        isinstance(shape, list)
+        and len(shape) == sides
+        and all(type(side) is int and side > 0 for side in shape)
+    )
+
+
+def signed_json(content: dict[str, Any]) -> str:
+    """What engine.json holds: the content and its digest."""
+    return json.dumps({**content, DIGEST: _digest(content)}, indent=2) + "\n"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of what is said, however it is laid out; a digest of before does not count."""
+    said = {name: value for name, value in content.items() if name != DIGEST}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -106,16 +155,17 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(
             f"{directory} is not an engine directory",
             seen=f"no {MANIFEST} in it",
-            hint=REBUILD.format(directory),
+            hint=REBUILD.format(directory) if _was_engine(directory) else BUILD,
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         known = raw["format"] == FORMAT
         if known:
+            _check_digest(directory, raw)
             return Manifest.from_dict(raw)
     except UserError as error:
         raise _damaged(directory, f"{MANIFEST}: {error.reason}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(directory, f"{MANIFEST}: {error}") from error
     raise UserError(
         f"{path} has a format that this version does not know",
@@ -125,8 +175,28 @@ def read_manifest(directory: Path) -> Manifest:
     )
 
 
+def _was_engine(directory: Path) -> bool:
+    """Whether it is half of one; over anything else nobody should be told to build."""
+    return any(p.name in (GOLDEN, GATE) or p.stem == "model" for p in directory.glob("*"))
+
+
+def _check_digest(directory: Path, raw: dict[str, Any]) -> None:
+    """Raise UserError unless the manifest still says what it said when it was written."""
+    if DIGEST not in raw:
+        raise UserError(
+            f"{MANIFEST} holds no digest of itself",
+            seen=f"made by {raw.get('made_by') or 'an older unetrt'}",
+        )
+    found = _digest(raw)
+    if raw[DIGEST] != found:
+        raise UserError("it was changed", seen=f"SHA-256 {found[:12]}…, not the one it states")
+
+
 def verify_files(directory: Path, manifest: Manifest) -> None:
-    """Raise UserError unless every file has the digest that the manifest states."""
+    """Raise UserError unless every file has the digest that the manifest states.
+
+    And unless the graph that lies there says the same of itself.
+    """
     for name, digest in manifest.files.items():
         path = directory / name
         if Path(name).name != name or not path.is_file():
@@ -137,6 +207,22 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     missing = {manifest.model, GOLDEN, GATE} - set(manifest.files)
     if missing:
         raise _damaged(directory, f"no digest for {', '.join(sorted(missing))}")
+    if (directory / GRAPH).is_file():
+        _check_graph(directory, manifest)
+
+
+def _check_graph(directory: Path, manifest: Manifest) -> None:
+    """Raise UserError where the graph was made with another spec or precision."""
+    from .onnxfile import metadata_from_onnx
+
+    spec, precision, _ = metadata_from_onnx(directory / GRAPH)
+    # OpenVINO computes an fp32 graph in bf16.
+    wanted = "fp32" if manifest.precision == "bf16" else manifest.precision
+    names = [field.name for field in fields(spec)]
+    others = [name for name in names if getattr(spec, name) != getattr(manifest.spec, name)]
+    others += ["precision"] if precision != wanted else []
+    if others:
+        raise _damaged(directory, f"{MANIFEST} and {GRAPH} differ in {', '.join(others)}")
 
 
 def read_gate(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 
 SPEC_KEY, PRECISION_KEY, SOURCE_KEY = "unetrt.spec", "unetrt.precision", "unetrt.source"
+_UINT8 = 2
+"""TensorProto.UINT8."""
 EXPORT_HINT = "unetrt export CHECKPOINT -o model.onnx   writes one"
+
+
+def is_onnx(path: Path) -> bool:
+    """By its name, in letters of either case."""
+    return path.suffix.lower() == ".onnx"
 
 
 def read_onnx(path: Path) -> Any:
@@ -21,13 +28,21 @@ def read_onnx(path: Path) -> Any:
     decode_error = import_module("google.protobuf.message").DecodeError
     try:
         return onnx.load(str(path))
+    except onnx.checker.ValidationError as error:
+        raise UserError(
+            f"{path} keeps its weights in another file, which cannot be read",
+            seen=error,
+            expected="one file with the weights inside",
+            hint=EXPORT_HINT,
+        ) from error
     except (decode_error, OSError, ValueError) as error:
         raise UserError(f"{path} is not an ONNX file", seen=error, hint=EXPORT_HINT) from error
 
 
 def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:
     """(spec, precision, SHA-256 of the checkpoint). Raises UserError without our metadata."""
-    entries = {p.key: p.value for p in read_onnx(path).metadata_props}
+    model = read_onnx(path)
+    entries = {p.key: p.value for p in model.metadata_props}
     if SPEC_KEY not in entries:
         raise UserError(
             f"{path} does not say how its images and masks are made",
@@ -36,4 +51,28 @@ def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:
             hint=EXPORT_HINT,
         )
     spec = ModelSpec.from_json(entries[SPEC_KEY])
+    _check_ends(path, model.graph, spec)
     return spec, entries.get(PRECISION_KEY, "fp32"), entries.get(SOURCE_KEY, "")
+
+
+def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
+    """Raise UserError where our metadata lie on a graph that is not ours."""
+    weights = {value.name for value in graph.initializer}
+    found = (
+        {value.name: _form(value) for value in graph.input if value.name not in weights},
+        {value.name: _form(value) for value in graph.output},
+    )
+    planes = 4 if spec.planes else 3
+    if found != ({"image": (_UINT8, 4), "size_like": (_UINT8, 2)}, {spec.result: (_UINT8, planes)}):
+        raise UserError(
+            f"{path} has the metadata of our graphs and is none",
+            seen=f"inputs {', '.join(found[0])}; outputs {', '.join(found[1])}",
+            expected=f"inputs image, size_like; output {spec.result}, all uint8",
+            hint=EXPORT_HINT,
+        )
+
+
+def _form(value: Any) -> tuple[int, int]:
+    """(element type, number of sides)."""
+    kind = value.type.tensor_type
+    return kind.elem_type, len(kind.shape.dim)

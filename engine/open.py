@@ -20,10 +20,14 @@ from .manifest import (
     read_manifest,
     verify_files,
 )
+from .onnxfile import is_onnx, metadata_from_onnx
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 AS_A_JOB = 3
 """Batches: one as it comes, one that is captured, one that is the graph of before."""
+
+FLAGS = {"scale": "--scale", "threshold": "--mask-threshold"}
+"""What is asked for on the command line → by which flag."""
 
 NO_OVERRIDES = SpecOverrides()
 
@@ -44,7 +48,7 @@ def open_engine(
     """
     if path.is_dir():
         return _engine_from_directory(path, backend, device, overrides, threads)
-    if path.suffix == ".onnx":
+    if is_onnx(path):
         return _engine_from_onnx(path, backend, device, overrides, threads)
     return _engine_from_checkpoint(path, backend, device, overrides, threads)
 
@@ -67,8 +71,6 @@ def _engine_from_checkpoint(
 def _engine_from_onnx(
     path: Path, backend: str, device: str, overrides: SpecOverrides, threads: int | None
 ) -> Engine:
-    from .onnxfile import metadata_from_onnx
-
     spec, precision, _ = metadata_from_onnx(path)
     check_overrides(path, spec, overrides)
     chosen = "onnxruntime" if backend == "auto" else backend
@@ -195,7 +197,7 @@ def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> No
             f"{path} was made with another {name}",
             seen=f"{wanted} asked",
             expected=f"{built_in}, or no flag",
-            hint=f"unetrt build CHECKPOINT -o OTHER_DIR --{name} {wanted}",
+            hint=f"unetrt build CHECKPOINT -o OTHER_DIR {FLAGS[name]} {wanted}",
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
-from ..contract.errors import UserError
+from ..contract.errors import ImageError, UserError
+from ..contract.log import log
+from ..contract.modules import is_installed
+from ..contract.types import Size
 from .base import Engine, Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, capability_of
 from .tensorrt_flavour import check, import_flavour, shared_logger
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from .manifest import Manifest
 
+AMPERE = 80
 REBUILD_HERE = "unetrt build CHECKPOINT -o {} --backend {}   builds it for this machine"
 
 
@@ -28,6 +32,38 @@ def cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def gpu_of_machine(index: int = 0) -> dict[str, str]:
+    """What a plan that was built for this GPU has to say of it; {} where pycuda cannot tell."""
+    if not is_installed("pycuda"):
+        log.warning("pycuda is not installed: the plan will not say which GPU it is for")
+        return {}
+    cuda = CudaDevice(index)
+    try:
+        return {**_gpu_of(cuda), "capability": cuda.capability}
+    finally:
+        cuda.close()
+
+
+def _gpu_of(cuda: CudaDevice) -> dict[str, str]:
+    """driver: the CUDA version that it brings, as "13.0"."""
+    with cuda.current() as driver:
+        version = driver.get_driver_version()
+    return {"name": cuda.device.name(), "driver": f"{version // 1000}.{version % 1000 // 10}"}
+
+
+def plan_runs_here(manifest: Manifest) -> bool:
+    """Whether the first GPU of this machine is one that the plan was built for."""
+    if not cuda_devices() or not is_installed("pycuda"):
+        return False
+    return _is_target(manifest, capability_of(0))
+
+
+def _is_target(manifest: Manifest, capability: str) -> bool:
+    targets = manifest.target.get("compute_capabilities") or []
+    compatible = manifest.target.get("hardware") == "ampere+" and int(capability[2:]) >= AMPERE
+    return not targets or capability in targets or compatible
 
 
 class TensorRtEngine(Engine):
@@ -47,6 +83,11 @@ class TensorRtEngine(Engine):
         self._cuda = CudaDevice(int(device.partition(":")[2] or 0))
         self.device = self._cuda.name
         hint = REBUILD_HERE.format(directory, manifest.backend)
+        try:
+            check_gpu(directory, manifest, self._cuda)
+        except UserError:
+            self._cuda.close()
+            raise
         with self._cuda.current():
             runtime = trt.Runtime(self._logger)
             # Such a plan brings the code of its own version along.
@@ -58,6 +99,20 @@ class TensorRtEngine(Engine):
             )
         least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
         self.min_batch, self.batch = int(least[0]), int(best[0])
+        self._profiles = profiles_of_plan(self._plan)
+
+    def refusal(self, input_size: Size, size: Size) -> ImageError | None:
+        """An image that no profile holds, in a slot of the engine's batch."""
+        shape = BatchShape(self.batch, input_size, self.spec.channels, size, self.spec.planes)
+        if any(_covers(profile, shape) for profile in self._profiles):
+            return None
+        height, width = size
+        return ImageError(
+            f"the plan was not built for an image of {width}×{height} pixels",
+            seen=f"images {shape.images}, masks {shape.mask_size}",
+            expected=_ranges(self._profiles),
+            hint=f"unetrt build … --size {height}x{width}   adds a profile; so does --sizes-from",
+        )
 
     def slot(self) -> Slot:
         with self._cuda.current():
@@ -166,19 +221,27 @@ def _ends(plan: Any, name: str, index: int) -> tuple[tuple[int, ...], tuple[int,
 
 def covering_profile(profiles: list[Profile], shape: BatchShape) -> int:
     """The first profile that holds a shape. Raises UserError with all of them when none does."""
-    wanted = {"image": shape.images, "size_like": shape.mask_size}
     for index, profile in enumerate(profiles):
-        if all(_within(wanted[name], *profile[name]) for name in wanted):
+        if _covers(profile, shape):
             return index
     raise UserError(
         "the plan was not built for this shape",
         seen=f"images {shape.images}, masks {shape.mask_size}",
-        expected="; or ".join(
-            ", ".join(f"{name} {least} to {most}" for name, (least, most) in profile.items())
-            for profile in profiles
-        ),
+        expected=_ranges(profiles),
         hint="unetrt build … --size HxW..HxW --batch MIN,OPT,MAX   adds a profile",
     )
+
+
+def _ranges(profiles: list[Profile]) -> str:
+    return "; or ".join(
+        ", ".join(f"{name} {least} to {most}" for name, (least, most) in profile.items())
+        for profile in profiles
+    )
+
+
+def _covers(profile: Profile, shape: BatchShape) -> bool:
+    wanted = {"image": shape.images, "size_like": shape.mask_size}
+    return all(_within(wanted[name], *profile[name]) for name in wanted)
 
 
 def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
@@ -194,7 +257,8 @@ def check_target(directory: Path, manifest: Manifest, device: str) -> None:
             seen=f"{cuda_devices()} CUDA devices, --device {device}",
             hint="unetrt build CHECKPOINT -o OTHER_DIR --backend openvino   builds for this CPU",
         )
-    version = import_flavour(manifest.backend).__version__
+    trt = import_flavour(manifest.backend)
+    version = trt.__version__
     if version != manifest.backend_version and not manifest.target.get("version_compatible"):
         raise UserError(
             f"{directory} was built by another {manifest.backend}",
@@ -202,12 +266,35 @@ def check_target(directory: Path, manifest: Manifest, device: str) -> None:
             expected=manifest.backend_version,
             hint=hint,
         )
-    targets = manifest.target.get("compute_capabilities") or []
     here = capability_of(int(device.partition(":")[2] or 0))
-    if targets and here not in targets:
+    if not _is_target(manifest, here):
         raise UserError(
             f"{directory} was not built for this GPU",
             seen=here,
-            expected=", ".join(targets),
-            hint=f"{hint}; or --target {here}",
+            expected=", ".join(manifest.target["compute_capabilities"]),
+            hint=f"{hint}; or --target {here}" if hasattr(trt, "ComputeCapability") else hint,
         )
+
+
+def check_gpu(directory: Path, manifest: Manifest, cuda: CudaDevice) -> None:
+    """Raise UserError for a driver of an older CUDA; warn of what is else not as at the build."""
+    built, here = manifest.target.get("gpu") or {}, _gpu_of(cuda)
+    if not built:
+        return
+    if _numbers(here["driver"])[0] < _numbers(built["driver"])[0]:
+        raise UserError(
+            f"{directory} was built under a newer driver",
+            seen=f"CUDA {here['driver']} on {here['name']}",
+            expected=f"CUDA {built['driver']}, as on {built['name']}",
+            hint=REBUILD_HERE.format(directory, manifest.backend),
+        )
+    older = _numbers(here["driver"]) < _numbers(built["driver"])
+    if older or here["name"] != built["name"]:
+        log.warning(
+            "%s was built on %s under CUDA %s; here is %s under CUDA %s: it may be slower here",
+            *(directory, built["name"], built["driver"], here["name"], here["driver"]),
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..contract.errors import GateError, UserError
 from ..contract.log import log
 from ..contract.spec import SpecOverrides
-from ..engine.manifest import MANIFEST, Manifest
+from ..engine.manifest import FORMAT, MANIFEST, Manifest
+from ..engine.onnxfile import EXPORT_HINT
 from ..engine.open import NO_OVERRIDES
 from ..engine.probe import choose_backend, default_precision
 from .current import current_build, request_of_build
-from .gate import GateCase, GateOptions, GateResult
+from .gate import GateOptions, GateResult
+from .gate_inputs import GateInputs, read_gate_inputs
 from .int8 import calibration_inputs
-from .modelfile import ModelOptions, write_model
+from .modelfile import ModelOptions, as_it_is, write_model
 from .onnx_export import BLOCKS
-from .publish import OUR_FILES, Draft, gate_cases, publish_engine
+from .profiles import range_of_gate, range_of_sizes
+from .publish import OUR_FILES, Draft, publish_engine
 from .repair import find_fp32_blocks, overflowing_blocks
-from .source import Source, gate_inputs, read_source
+from .source import Source, read_source
 from .tensorrt_build import PlanOptions
+
+BLOCKS_FLAG = "--fp32-blocks"
+MANIFEST_START = '{\n  "spec": {'
 
 PRECISIONS = {
     "onnxruntime": ("fp32", "fp16", "int8"),
@@ -40,6 +45,7 @@ class BuildOptions:
     calibration: images to measure int8 ranges on; None takes what the gate looks at.
     rebuild: also where `directory` holds what would be built. fp32_blocks: blocks that stay in
     fp32 in an fp16 engine; None finds those without which its gate would fail.
+    typed: flags of a plan or of fp16 as they were typed, where the values do not tell.
     """
 
     backend: str = "auto"
@@ -50,6 +56,7 @@ class BuildOptions:
     fp32_blocks: tuple[str, ...] | None = None
     gate: GateOptions = field(default_factory=GateOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
+    typed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,47 +77,83 @@ def build_engine(model: Path, directory: Path, options: BuildOptions) -> Built:
 
     Raises GateError when the gate fails (unless forced), UserError for a wrong request.
     """
-    backend, precision, why = _choose(options)
-    _check_target(directory)
+    directory = _checked_target(directory)
     source = read_source(model, options.overrides)
+    backend, precision, why = _choose(options, source)
     wanted = _model_options(source, backend, precision, options)
     request = request_of_build(backend, options.gate, options.plan, options.calibration)
     request["fp32_blocks"] = None if options.fp32_blocks is None else [*options.fp32_blocks]
-    found = current_build(directory, source, backend, precision, request)
+    found = current_build(directory, source, backend, precision, request, options.gate.force)
     if found is not None and not options.rebuild:
         return Built(*found, why, reused=True)
-    repair = _Repair(source, wanted, options)
+    inputs = read_gate_inputs(source, options.gate)
+    if backend.startswith("tensorrt"):
+        wanted = replace(wanted, plan=_with_ranges(options.plan, inputs))
+        inputs = inputs.within(wanted.plan.ranges, source.spec)
+    _warn_of_ranges(options, wanted, inputs)
+    draft = Draft(source, options.gate, request, inputs=inputs)
+    return Built(*_build_repaired(directory, draft, wanted, options), why)
+
+
+def _with_ranges(plan: PlanOptions, inputs: GateInputs) -> PlanOptions:
+    """A profile that spans all that the gate looks at, where no sizes were asked."""
+    if plan.ranges:
+        return plan
+    if plan.sizes:
+        return replace(plan, ranges=(range_of_sizes(plan.sizes),))
+    found = range_of_gate(inputs.sizes)
+    if inputs.kind == "synthetic":
+        log.warning(
+            "the plan takes images of %s alone, the size of drawn pictures: "
+            "--size HxW or --sizes-from DIR names yours",
+            found,
+        )
+    return replace(plan, ranges=(found,))
+
+
+def _warn_of_ranges(options: BuildOptions, wanted: ModelOptions, inputs: GateInputs) -> None:
+    if wanted.calibration is not None and options.calibration is None:
+        log.warning(
+            "int8 ranges are measured on what the gate judges by (%s), which flatters its verdict: "
+            "--calibration DIR takes other images",
+            inputs.kind,
+        )
+
+
+def _build_repaired(
+    directory: Path, draft: Draft, wanted: ModelOptions, options: BuildOptions
+) -> tuple[Manifest, GateResult]:
+    """As wanted; in fp16 with blocks in fp32 where its gate would fail without them."""
+    repair = _Repair(draft, wanted, options)
     blocks = repair.blocks_that_overflow()
     if blocks:
-        return Built(*_build(directory, source, repair.keep(blocks), options, request), why)
+        return _build(directory, draft, repair.keep(blocks))
     try:
-        return Built(*_build(directory, source, wanted, options, request), why)
+        return _build(directory, draft, wanted)
     except GateError:
         blocks = repair.blocks_that_mend()
         if not blocks:
             raise
-    return Built(*_build(directory, source, repair.keep(blocks), options, request), why)
+    return _build(directory, draft, repair.keep(blocks))
 
 
-def _build(
-    directory: Path,
-    source: Source,
-    wanted: ModelOptions,
-    options: BuildOptions,
-    request: dict[str, Any],
-) -> tuple[Manifest, GateResult]:
-    draft = Draft(source, options.gate, request, wanted.fp32_blocks)
-    write = partial(write_model, source=source, options=wanted)
-    return publish_engine(directory, draft, write)
+def _build(directory: Path, draft: Draft, wanted: ModelOptions) -> tuple[Manifest, GateResult]:
+    return publish_engine(
+        directory,
+        replace(draft, fp32_blocks=wanted.fp32_blocks),
+        lambda folder, _: write_model(folder, source=draft.source, options=wanted),
+    )
 
 
 class _Repair:
     """Blocks of an fp16 engine that must stay in fp32, where they were left to the gate."""
 
-    def __init__(self, source: Source, wanted: ModelOptions, options: BuildOptions) -> None:
-        self._source, self._wanted, self._gate = source, wanted, options.gate
+    def __init__(self, draft: Draft, wanted: ModelOptions, options: BuildOptions) -> None:
+        assert draft.inputs is not None
+        self._source, self._wanted, self._gate = draft.source, wanted, options.gate
         left_to_us = wanted.precision == "fp16" and options.fp32_blocks is None
-        self._checkpoint = source.checkpoint if left_to_us else None
+        self._checkpoint = draft.source.checkpoint if left_to_us else None
+        self._cases = partial(draft.inputs.cases, draft.source.spec)
 
     def blocks_that_overflow(self) -> tuple[str, ...]:
         """Known from the graph, before a plan is built in vain; () where nothing overflows."""
@@ -124,27 +167,26 @@ class _Repair:
         with self._source.reference() as reference:
             return find_fp32_blocks(self._checkpoint, reference, self._cases, self._gate)
 
-    def _cases(self) -> Iterable[GateCase]:
-        inputs, _ = gate_inputs(self._source, self._gate.images)
-        return gate_cases(inputs, self._source.spec, self._gate)
-
     def keep(self, blocks: tuple[str, ...]) -> ModelOptions:
         log.warning("fp16 fails the gate: %s will stay in fp32", ", ".join(blocks))
         return replace(self._wanted, fp32_blocks=blocks)
 
 
-def _choose(options: BuildOptions) -> tuple[str, str, str]:
+def _choose(options: BuildOptions, source: Source) -> tuple[str, str, str]:
     """(backend, precision, reason). Raises UserError for a pair that cannot be built."""
     backend, why = options.backend, "as asked"
     if backend == "auto":
         backend, why = choose_backend()
+        if source.checkpoint is None and options.precision == "auto":
+            backend, why = _backend_of_graph(source, backend, why)
     if backend not in PRECISIONS:
         raise UserError(
             f"no engine directory is built for {backend}", expected=", ".join(PRECISIONS)
         )
     precision = options.precision
     if precision == "auto":
-        precision = default_precision(backend)
+        precision, reason = _auto_precision(backend, source)
+        why += reason
     if precision not in PRECISIONS[backend]:
         raise UserError(
             f"{backend} is not built in {precision}", expected=", ".join(PRECISIONS[backend])
@@ -152,13 +194,37 @@ def _choose(options: BuildOptions) -> tuple[str, str, str]:
     return backend, precision, why
 
 
+def _backend_of_graph(source: Source, backend: str, why: str) -> tuple[str, str]:
+    """ONNX Runtime runs a graph as it is, where the fastest backend has not its precision."""
+    if source.precision in PRECISIONS[backend]:
+        return backend, why
+    return "onnxruntime", f"onnxruntime: {backend} is not built from a graph in {source.precision}"
+
+
+def _auto_precision(backend: str, source: Source) -> tuple[str, str]:
+    """The backend's fastest, if the graph of an ONNX file can become that; else the graph's."""
+    best = default_precision(backend)
+    graph = "fp16" if best == "fp16" else "fp32"
+    if source.checkpoint is not None or source.precision == graph:
+        return best, ""
+    if source.precision in PRECISIONS[backend] and source.precision != "int8":
+        return source.precision, f"; {source.precision}, as the graph of {source.path.name} is"
+    raise UserError(
+        f"{backend} is not built from a graph in {source.precision}",
+        seen=source.path,
+        expected=f"a graph in {graph}, or a checkpoint",
+        hint=as_it_is(source, "--backend onnxruntime ") or EXPORT_HINT,
+    )
+
+
 def _model_options(
     source: Source, backend: str, precision: str, options: BuildOptions
 ) -> ModelOptions:
     """Raise UserError for what was asked and would not be looked at."""
-    if options.plan.flags() and not backend.startswith("tensorrt"):
+    flags = _plan_flags(options)
+    if flags and not backend.startswith("tensorrt"):
         raise UserError(
-            f"the {backend} backend has no {', '.join(options.plan.flags())}",
+            f"the {backend} backend has no {', '.join(flags)}",
             expected="these flags with --backend tensorrt or tensorrt-rtx alone",
         )
     if options.plan.refittable and precision == "int8":
@@ -166,7 +232,7 @@ def _model_options(
             "an int8 plan takes no other weights: its ranges belong to those it was built with",
             hint="--precision fp16 --refittable, or --precision int8 without it",
         )
-    blocks = _checked_blocks(source, precision, options.fp32_blocks or ())
+    blocks = _checked_blocks(source, precision, options)
     model = ModelOptions(
         backend=backend, precision=precision, plan=options.plan, fp32_blocks=blocks
     )
@@ -182,10 +248,20 @@ def _model_options(
     return model
 
 
-def _checked_blocks(source: Source, precision: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
+def _plan_flags(options: BuildOptions) -> list[str]:
+    """Those of --size may have come from --sizes-from."""
+    typed = [flag for flag in options.typed if flag != BLOCKS_FLAG]
+    from_folder = "--sizes-from" in typed
+    others = [f for f in options.plan.flags() if f != "--size" or not from_folder]
+    return list(dict.fromkeys([*typed, *others]))
+
+
+def _checked_blocks(source: Source, precision: str, options: BuildOptions) -> tuple[str, ...]:
+    blocks = options.fp32_blocks or ()
+    asked = bool(blocks) or BLOCKS_FLAG in options.typed
     if set(blocks) - set(BLOCKS):
         raise UserError("no such block", seen=", ".join(blocks), expected=", ".join(BLOCKS))
-    if blocks and (precision != "fp16" or source.checkpoint is None):
+    if (asked and precision != "fp16") or (blocks and source.checkpoint is None):
         raise UserError(
             "--fp32-blocks keeps blocks of an fp16 engine in fp32",
             seen=f"--precision {precision}, {source.path}",
@@ -194,18 +270,43 @@ def _checked_blocks(source: Source, precision: str, blocks: tuple[str, ...]) -> 
     return blocks
 
 
-def _check_target(directory: Path) -> None:
-    """Nothing but an engine directory, and no file that is not ours, is ever replaced."""
+def _checked_target(directory: Path) -> Path:
+    """What a link leads to. Nothing but an engine directory, all of it ours, is ever replaced."""
+    above = (directory, *directory.parents)
+    lost = next((path for path in above if path.is_symlink() and not path.exists()), None)
+    if lost is not None:
+        raise UserError(
+            f"{lost} is a link that leads nowhere",
+            seen=lost.readlink(),
+            expected="a folder to write the engine to",
+        )
+    directory = directory.resolve() if directory.is_symlink() else directory
     if directory.name in ("", ".."):
         raise UserError(f"{directory} has no name of its own", expected="a name for a new folder")
     above = (directory, *directory.parents)
     file = next((path for path in above if path.exists() and not path.is_dir()), None)
     if file is not None:
         raise UserError(f"{file} is a file", expected="a folder to write the engine to")
-    names = {p.name for p in directory.iterdir()} if directory.is_dir() else set()
-    if names and (MANIFEST not in names or names - OUR_FILES):
+    entries = list(directory.iterdir()) if directory.is_dir() else []
+    others = [p.name for p in entries if p.name not in OUR_FILES or p.is_symlink() or p.is_dir()]
+    if others or (entries and not _is_ours(directory / MANIFEST)):
         raise UserError(
             f"{directory} holds other files",
-            seen=", ".join(sorted(names - OUR_FILES or names)[:4]),
+            seen=", ".join(sorted(others or [p.name for p in entries])[:4]),
             expected="a new folder, or an engine directory to replace",
         )
+    return directory
+
+
+def _is_ours(manifest: Path) -> bool:
+    """engine.json of any version of this format; one cut short begins as we begin it."""
+    try:
+        text = manifest.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        return text.startswith(MANIFEST_START)
+    family = FORMAT.rpartition("-")[0]
+    return isinstance(raw, dict) and str(raw.get("format", "")).rpartition("-")[0] == family

@@ -20,6 +20,15 @@ from .levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
 MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
 """Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
 
+MIN_CLASS_IOU = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.97, "int8": 0.9}
+"""IoU between the two masks that each class keeps: a rare one that is lost hardly shows in all."""
+
+MIN_CLASS_PIXELS = 500
+"""Of a class in the reference's masks; with fewer, its border alone decides its IoU."""
+
+PYTORCH = "PyTorch"
+"""The reference of what is built from a checkpoint: fp32, on the CPU."""
+
 Verdict = Literal["passed", "failed", "graph-only"]
 
 
@@ -27,15 +36,28 @@ Verdict = Literal["passed", "failed", "graph-only"]
 class GateOptions:
     """images, masks: folders to judge on; without images, the checkpoint's golden inputs.
 
-    min_agreement: None takes MIN_AGREEMENT of the precision. max_iou_drop: of any class against
-    the masks. force: publish what failed, with the verdict inside.
+    min_agreement: None takes MIN_AGREEMENT of the precision. min_class_iou: of each class between
+    the two masks; None takes MIN_CLASS_IOU, loosened as much as min_agreement is.
+    max_iou_drop: of any class against the masks. force: publish what failed, with the verdict
+    inside.
     """
 
     images: Path | None = None
     masks: Path | None = None
     min_agreement: float | None = None
+    min_class_iou: float | None = None
     max_iou_drop: float = 0.01
     force: bool = False
+
+    def agreement_bound(self, precision: str) -> float:
+        return MIN_AGREEMENT[precision] if self.min_agreement is None else self.min_agreement
+
+    def class_bound(self, precision: str) -> float:
+        """0 bounds nothing. Who allows ten times the wrong pixels allows it of each class too."""
+        if self.min_class_iou is not None:
+            return self.min_class_iou
+        allowed = (1 - self.agreement_bound(precision)) / (1 - MIN_AGREEMENT[precision])
+        return round(max(0.0, 1 - (1 - MIN_CLASS_IOU[precision]) * max(1.0, allowed)), 6)
 
 
 @dataclass(frozen=True)
@@ -49,11 +71,20 @@ class GateCase:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassGate:
-    """iou: between the two masks; iou_drop: reference minus engine, each against the truth."""
+    """iou: between the two masks; iou_drop: reference minus engine, each against the truth.
+
+    pixels: of the class in the reference's masks.
+    """
 
     name: str
     iou: float | None
     iou_drop: float | None
+    pixels: int = 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is enough of the class for its IoU to say something."""
+        return self.pixels >= MIN_CLASS_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +93,7 @@ class GateResult:
 
     not_finite: images with a NaN or an infinity in the logits, whose mask is no class at all.
     level_error: of probabilities, whose masks are what they say; None where masks come.
+    reference: whose masks it was compared with.
     """
 
     verdict: Verdict
@@ -76,6 +108,8 @@ class GateResult:
     classes: tuple[ClassGate, ...]
     level_error: float | None = None
     max_level_error: float | None = None
+    min_class_iou: float = 0.0
+    reference: str = PYTORCH
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,6 +131,9 @@ class GateResult:
         if self.level_error is not None and self.level_error > (self.max_level_error or 0):
             bound = f"not {self.max_level_error}"
             found.append(f"probabilities off by {self.level_error:.2f} levels of 255, {bound}")
+        ious = [(c.name, c.iou) for c in self.classes if c.iou is not None and c.counts]
+        least, whose = self.min_class_iou, f"to the masks of {self.reference}"
+        found += [f"IoU of {n} {whose} {iou:.4f}, not {least}" for n, iou in ious if iou < least]
         drops = [(c.name, c.iou_drop) for c in self.classes if c.iou_drop is not None]
         found += [f"IoU of {n} down by {d:.4f}" for n, d in drops if d > self.max_iou_drop]
         return found
@@ -112,8 +149,8 @@ class RefusedError(GateError):
         super().__init__(
             f"the gate did not pass: {directory} was not written",
             seen="; ".join(result.failures),
-            expected="masks like those of fp32 PyTorch",
-            hint="--precision fp32, or --min-agreement / --max-iou-drop, "
+            expected=f"masks like those of {result.reference}",
+            hint="--precision fp32, or --min-agreement / --min-class-iou / --max-iou-drop, "
             "or --force to publish it with this verdict",
         )
         self.result = result
@@ -128,13 +165,14 @@ def judge_engine(
     options: GateOptions,
     graph_only: bool = False,
     rounded: Engine | None = None,
+    reference_name: str = PYTORCH,
 ) -> GateResult:
     """Run both over the cases, one at a time, and compare their masks.
 
-    graph_only: `engine` stands in for a plan that cannot run on this machine. rounded: the
-    network in the plan's range of numbers, where the stand-in's is wider: finite or not.
+    graph_only: `engine` stands in for a plan that cannot run on this machine. rounded: gives
+    NO_CLASS where the network exceeds the range of its precision, which `engine` may not notice.
     """
-    spec = reference.spec
+    spec, precision = reference.spec, engine.precision
     between, before, after = (ConfusionMatrix(spec.mask_classes) for _ in range(3))
     borders, levels = BorderCount(), LevelError()
     images = not_finite = 0
@@ -153,10 +191,6 @@ def judge_engine(
         if case.truth is not None:
             before.update(case.truth, expected)
             after.update(case.truth, found)
-    if options.min_agreement is None:
-        bound = MIN_AGREEMENT[engine.precision]
-    else:
-        bound = options.min_agreement
     prob = spec.result == "prob"
     judged = GateResult(
         verdict="graph-only" if graph_only else "passed",
@@ -164,13 +198,15 @@ def judge_engine(
         ran_on=engine.label,
         images=images,
         agreement=_agreement(between),
-        min_agreement=bound,
+        min_agreement=options.agreement_bound(precision),
         max_iou_drop=options.max_iou_drop,
         not_finite=not_finite,
         borders=borders.result(),
         classes=_class_gates(spec, between, before, after),
         level_error=levels.result() if prob else None,
-        max_level_error=MAX_LEVEL_ERROR[engine.precision] if prob else None,
+        max_level_error=MAX_LEVEL_ERROR[precision] if prob else None,
+        min_class_iou=options.class_bound(precision),
+        reference=reference_name,
     )
     return _failed(judged) if judged.failures else judged
 
@@ -185,8 +221,10 @@ def _class_gates(
 ) -> tuple[ClassGate, ...]:
     names = spec.class_names
     rows = zip(*(matrix.scores(names).classes for matrix in (between, before, after)), strict=True)
+    pixels = [int(count) for count in between.counts.sum(1)]
     return tuple(
-        ClassGate(name=b.name, iou=b.iou, iou_drop=_drop(old.iou, new.iou)) for b, old, new in rows
+        ClassGate(name=b.name, iou=b.iou, iou_drop=_drop(old.iou, new.iou), pixels=count)
+        for (b, old, new), count in zip(rows, pixels, strict=True)
     )
 
 

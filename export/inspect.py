@@ -9,16 +9,18 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
+from ..contract.modules import import_module
 from ..contract.types import Size
 from ..engine.manifest import (
     GOLDEN,
+    GRAPH,
     Manifest,
     read_gate,
     read_golden,
     read_manifest,
     verify_files,
 )
-from ..engine.onnxfile import metadata_from_onnx, read_onnx
+from ..engine.onnxfile import is_onnx, metadata_from_onnx, read_onnx
 from ..engine.tensorrt_backend import TensorRtEngine, cuda_devices
 from ..training.checkpoint import read_checkpoint
 from .memory import activation_bytes, weight_bytes
@@ -28,7 +30,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     """A description that JSON can hold. Raises UserError for what is damaged or no model."""
     if path.is_dir():
         return _describe_directory(path)
-    if path.suffix == ".onnx":
+    if is_onnx(path):
         return _describe_onnx(path)
     return _describe_checkpoint(path)
 
@@ -39,15 +41,41 @@ def _describe_directory(path: Path) -> dict[str, Any]:
     return {
         "kind": "engine",
         **asdict(manifest),
+        "precisions": _precisions(manifest),
+        **_ends_of_engine(path, manifest),
         "files_verified": True,
         "memory": _memory(path, manifest),
         "gate": read_gate(path),
     }
 
 
+def _precisions(manifest: Manifest) -> dict[str, Any]:
+    """Shares, and whence they are known."""
+    if manifest.precision == "bf16":
+        return {"from": "computed in bf16 by OpenVINO's hint, the graph is fp32"}
+    if manifest.backend.startswith("tensorrt"):
+        return {**manifest.precisions, "from": "from the network before the build"}
+    return manifest.precisions
+
+
+def _ends_of_engine(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """The graph's, a side that is the same in all of a plan's profiles as the number it is."""
+    if not (path / GRAPH).is_file():
+        return {}
+    ends = _ends_of_graph(read_onnx(path / GRAPH).graph)
+    fixed: dict[str, int] = {}
+    for name, end in ends["inputs"].items():
+        for index, side in enumerate(end["shape"]):
+            found = {shape[index] for p in manifest.profiles for shape in p[name]}
+            fixed |= {side: found.pop()} if len(found) == 1 else {}
+    for end in (*ends["inputs"].values(), *ends["outputs"].values()):
+        end["shape"] = [fixed.get(side, side) for side in end["shape"]]
+    return ends
+
+
 def _memory(path: Path, manifest: Manifest) -> dict[str, Any]:
     """Bytes. The features' are estimated for the largest shape of the profiles or golden images."""
-    graph = path / "model.onnx"
+    graph = path / GRAPH
     if not graph.is_file():
         return {}
     image, mask = _largest(path, manifest)
@@ -92,14 +120,26 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         "precision": precision,
         "source": source,
         "sha256": sha256_from_file(path),
-        "inputs": {value.name: _shape(value) for value in graph.input},
-        "outputs": {value.name: _shape(value) for value in graph.output},
+        **_ends_of_graph(graph),
         "nodes": len(graph.node),
     }
 
 
-def _shape(value: Any) -> list[str | int]:
-    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+def _ends_of_graph(graph: Any) -> dict[str, Any]:
+    """Inputs and outputs; a side that is dynamic is a name."""
+    weights = {value.name for value in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    return {
+        "inputs": {value.name: _end(value) for value in inputs},
+        "outputs": {value.name: _end(value) for value in graph.output},
+    }
+
+
+def _end(value: Any) -> dict[str, Any]:
+    kind = value.type.tensor_type
+    names = import_module("onnx").TensorProto.DataType
+    shape = [d.dim_param or d.dim_value for d in kind.shape.dim]
+    return {"dtype": names.Name(kind.elem_type).lower(), "shape": shape}
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

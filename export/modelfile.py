@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
-from ..engine.manifest import GoldenCase, Manifest
+from ..engine.manifest import Manifest
 from ..engine.probe import package_version
 from ..engine.tensorrt_backend import cuda_devices
 from ..engine.tensorrt_flavour import import_flavour
@@ -30,9 +30,7 @@ class ModelOptions:
     fp32_blocks: tuple[str, ...] = ()
 
 
-def write_model(
-    directory: Path, golden: list[GoldenCase], *, source: Source, options: ModelOptions
-) -> Manifest:
+def write_model(directory: Path, *, source: Source, options: ModelOptions) -> Manifest:
     """Write the model file; return the manifest as far as it is known before the gate."""
     onnx_path = directory / "model.onnx"
     write_onnx(onnx_path, source, options)
@@ -49,23 +47,19 @@ def write_model(
         made_by=f"unetrt {package_version('unetrt')}",
     )
     if options.backend.startswith("tensorrt"):
-        return _with_plan(directory, draft, options, golden)
+        return _with_plan(directory, draft, options)
     # OpenVINO computes an fp32 graph in bf16 where that was asked.
     computed = {} if options.precision == "bf16" else _with_blocks(onnx_shares(onnx_path), options)
     return replace(draft, precisions=computed)
 
 
-def _with_plan(
-    directory: Path, draft: Manifest, options: ModelOptions, golden: list[GoldenCase]
-) -> Manifest:
-    sizes = options.plan.sizes or tuple(dict.fromkeys(case.size for case in golden))
+def _with_plan(directory: Path, draft: Manifest, options: ModelOptions) -> Manifest:
     plan = plan_from_onnx(
         options.backend,
         directory / draft.model,
         draft.spec,
         replace(
             options.plan,
-            sizes=sizes,
             precision=options.precision,
             fp32_blocks=options.fp32_blocks,
         ),
@@ -74,6 +68,7 @@ def _with_plan(
     (directory / "model.plan").write_bytes(plan.data)
     target: dict[str, Any] = {
         "compute_capabilities": plan.targets,
+        "gpu": plan.gpu,
         "layers": plan.layers,
         "hardware": options.plan.hardware,
         "version_compatible": options.plan.version_compatible,
@@ -119,8 +114,16 @@ def _write_floats(
         raise UserError(
             f"{source.path} is a graph in {source.precision}",
             expected=f"{graph}, or a checkpoint",
-            hint=f"unetrt export CHECKPOINT -o model.onnx --precision {graph}",
+            hint=f"{as_it_is(source)}"
+            f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other",
         )
+
+
+def as_it_is(source: Source, backend: str = "") -> str:
+    """Flags that build from the file's own graph; none do from an int8 one."""
+    if source.precision == "int8":
+        return ""
+    return f"{backend}--precision {source.precision}   takes its graph as it is; "
 
 
 def backend_version(backend: str) -> str:

@@ -61,7 +61,7 @@ def export_checkpoint(
     checkpoint: Path, path: Path, precision: Precision, overrides: SpecOverrides
 ) -> ModelSpec:
     """Read a checkpoint file and write it as ONNX; return its spec."""
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         raise UserError(f"an ONNX file ends in .onnx, {path.name} does not", seen=path)
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent} to write to")
@@ -114,7 +114,7 @@ def _export(net: MaskNet, path: Path) -> None:
     # A batch of 1 would become a constant: the exporter takes it for "always one".
     image = torch.zeros(2, 48, 40, net.spec.channels, dtype=torch.uint8)
     size_like = torch.zeros(96, 80, dtype=torch.uint8)
-    with _quiet_exporter():
+    with _quiet_exporter(), interrupts():
         program = torch.onnx.export(
             net,
             (image, size_like),
@@ -128,6 +128,30 @@ def _export(net: MaskNet, path: Path) -> None:
         )
     assert program is not None
     program.save(str(path), external_data=False)
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Ctrl-C stays one: the exporter takes it for a failure of its own and tells of that."""
+    try:
+        yield
+    except Exception as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _interrupted(error: BaseException) -> bool:
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, KeyboardInterrupt):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            waiting += [found.__cause__, found.__context__]
+    return False
 
 
 @contextmanager
@@ -167,7 +191,7 @@ def _check_by_running(net: MaskNet, path: Path, target: Path) -> None:
     with torch.inference_mode():
         like = torch.empty(size, dtype=torch.uint8)
         expected = net(torch.from_numpy(images), like).numpy()
-    finite = expected != NO_CLASS
+    finite = _finite(expected, net.spec)
     if not finite.all():
         log.warning("%s: the network overflows in this precision", target)
     # ONNX Runtime computes fp16 in fp32 on a CPU: where PyTorch overflows it need not.
@@ -183,6 +207,17 @@ def _check_by_running(net: MaskNet, path: Path, target: Path) -> None:
             seen=f"{equal:.2%} of the pixels equal, shape {found.shape}",
             expected=f"the masks of PyTorch, shape {expected.shape}",
         )
+
+
+def _finite(found: U8, spec: ModelSpec) -> Any:
+    """Where a result (N, H, W) or (N, planes, H, W) says something, in its own shape.
+
+    A probability of 1 is the same number: no pixel is of every class.
+    """
+    nothing = found == NO_CLASS
+    if spec.planes:
+        nothing = np.broadcast_to(nothing.all(axis=1, keepdims=True), found.shape)
+    return ~nothing
 
 
 def _check_images(channels: int) -> U8:

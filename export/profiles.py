@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..contract.errors import ImageError, UserError
 from ..contract.files import image_paths
@@ -36,11 +37,34 @@ class SizeRange:
                     hint="--size 200x300..400x600",
                 )
 
+    def __str__(self) -> str:
+        least, most = ("x".join(map(str, size)) for size in (self.least, self.most))
+        return least if least == most else f"{least}..{most}"
+
+    def nearest(self, size: Size) -> Size:
+        """`size` itself where it lies within."""
+        height, width = (
+            min(max(side, low), high)
+            for side, low, high in zip(size, self.least, self.most, strict=True)
+        )
+        return height, width
+
 
 def range_of_sizes(sizes: Sequence[Size]) -> SizeRange:
     """Span all of them; the first is the best."""
     heights, widths = [s[0] for s in sizes], [s[1] for s in sizes]
     return SizeRange((min(heights), min(widths)), sizes[0], (max(heights), max(widths)))
+
+
+def range_of_gate(sizes: Sequence[Size]) -> SizeRange:
+    """Span the sizes of all gate inputs; the most frequent one is the best."""
+    return range_of_sizes([size for size, _ in Counter(sizes).most_common()])
+
+
+def ranges_from_profiles(profiles: Sequence[dict[str, Any]]) -> tuple[SizeRange, ...]:
+    """The image sizes of a manifest's profiles."""
+    triples = (map(tuple, profile["size_like"]) for profile in profiles)
+    return tuple(SizeRange(*triple) for triple in triples)
 
 
 def profile_shapes(

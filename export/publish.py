@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..contract.files import atomic_path, sha256_from_file
 from ..contract.modules import is_installed
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
 from ..engine.manifest import GATE, GOLDEN, MANIFEST, GoldenCase, Manifest, write_golden
 from ..engine.open import engine_from_manifest, golden_agreement, open_engine
 from ..engine.probe import probe_backends
-from ..engine.torch_backend import TorchEngine
+from ..engine.tensorrt_backend import plan_runs_here
 from ..training.checkpoint import Golden
-from ..training.pairs import checked_pairs, load_pair
-from .gate import GateCase, GateOptions, GateResult, judge_engine
-from .onnx_export import rounded_masknet
-from .source import GOLDEN_CASES, Source, gate_inputs, load_inputs
+from .gate import GateOptions, GateResult, judge_engine
+from .gate_inputs import GateInputs, read_gate_inputs
+from .overflow import OverflowProbe
+from .source import Source
 
 OUR_FILES = {MANIFEST, GOLDEN, GATE, "model.onnx", "model.plan", "model.xml", "model.bin"}
 """All that an engine directory may hold."""
@@ -31,12 +32,16 @@ WriteModel = Callable[[Path, list[GoldenCase]], Manifest]
 
 @dataclass(frozen=True)
 class Draft:
-    """What is to be published. request: what was asked; fp32_blocks: of an fp16 model."""
+    """What is to be published. request: what was asked; fp32_blocks: of an fp16 model.
+
+    inputs: what the gate looks at, where it was read already.
+    """
 
     source: Source
     gate: GateOptions
     request: dict[str, Any]
     fp32_blocks: tuple[str, ...] = ()
+    inputs: GateInputs | None = None
 
 
 def publish_engine(
@@ -47,23 +52,25 @@ def publish_engine(
     Raises GateError when the gate fails and was not forced.
     """
     source, gate = draft.source, draft.gate
-    inputs, kind = gate_inputs(source, gate.images)
+    inputs = draft.inputs or read_gate_inputs(source, gate)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as temporary, source.reference() as reference:
         temporary.mkdir()
-        golden = _golden_cases(reference, load_inputs(inputs[:GOLDEN_CASES], source.spec))
+        golden = _golden_cases(reference, inputs.golden(source.spec))
         write_golden(temporary / GOLDEN, golden)
         manifest = replace(write_model(temporary, golden), options=draft.request)
-        with _judged_engine(temporary, manifest) as engine:
+        with ExitStack() as stack:
+            engine = stack.enter_context(_judged_engine(temporary, manifest))
             graph_only = engine.backend != manifest.backend
             result = judge_engine(
                 reference,
                 engine,
-                gate_cases(inputs, source.spec, gate),
-                inputs=kind,
+                inputs.cases(source.spec),
+                inputs=inputs.kind,
                 options=gate,
                 graph_only=graph_only,
-                rounded=_rounded(draft, manifest.precision) if graph_only else None,
+                rounded=_overflow_probe(stack, temporary, manifest),
+                reference_name=source.reference_name,
             )
             agreed = golden_agreement(engine, golden)
         if result.failures and not gate.force:
@@ -75,31 +82,22 @@ def _golden_cases(reference: Engine, inputs: Iterator[Golden]) -> list[GoldenCas
     return [GoldenCase(image, reference.run(image, size)) for image, size in inputs]
 
 
-def gate_cases(
-    inputs: list[Path] | list[Golden], spec: ModelSpec, options: GateOptions
-) -> Iterable[GateCase]:
-    """What the gate looks at, with the truth where masks were given, one at a time."""
-    if options.masks is None or options.images is None:
-        return (GateCase(image, size) for image, size in load_inputs(inputs, spec))
-    pairs = checked_pairs(options.images, options.masks)
-    return (GateCase(*case) for case in (load_pair(pair, spec) for pair in pairs))
-
-
 def _judged_engine(directory: Path, manifest: Manifest) -> Engine:
     """The engine itself; for a plan that cannot run here, its ONNX graph in ONNX Runtime."""
-    runs = {status.name: status.runs for status in probe_backends()}
-    if not runs[manifest.backend] and is_installed("onnxruntime"):
+    runs = {status.name: status.runs for status in probe_backends()}[manifest.backend]
+    if manifest.backend.startswith("tensorrt"):
+        runs = runs and plan_runs_here(manifest)
+    if not runs and is_installed("onnxruntime"):
         result = SpecOverrides(result=manifest.spec.result)
         return open_engine(directory / "model.onnx", "onnxruntime", "cpu", result)
     return engine_from_manifest(directory, manifest)
 
 
-def _rounded(draft: Draft, precision: str) -> Engine | None:
-    """What tells whether an fp16 plan overflows; only a checkpoint has the network for it."""
-    checkpoint = draft.source.checkpoint
-    if precision != "fp16" or checkpoint is None:
+def _overflow_probe(stack: ExitStack, directory: Path, manifest: Manifest) -> Engine | None:
+    """What tells whether an fp16 graph overflows: what runs it may compute in fp32."""
+    if manifest.precision != "fp16":
         return None
-    return TorchEngine(checkpoint, "cpu", rounded_masknet(checkpoint, draft.fp32_blocks))
+    return stack.enter_context(OverflowProbe(directory / "model.onnx", manifest.spec))
 
 
 def _publish(directory: Path, draft: Manifest, result: GateResult, golden: float) -> Manifest:

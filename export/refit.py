@@ -14,13 +14,15 @@ from ..contract.files import sha256_from_file
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..engine.manifest import GoldenCase, Manifest, read_manifest, verify_files
-from ..engine.onnxfile import SOURCE_KEY, read_onnx
+from ..engine.onnxfile import SOURCE_KEY, is_onnx, read_onnx
 from ..engine.probe import describe_device, package_version
 from ..training.checkpoint import Checkpoint, read_checkpoint
 from .current import request_of_gate
 from .gate import GateOptions, GateResult
+from .gate_inputs import read_gate_inputs
 from .modelfile import backend_version
 from .onnx_export import folded_masknet
+from .profiles import ranges_from_profiles
 from .publish import Draft, publish_engine
 from .source import Source
 from .tensorrt_refit import require_refittable, write_refitted_plan
@@ -50,8 +52,11 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
     }
     blocks = tuple(manifest.precisions.get("fp32_blocks", ()))
     write = partial(_write_refitted, directory, manifest, source)
+    inputs = read_gate_inputs(source, gate)
+    if manifest.profiles:
+        inputs = inputs.within(ranges_from_profiles(manifest.profiles), source.spec)
     try:
-        return publish_engine(directory, Draft(source, gate, request, blocks), write)
+        return publish_engine(directory, Draft(source, gate, request, blocks, inputs), write)
     except GateError as error:
         error.hint = f"{rebuild}   judges a new engine; --force publishes this one"
         raise
@@ -60,12 +65,29 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
 def _rebuild_command(directory: Path, model: Path, manifest: Manifest) -> str:
     command = f"unetrt build {model} -o {directory} --backend {manifest.backend}"
     calibration = " --calibration DIR" if manifest.precision == "int8" else ""
-    return f"{command} --precision {manifest.precision}{calibration}"
+    flags = "".join(f" {flag}" for flag in _plan_flags(manifest))
+    return f"{command} --precision {manifest.precision}{calibration}{flags}"
+
+
+def _plan_flags(manifest: Manifest) -> list[str]:
+    """Those that make a plan of the same shapes, for the same GPUs."""
+    asked = manifest.options.get("plan")
+    asked = asked if isinstance(asked, dict) and manifest.profiles else {}
+    found = [f"--target {','.join(asked['targets'])}"] if asked.get("targets") else []
+    for profile in manifest.profiles:
+        least, _, most = ("x".join(map(str, size)) for size in profile["size_like"])
+        found.append(f"--size {least if least == most else f'{least}..{most}'}")
+    if manifest.profiles:  # the same in each
+        counts = (str(shape[0]) for shape in manifest.profiles[0]["image"])
+        found.append(f"--batch {','.join(counts)}")
+    if asked.get("hardware", "none") != "none":
+        found.append(f"--hardware-compatibility {asked['hardware']}")
+    return found + (["--version-compatible"] if asked.get("version_compatible") else [])
 
 
 def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> Source:
     """Raise UserError unless the checkpoint is a net of this spec."""
-    if model.is_dir() or model.suffix == ".onnx":
+    if model.is_dir() or is_onnx(model):
         raise UserError(
             f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
         )

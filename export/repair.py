@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,9 @@ from ..contract.log import log
 from ..engine.base import Engine
 from ..engine.torch_backend import TorchEngine
 from ..training.checkpoint import Checkpoint
-from .gate import MIN_AGREEMENT, GateCase, GateOptions, judge_engine
+from .gate import GateCase, GateOptions, judge_engine
 from .onnx_export import BLOCKS, folded_masknet, rounded_masknet
-
-FP16_MAX = 65504.0
+from .overflow import FP16_MAX
 
 Cases = Callable[[], Iterable[GateCase]]
 Passes = Callable[[tuple[str, ...]], bool]
@@ -74,10 +74,10 @@ def _passes(
     options: GateOptions,
     blocks: tuple[str, ...],
 ) -> bool:
-    bound = options.min_agreement
-    asked = GateOptions(
-        min_agreement=MIN_AGREEMENT["fp16"] if bound is None else bound,
-        max_iou_drop=options.max_iou_drop,
+    asked = replace(  # the rounded network calls itself fp32
+        options,
+        min_agreement=options.agreement_bound("fp16"),
+        min_class_iou=options.class_bound("fp16"),
     )
     net = rounded_masknet(checkpoint, blocks)
     with TorchEngine(checkpoint, "cpu", net) as engine:

@@ -10,14 +10,15 @@ import numpy as np
 
 from ..contract.errors import UserError
 from ..contract.files import image_paths, sha256_from_file
-from ..contract.resize import network_input
+from ..contract.resize import network_input, resize_image
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
 from ..engine.base import Engine
-from ..engine.onnxfile import metadata_from_onnx
+from ..engine.onnxfile import is_onnx, metadata_from_onnx
 from ..engine.open import NO_OVERRIDES, check_overrides, open_engine
 from ..engine.torch_backend import TorchEngine
 from ..training.checkpoint import Checkpoint, Golden, read_checkpoint
+from .gate import PYTORCH
 
 GOLDEN_CASES = 4
 DRAWN_SIZE: Size = (256, 320)
@@ -32,6 +33,11 @@ class Source:
     digest: str
     precision: str
     checkpoint: Checkpoint | None
+
+    @property
+    def reference_name(self) -> str:
+        """What the gate compares with, as its verdict says it."""
+        return PYTORCH if self.checkpoint is not None else "the ONNX file's own graph"
 
     def reference(self) -> Engine:
         """fp32 PyTorch on the CPU; an ONNX file's own graph in ONNX Runtime."""
@@ -48,7 +54,7 @@ def read_source(path: Path, overrides: SpecOverrides = NO_OVERRIDES) -> Source:
         raise UserError(
             f"{path} is a folder", expected="a checkpoint (.pth) or an ONNX file (.onnx)"
         )
-    if path.suffix == ".onnx":
+    if is_onnx(path):
         spec, precision, _ = metadata_from_onnx(path)
         check_overrides(path, spec, overrides)
         return Source(path, spec, sha256_from_file(path), precision, None)
@@ -61,7 +67,7 @@ def gate_inputs(source: Source, images: Path | None) -> tuple[list[Path] | list[
     if images is not None:
         return image_paths(images), "images"
     if source.checkpoint is not None and source.checkpoint.golden:
-        return source.checkpoint.golden, "golden"
+        return [_at_scale(case, source.spec) for case in source.checkpoint.golden], "golden"
     return _drawn_inputs(source.spec), "synthetic"
 
 
@@ -71,8 +77,13 @@ def load_inputs(inputs: list[Path] | list[Golden], spec: ModelSpec) -> Iterator[
         yield network_input(item, spec) if isinstance(item, Path) else item
 
 
+def _at_scale(case: Golden, spec: ModelSpec) -> Golden:
+    """Stored at the scale of training; --scale may ask for another."""
+    image, size = case
+    return resize_image(image, spec.input_size(size), spec.resize), size
+
+
 def _drawn_inputs(spec: ModelSpec) -> list[Golden]:
-    from ..contract.resize import resize_image
     from ..training.synthetic import draw_pair
 
     cases = []

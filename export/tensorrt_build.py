@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
+from ..engine.tensorrt_backend import gpu_of_machine
 from ..engine.tensorrt_flavour import RTX_TARGETS, check, import_flavour, shared_logger
 from .layers import Shares, precision_shares
 from .profiles import SizeRange, Triple, profile_shapes, range_of_sizes
@@ -26,6 +28,10 @@ from .tensorrt_config import (
 from .tensorrt_layers import count_types, layers_from_network, require_precision
 
 REFUSED_HINT = "unetrt build … --backend openvino, or another --size and --batch"
+
+VERSION_HINT = "without --version-compatible: such a plan holds a library that may be missing here"
+MOST_NUMBERS = 2**31 - 1
+"""In one of TensorRT's tensors."""
 
 REFIT_HINT = "without --refittable, or on an NVIDIA GPU: TensorRT-RTX 1.7 needs one for such a plan"
 
@@ -60,6 +66,7 @@ class PlanOptions:
         """Those that were given and that only a plan has a use for."""
         given = {
             "--target": bool(self.targets),
+            "--batch": self.batch != PlanOptions.batch,
             "--size": bool(self.ranges),
             "--workspace": self.workspace is not None,
             "--opt-level": self.opt_level is not None,
@@ -77,6 +84,7 @@ class Plan:
     """A serialized engine with what it was built for.
 
     layers: counts by output type; shares: of layers and arithmetic in each precision.
+    gpu: name, capability and driver of the one that it was built on and for.
     """
 
     data: bytes
@@ -86,6 +94,7 @@ class Plan:
     shares: Shares
     version: str
     timing_cache: str | None = None
+    gpu: dict[str, str] = field(default_factory=dict)
 
 
 def plan_from_onnx(
@@ -115,9 +124,11 @@ def _build_plan(
     ]
     cache = _set_options(trt, config, options)
     targets = _set_targets(trt, config, logger, options.targets, devices)
-    hint = REFIT_HINT if options.refittable and not devices else REFUSED_HINT
+    gpu = gpu_of_machine() if devices and not targets else {}
+    if gpu:
+        targets = [gpu["capability"]]
     plan = build_serialized(trt, builder, network, config)
-    serialized = check(plan, "build the plan", logger, hint)
+    serialized = check(plan, "build the plan", logger, _hint(options, devices))
     return Plan(
         data=bytes(serialized),
         profiles=profiles,
@@ -126,7 +137,15 @@ def _build_plan(
         shares=precision_shares(layers),
         version=trt.__version__,
         timing_cache=cache.save() if cache else None,
+        gpu=gpu,
     )
+
+
+def _hint(options: PlanOptions, devices: int) -> str:
+    """What a build that failed is most likely for want of."""
+    if options.refittable and not devices:
+        return REFIT_HINT
+    return VERSION_HINT if options.version_compatible else REFUSED_HINT
 
 
 def _network_from_onnx(trt: Any, builder: Any, logger: Any, model: Path) -> Any:
@@ -136,13 +155,14 @@ def _network_from_onnx(trt: Any, builder: Any, logger: Any, model: Path) -> Any:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise UserError(f"TensorRT cannot parse {model}", seen="; ".join(errors))
+        raise UserError("TensorRT cannot parse the network's graph", seen="; ".join(errors))
     return network
 
 
 def _add_profile(
     builder: Any, config: Any, logger: Any, shapes: dict[str, Triple]
 ) -> dict[str, Any]:
+    _require_sides(shapes)
     profile = builder.create_optimization_profile()
     for name, (least, best, most) in shapes.items():
         profile.set_shape(name, least, best, most)
@@ -151,6 +171,18 @@ def _add_profile(
     index = config.add_optimization_profile(profile)
     check(index >= 0, "add the optimization profile", logger)
     return {name: [list(shape) for shape in triple] for name, triple in shapes.items()}
+
+
+def _require_sides(shapes: dict[str, Triple]) -> None:
+    """Raise UserError for a shape that TensorRT's numbers do not hold."""
+    most = [shape[2] for shape in shapes.values()]
+    if max(prod(shape) for shape in most) > MOST_NUMBERS:
+        raise UserError(
+            "TensorRT takes no images as many or as large",
+            seen=f"batches of {shapes['image'][2]}, masks of {shapes['size_like'][2]}",
+            expected=f"at most {MOST_NUMBERS} numbers in all",
+            hint="unetrt build … with a smaller --batch or --size",
+        )
 
 
 def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | None:

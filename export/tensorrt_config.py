@@ -13,18 +13,26 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
+from ..contract.log import log
 from ..contract.progress import Advance, show_progress
 
 HARDWARE = {"same-cc": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 MIB = 1 << 20
+MOST_BYTES = 2**63 - 1
+NEW_CACHE = "--timing-cache FILE   with a new FILE: one for each kind of GPU and version"
 
 
 def set_workspace(trt: Any, config: Any, mebibytes: int) -> None:
     """Memory that a layer may use while it runs; raises UserError where it is not taken."""
     pool = getattr(trt.MemoryPoolType, "WORKSPACE", None)
+    wanted = mebibytes * MIB
+    if wanted > MOST_BYTES:
+        raise _not_taken(trt, "--workspace", mebibytes, f"at most {MOST_BYTES // MIB} MiB")
     with _lacking(trt, "--workspace"):
-        config.set_memory_pool_limit(pool, mebibytes * MIB)
-        _require(trt, "--workspace", config.get_memory_pool_limit(pool) == mebibytes * MIB)
+        config.set_memory_pool_limit(pool, wanted)
+        found = config.get_memory_pool_limit(pool)
+    if found != wanted:
+        raise _not_taken(trt, "--workspace", mebibytes, f"{found // MIB} MiB were read back")
 
 
 def set_opt_level(trt: Any, config: Any, level: int) -> None:
@@ -81,6 +89,16 @@ def _require(trt: Any, flag: str, taken: bool) -> None:
         raise _lacks(trt, flag, "set, but another value was read back")
 
 
+def _not_taken(trt: Any, flag: str, value: object, expected: str) -> UserError:
+    """Of an option that is there, and has other values."""
+    return UserError(
+        f"{trt.__name__} {trt.__version__} does not take this {flag}",
+        seen=value,
+        expected=expected,
+        hint=f"the same command with another {flag}, or without it",
+    )
+
+
 def _lacks(trt: Any, flag: str, seen: object) -> UserError:
     return UserError(
         f"{trt.__name__} {trt.__version__} has no {flag}",
@@ -97,7 +115,15 @@ class TimingCache:
         with _lacking(trt, "--timing-cache"):
             self._empty = bytes(config.create_timing_cache(b"").serialize())
             self._cache: Any = self._read()
-            _require(trt, "--timing-cache", config.set_timing_cache(self._cache, False))
+            taken = config.set_timing_cache(self._cache, False)
+        if not taken and path.exists():
+            raise UserError(
+                f"{path} is a timing cache of another GPU, or of another {trt.__name__}",
+                seen="TensorRT does not take it",
+                expected=f"one that {trt.__name__} {trt.__version__} made on this GPU",
+                hint=NEW_CACHE,
+            )
+        _require(trt, "--timing-cache", taken)
 
     def _read(self) -> Any:
         data = self._path.read_bytes() if self._path.exists() else b""
@@ -106,21 +132,41 @@ class TimingCache:
             raise UserError(
                 f"{self._path} is not a timing cache of {self._trt.__name__}",
                 seen=f"{len(data)} bytes",
-                hint="--timing-cache FILE   with a new FILE",
+                hint=NEW_CACHE,
             )
         return cache
 
-    def save(self) -> str:
-        """Join what other builds have written meanwhile; return the file's SHA-256."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self._path.with_name(self._path.name + ".lock")):
-            if self._path.exists():
-                self._cache.combine(self._read(), False)
-            data = bytes(self._cache.serialize())
-            if data == self._empty:
-                raise _lacks(self._trt, "--timing-cache", "a cache that records nothing")
-            write_atomically(self._path, data)
+    def save(self) -> str | None:
+        """Join what other builds have written meanwhile; return the file's SHA-256.
+
+        None where that fails: the plan is built, and worth more than what was measured.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self._path.with_name(self._path.name + ".lock")):
+                return self._joined()
+        except OSError as error:
+            self._not_kept(error)
+            return None
+
+    def _joined(self) -> str | None:
+        if self._path.exists():
+            try:
+                other = self._read()
+            except UserError as error:
+                self._not_kept(error.reason)
+                return None
+            if not self._cache.combine(other, False):
+                self._not_kept("another GPU's or version's was written there meanwhile")
+                return None
+        data = bytes(self._cache.serialize())
+        if data == self._empty:
+            raise _lacks(self._trt, "--timing-cache", "a cache that records nothing")
+        write_atomically(self._path, data)
         return hashlib.sha256(data).hexdigest()
+
+    def _not_kept(self, why: object) -> None:
+        log.warning("%s stays as it is, the plan is built without it: %s", self._path, why)
 
 
 @contextmanager

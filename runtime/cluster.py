@@ -19,6 +19,7 @@ from ..contract.errors import UserError
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..engine.manifest import read_manifest
+from ..engine.onnxfile import is_onnx
 from .cluster_work import (
     ROW,
     InferRows,
@@ -29,9 +30,9 @@ from .cluster_work import (
     unpacked,
     write_row,
 )
-from .journal import remove_temporaries_of
 from .plan import Task
 from .stop import SIGNALS
+from .temporaries import remove_temporaries_of
 from .trace import NO_TRACE
 from .work import Outcome, OutputError, PredictOptions, options_for
 from .worker import EngineOptions, Opened, travelling
@@ -202,7 +203,7 @@ def _told(*arguments: Any) -> Opened | UserError:
 def _runs_on_gpu(model: Path) -> bool:
     if model.is_dir():
         return read_manifest(model).backend in GPU_BACKENDS
-    return model.suffix != ".onnx"
+    return not is_onnx(model)
 
 
 def _connect(ray: Any, address: str | None) -> None:

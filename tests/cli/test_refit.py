@@ -17,10 +17,12 @@ import torch
 from tests.conftest import steel
 from unetrt.contract.files import sha256_from_file
 from unetrt.contract.spec import SpecOverrides
-from unetrt.engine.manifest import MANIFEST, read_golden, read_manifest
+from unetrt.engine.manifest import MANIFEST, read_golden, read_manifest, signed_json
 from unetrt.engine.open import open_engine
 from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.gate import GateOptions
+from unetrt.export.profiles import range_of_sizes
+from unetrt.export.tensorrt_build import PlanOptions
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_bare, write_checkpoint
 from unetrt.training.synthetic import write_dataset
 
@@ -211,7 +213,7 @@ def test_a_graph_of_other_names(unetrt: Command, engine: Path, other: Path) -> N
     (engine / "model.onnx").write_bytes(model.SerializeToString())
     manifest = json.loads((engine / MANIFEST).read_text())
     manifest["files"]["model.onnx"] = sha256_from_file(engine / "model.onnx")
-    (engine / MANIFEST).write_text(json.dumps(manifest))
+    (engine / MANIFEST).write_text(signed_json(manifest))
     assert "net.outc.conv.weight: missing" in unetrt("refit", engine, other).whole_error
 
 
@@ -236,7 +238,20 @@ class TestPlan:
 
     def test_one_that_was_not_built_for_it(self, unetrt: Command, plan: Path, other: Path) -> None:
         error = unetrt("refit", plan, other).error
-        assert "--backend tensorrt-rtx --precision fp16 --refittable" in error
+        flags = "--size 256x320 --batch 1,4,8 --refittable"
+        assert f"--backend tensorrt-rtx --precision fp16 {flags}" in error
+
+    def test_the_rebuild_is_of_the_same_plan(
+        self, unetrt: Command, exported: Export, other: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+        ranges = (range_of_sizes([(48, 64)]), range_of_sizes([(32, 48), (96, 96)]))
+        plan = PlanOptions(batch=(1, 2, 4), ranges=ranges, targets=("sm89", "sm120"))
+        gate = GateOptions(force=True)
+        asked = BuildOptions(backend="tensorrt-rtx", gate=gate, plan=plan, fp32_blocks=())
+        build_engine(exported("fp16"), tmp_path / "plan", asked)
+        flags = "--target sm89,sm120 --size 48x64 --size 32x48..96x96 --batch 1,2,4 --refittable"
+        assert flags in unetrt("refit", tmp_path / "plan", other).error
 
     def test_without_a_gpu(
         self, unetrt: Command, plan: Path, other: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,5 +259,5 @@ class TestPlan:
         monkeypatch.setattr("unetrt.export.tensorrt_refit.cuda_devices", lambda: 0)
         manifest = json.loads((plan / MANIFEST).read_text())
         manifest["target"]["refittable"] = True
-        (plan / MANIFEST).write_text(json.dumps(manifest))
+        (plan / MANIFEST).write_text(signed_json(manifest))
         assert "on an NVIDIA GPU" in unetrt("refit", plan, other).whole_error

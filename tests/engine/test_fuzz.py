@@ -13,11 +13,12 @@ import pytest
 
 from unetrt.contract.errors import UserError
 from unetrt.contract.files import sha256_from_file
-from unetrt.engine.manifest import MANIFEST
+from unetrt.engine.manifest import MANIFEST, signed_json
 from unetrt.engine.open import open_engine
 from unetrt.export.inspect import describe_model
 
 CASES = 250
+REFUSED = ("not the engine that was built", "a format that this version does not know")
 LONGEST = 20.0
 """Seconds for one file on a busy machine."""
 
@@ -57,8 +58,22 @@ def sign(directory: Path, name: str) -> None:
     """Make the manifest state the damaged file's digest: what digests guard is reached too."""
     path = directory / MANIFEST
     raw = json.loads(path.read_text())
-    raw["files"][name] = sha256_from_file(directory / name)
-    path.write_text(json.dumps(raw))
+    if name != MANIFEST:
+        raw["files"][name] = sha256_from_file(directory / name)
+    path.write_text(signed_json(raw))
+
+
+def is_json_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text()), dict)
+    except ValueError:
+        return False
+
+
+def says_the_same(directory: Path, other: Path) -> bool:
+    """A blank more in engine.json changes nothing of what it says."""
+    first, second = directory / MANIFEST, other / MANIFEST
+    return is_json_object(first) and json.loads(first.read_text()) == json.loads(second.read_text())
 
 
 @pytest.mark.slow
@@ -73,10 +88,12 @@ def test_engine_directories(built_directory: Path, tmp_path: Path) -> None:
         (path / name).write_bytes(damaged(before, draw))
         changed = (path / name).read_bytes() != before
         result = check(path, open_and_close, seed)
-        if name != MANIFEST and changed:
-            assert "not the engine that was built" in result, seed
+        if name == MANIFEST and says_the_same(path, built_directory):
+            changed = False
+        if changed:
+            assert any(words in result for words in REFUSED), seed
             # A damaged model can crash the runtime that reads it: only what we read is signed.
-            if name != "model.onnx":
+            if name != "model.onnx" and is_json_object(path / MANIFEST):
                 sign(path, name)
                 check(path, open_and_close, seed)
         check(path, describe_model, seed)

@@ -19,19 +19,22 @@ from unetrt.engine.manifest import (
     Manifest,
     read_golden,
     read_manifest,
+    signed_json,
     verify_files,
     write_golden,
 )
 from unetrt.engine.open import open_engine
+from unetrt.export.inspect import describe_model
 
 FILES = (GATE, GOLDEN, "model.onnx")
 
 
 def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The digest of its own is renewed: what else guards it is reached."""
     path = directory / MANIFEST
     raw = json.loads(path.read_text())
     change(raw)
-    path.write_text(json.dumps(raw))
+    path.write_text(signed_json(raw))
 
 
 def refresh_digest(directory: Path, name: str) -> None:
@@ -91,6 +94,13 @@ def test_a_directory_copied_in_part_is_refused(
     assert "unetrt build" in str(refused(part).hint)
 
 
+def test_nobody_is_told_to_build_over_a_folder_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    hint = str(refused(tmp_path).hint)
+    assert "name a model" in hint
+    assert str(tmp_path) not in hint
+
+
 @pytest.mark.parametrize("text", ["", "no json", "[]", "null", '"text"', "7", "{}", '{"format":'])
 def test_a_manifest_that_is_no_manifest(directory: Path, text: str) -> None:
     (directory / MANIFEST).write_text(text)
@@ -115,6 +125,19 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "empty gate": lambda raw: raw.update(gate={}),
     "gate of text": lambda raw: raw.update(gate="passed"),
     "bound of text": lambda raw: raw["gate"].update(min_agreement="0.9"),
+    "golden bound of text": lambda raw: raw["gate"].update(golden_agreement="0.9"),
+    "golden bound of truth": lambda raw: raw["gate"].update(golden_agreement=True),
+    "another verdict": lambda raw: raw["gate"].update(verdict="fine"),
+    "a profile of nothing": lambda raw: raw.update(profiles=[{}]),
+    "a profile of text": lambda raw: raw.update(profiles=["image"]),
+    "a profile of one shape": lambda raw: raw.update(
+        profiles=[{"image": [[1, 9, 9, 1]], "size_like": [[9, 9]] * 3}]
+    ),
+    "a side of text": lambda raw: raw.update(
+        profiles=[{"image": [[1, 9, 9, "1"]] * 3, "size_like": [[9, 9]] * 3}]
+    ),
+    "another spec than the graph's": lambda raw: raw["spec"].update(scale=0.5),
+    "another precision than the graph's": lambda raw: raw.update(precision="zz"),
     "bound is no number": lambda raw: raw["gate"].update(min_agreement=math.nan),
     "no verdict": lambda raw: raw["gate"].pop("verdict"),
     "spec is a list": lambda raw: raw.update(spec=[]),
@@ -136,6 +159,52 @@ def test_an_edited_manifest_is_refused(
     directory: Path, edit: Callable[[dict[str, Any]], object]
 ) -> None:
     edit_manifest(directory, edit)
+    assert "unetrt build" in str(refused(directory).hint)
+
+
+UNSIGNED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "scale": lambda raw: raw["spec"].update(scale=0.5),
+    "mask values": lambda raw: raw["spec"].update(mask_values=[0, 1, 9, 3]),
+    "precision": lambda raw: raw.update(precision="fp16"),
+    "a bound of nothing": lambda raw: raw["gate"].update(min_agreement=0),
+    "a verdict that skips the replay": lambda raw: raw["gate"].update(verdict="failed"),
+    "its digest": lambda raw: raw.update(sha256="0" * 64),
+    "a digest of another kind": lambda raw: raw.update(sha256=None),
+}
+
+
+@pytest.mark.parametrize("edit", UNSIGNED.values(), ids=list(UNSIGNED))
+def test_a_manifest_says_what_it_said_when_it_was_written(
+    directory: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    path = directory / MANIFEST
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+    error = refused(directory)
+    assert "changed" in str(error.seen)
+    assert "unetrt build" in str(error.hint)
+    with pytest.raises(UserError, match="not the engine that was built"):
+        describe_model(directory)
+
+
+def test_another_layout_says_the_same(directory: Path) -> None:
+    raw = json.loads((directory / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps(dict(reversed(raw.items()))))
+    open_engine(directory).close()
+
+
+def test_a_manifest_without_its_digest_is_of_an_older_version(directory: Path) -> None:
+    raw = json.loads((directory / MANIFEST).read_text())
+    del raw["sha256"]
+    (directory / MANIFEST).write_text(json.dumps(raw | {"made_by": "unetrt 0.1"}))
+    error = refused(directory)
+    assert "no digest of itself" in str(error.seen)
+    assert "unetrt 0.1" in str(error.seen)
+
+
+def test_a_manifest_nested_beyond_reading(directory: Path) -> None:
+    (directory / MANIFEST).write_text('{"format":' * 200_000)
     assert "unetrt build" in str(refused(directory).hint)
 
 

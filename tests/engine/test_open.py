@@ -62,6 +62,12 @@ class TestKinds:
             assert (engine.backend, engine.precision) == (chosen, "fp32")
             assert engine.why
 
+    def test_the_name_of_an_onnx_file_in_capitals(self, exported: Export, tmp_path: Path) -> None:
+        path = tmp_path / "MODEL.ONNX"
+        path.write_bytes(exported().read_bytes())
+        with open_engine(path) as engine:
+            assert engine.backend == "onnxruntime"
+
     def test_a_directory_runs_in_its_own_backend(
         self, built_directory: Path, exported: Export, steel: Callable[..., U8]
     ) -> None:
@@ -148,7 +154,8 @@ class TestOverrides:
             with pytest.raises(UserError, match=f"another {name}") as caught:
                 open_engine(path, overrides=SpecOverrides(**{name: 0.25}))
             assert "0.25" in str(caught.value.seen)
-            assert f"--{name} 0.25" in str(caught.value.hint)
+            flag = {"scale": "--scale", "threshold": "--mask-threshold"}[name]
+            assert f"{flag} 0.25" in str(caught.value.hint)
 
     def test_an_exported_model_takes_its_own(self, exported: Export, built_directory: Path) -> None:
         own = SpecOverrides(scale=1.0, threshold=0.5)
@@ -178,6 +185,37 @@ class TestBadFiles:
             open_engine(path)
         assert caught.value.expected == SPEC_KEY
         assert "unetrt export" in str(caught.value.hint)
+
+    def test_weights_in_a_file_that_is_not_there(self, edited: Callable[..., Path]) -> None:
+        def move_out(model: onnx.ModelProto) -> None:
+            onnx.external_data_helper.convert_model_to_external_data(
+                model, location="none.data", size_threshold=0
+            )
+            for tensor in model.graph.initializer:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    tensor.ClearField("raw_data")
+
+        with pytest.raises(UserError, match="weights in another file") as caught:
+            open_engine(edited(move_out))
+        assert "none.data" in str(caught.value.seen)
+        assert "unetrt export" in str(caught.value.hint)
+
+    def test_our_metadata_on_the_graph_of_someone_else(self, edited: Callable[..., Path]) -> None:
+        def rename(model: onnx.ModelProto) -> None:
+            model.graph.input[0].name = "picture"
+            for node in model.graph.node:
+                node.input[:] = ["picture" if name == "image" else name for name in node.input]
+
+        with pytest.raises(UserError, match="and is none") as caught:
+            open_engine(edited(rename))
+        assert "picture" in str(caught.value.seen)
+
+    def test_our_metadata_on_a_graph_of_floats(self, edited: Callable[..., Path]) -> None:
+        def retype(model: onnx.ModelProto) -> None:
+            model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+        with pytest.raises(UserError, match="and is none"):
+            open_engine(edited(retype))
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

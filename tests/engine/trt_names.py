@@ -64,6 +64,7 @@ ELSEWHERE = {
     ("tensorrt_build", "errors"): OURS,
     ("tensorrt_build", "seen"): OURS,
     ("tensorrt_build", "layers"): OURS,
+    ("tensorrt_config", "found"): OURS,
     ("tensorrt_profile", "layer"): OURS,
     ("tensorrt_refit", "engine"): "ICudaEngine",
     ("tensorrt_refit", "parser"): "OnnxParserRefitter",

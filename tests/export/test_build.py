@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from unetrt.export import modelfile, publish
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
+from unetrt.export.profiles import SizeRange
 from unetrt.export.source import gate_inputs, read_source
+from unetrt.export.tensorrt_build import PlanOptions
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 
 Export = Callable[..., Path]
 FILES = {MANIFEST, GOLDEN, GATE, "model.onnx"}
+RANGE = SizeRange((64, 64), (64, 64), (64, 64))
 FP32 = {"backend": "onnxruntime", "precision": "fp32"}
 
 
@@ -64,7 +68,7 @@ def golden_checkpoint(
 ) -> Path:
     """A checkpoint with golden images, as training leaves it."""
     checkpoint = read_checkpoint(checkpoint_file())
-    checkpoint.golden = [(steel(i, 40 + i, 56), (80, 112 + i)) for i in range(4)]
+    checkpoint.golden = [(steel(i, 40 + i, 56), (40 + i, 56)) for i in range(4)]
     path = tmp_path_factory.mktemp("golden") / "golden.pth"
     write_checkpoint(path, checkpoint)
     return path
@@ -178,6 +182,22 @@ class TestFromOnnx:
         assert "--precision fp16" in str(caught.value.hint)
         assert not list(tmp_path.iterdir())
 
+    def test_auto_takes_the_precision_of_the_graph(self, exported: Export, tmp_path: Path) -> None:
+        asked = options(GateOptions(min_agreement=0.9), precision="auto", backend="onnxruntime")
+        built = build_engine(exported("fp16"), tmp_path / "a", asked)
+        assert built.manifest.precision == "fp16"
+        assert built.why == "as asked; fp16, as the graph of default-fp16.onnx is"
+        assert built.gate.reference == "the ONNX file's own graph"
+        anything = replace(asked, backend="auto")
+        built = build_engine(exported("fp16"), tmp_path / "b", anything)
+        assert (built.manifest.backend, built.manifest.precision) == ("onnxruntime", "fp16")
+
+    def test_a_backend_without_the_graphs_precision(self, exported: Export, tmp_path: Path) -> None:
+        asked = options(backend="openvino", precision="auto")
+        with pytest.raises(UserError, match="not built from a graph in fp16") as caught:
+            build_engine(exported("fp16"), tmp_path / "engine", asked)
+        assert "--backend onnxruntime --precision fp16" in str(caught.value.hint)
+
     def test_another_scale(self, exported: Export, tmp_path: Path) -> None:
         asked = options(overrides=SpecOverrides(scale=0.25))
         with pytest.raises(UserError, match="another scale"):
@@ -225,6 +245,72 @@ class TestRequests:
             build_engine(exported(), folder, options())
         assert names[-1] in str(caught.value.seen)
         assert snapshot(tmp_path) == {f"mine/{name}": b"mine" for name in names}
+
+    @pytest.mark.parametrize("text", ["{}", "[]", "mine", '{"format": "other-1"}'])
+    def test_a_manifest_that_is_not_ours(self, exported: Export, tmp_path: Path, text: str) -> None:
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(UserError, match="holds other files"):
+            build_engine(exported(), folder, options())
+        assert snapshot(tmp_path) == {f"mine/{MANIFEST}": text.encode()}
+
+    @pytest.mark.parametrize("kind", ["folder", "link"])
+    def test_what_has_our_name_and_is_no_file(
+        self, exported: Export, golden_build: tuple[Path, Built], tmp_path: Path, kind: str
+    ) -> None:
+        engine = shutil.copytree(golden_build[0], tmp_path / "engine")
+        place = engine / "model.bin"
+        if kind == "link":
+            place.symlink_to(engine / "model.onnx")
+        else:
+            place.mkdir()
+            (place / "notes.txt").write_text("mine")
+        before = snapshot(tmp_path)
+        with pytest.raises(UserError, match="holds other files") as caught:
+            build_engine(exported(), engine, options())
+        assert caught.value.seen == "model.bin"
+        assert snapshot(tmp_path) == before
+
+    @pytest.mark.parametrize("name", ["link", "link/below"])
+    def test_a_link_that_leads_nowhere(self, exported: Export, tmp_path: Path, name: str) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "none")
+        with pytest.raises(UserError, match="leads nowhere"):
+            build_engine(exported(), tmp_path / name, options())
+        assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+    def test_a_link_is_followed(self, exported: Export, tmp_path: Path) -> None:
+        (tmp_path / "engine").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "engine")
+        build_engine(exported(), tmp_path / "link", options())
+        assert (tmp_path / "link").is_symlink()
+        assert {p.name for p in (tmp_path / "engine").iterdir()} == FILES
+
+    @pytest.mark.parametrize(
+        ("typed", "plan", "named"),
+        [
+            (("--batch",), PlanOptions(), "--batch"),
+            ((), PlanOptions(batch=(1, 1, 2)), "--batch"),
+            (("--sizes-from",), PlanOptions(ranges=(RANGE,)), "--sizes-from"),
+            (("--size", "--sizes-from"), PlanOptions(ranges=(RANGE,)), "--size, --sizes-from"),
+            (("--sizes-from",), PlanOptions(ranges=(RANGE,), workspace=1), "--sizes-from, --w"),
+        ],
+    )
+    def test_flags_of_a_plan(
+        self,
+        exported: Export,
+        tmp_path: Path,
+        typed: tuple[str, ...],
+        plan: PlanOptions,
+        named: str,
+    ) -> None:
+        with pytest.raises(UserError, match=f"the onnxruntime backend has no {named}"):
+            build_engine(exported(), tmp_path / "engine", options(typed=typed, plan=plan))
+
+    def test_no_blocks_of_what_is_in_fp32_anyway(self, exported: Export, tmp_path: Path) -> None:
+        asked = options(typed=("--fp32-blocks",), fp32_blocks=())
+        with pytest.raises(UserError, match="keeps blocks of an fp16 engine"):
+            build_engine(exported(), tmp_path / "engine", asked)
 
     @pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
     def test_a_file_in_the_way(self, exported: Export, tmp_path: Path, name: str) -> None:

@@ -62,12 +62,17 @@ def test_force_alone_is_no_other_request(engine: Path, exported: Export) -> None
         {"backend": "openvino"},
         {"gate": GateOptions(min_agreement=0.9)},
         {"gate": GateOptions(max_iou_drop=0.5)},
-        {"plan": PlanOptions(batch=(1, 1, 1))},
+        {"gate": GateOptions(min_class_iou=0.5)},
     ],
 )
 def test_another_request_is_built(engine: Path, exported: Export, changes: dict[str, Any]) -> None:
     with pytest.raises(Written):
         build_engine(exported(), engine, replace(OPTIONS, **changes))
+
+
+def test_what_a_plan_alone_has_is_no_part_of_the_request(engine: Path, exported: Export) -> None:
+    sizes = PlanOptions(sizes=((64, 64),), verbose=False)
+    assert build_engine(exported(), engine, replace(OPTIONS, plan=sizes)).reused
 
 
 def test_another_source_is_built(engine: Path, exported: Export) -> None:
@@ -105,6 +110,29 @@ def test_a_changed_picture_is_another_request(
     first = min(pictures[0].iterdir())
     os.utime(first, ns=(1, 1))
     assert not build_engine(exported(), tmp_path / "engine", asked).reused
+
+
+def test_a_folder_by_another_of_its_names_is_the_same(
+    exported: Export,
+    pictures: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = pictures[0]
+    gate = GateOptions(images=images.resolve())
+    build_engine(exported(), tmp_path / "engine", replace(OPTIONS, gate=gate))
+    monkeypatch.chdir(images.parent)
+    relative = replace(OPTIONS, gate=GateOptions(images=Path(images.name)))
+    assert build_engine(exported(), tmp_path / "engine", relative).reused
+
+
+def test_a_forced_engine_is_not_forced_twice(exported: Export, tmp_path: Path) -> None:
+    gate = GateOptions(min_agreement=1.0, force=True)
+    asked = replace(OPTIONS, precision="int8", gate=gate)
+    assert build_engine(exported(), tmp_path / "engine", asked).gate.verdict == "failed"
+    again = build_engine(exported(), tmp_path / "engine", asked)
+    assert again.reused
+    assert again.gate.verdict == "failed"
 
 
 def test_what_failed_its_gate_is_judged_again(

@@ -8,11 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unetrt.cli.build import gate_text
 from unetrt.contract.errors import GateError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 from unetrt.engine.host import HostEngine
-from unetrt.export.gate import MIN_AGREEMENT, GateCase, GateOptions, GateResult, judge_engine
+from unetrt.export.gate import (
+    MIN_AGREEMENT,
+    MIN_CLASS_IOU,
+    MIN_CLASS_PIXELS,
+    GateCase,
+    GateOptions,
+    GateResult,
+    judge_engine,
+)
 
 SPEC = ModelSpec(channels=1, classes=3, width=2, scale=1.0)
 SIZE = (10, 100)
@@ -163,3 +172,66 @@ def test_a_better_iou_is_no_drop() -> None:
 def test_no_images_pass_nothing() -> None:
     result = judge_engine(Painter(), Painter(), [], inputs="images", options=GateOptions())
     assert (result.verdict, result.images) == ("failed", 0)
+
+
+def rare(pixels: int) -> GateCase:
+    """An image of 100,000 pixels, some of which are of class 2."""
+    image = np.ones((100, 1000, 1), np.uint8)
+    image.reshape(-1)[:pixels] = 2
+    return GateCase(image, (100, 1000))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "verdict"),
+    [(800, "failed"), (MIN_CLASS_PIXELS, "failed"), (MIN_CLASS_PIXELS - 1, "passed")],
+)
+def test_a_rare_class_cannot_vanish(pixels: int, verdict: str) -> None:
+    """Without masks, although nearly all pixels are equal; a few pixels are no class."""
+    result = judge(Painter(pixels, 1, "int8"), [rare(pixels)])
+    assert result.agreement > result.min_agreement
+    assert result.verdict == verdict
+    if verdict == "failed":
+        assert result.failures == ["IoU of class 2 to the masks of PyTorch 0.0000, not 0.9"]
+    assert GateResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_the_class_bound_follows_a_looser_agreement() -> None:
+    for precision, least in MIN_CLASS_IOU.items():
+        assert GateOptions().class_bound(precision) == least
+        assert GateOptions(min_agreement=1.0).class_bound(precision) == least
+        assert GateOptions(min_agreement=0.0).class_bound(precision) == 0
+        assert GateOptions(min_agreement=0.0, min_class_iou=0.7).class_bound(precision) == 0.7
+    assert GateOptions(min_agreement=0.999).class_bound("fp16") == pytest.approx(0.98)
+
+
+def test_a_verdict_of_before_the_class_bound_is_read() -> None:
+    raw = judge(Painter()).to_dict()
+    for name in ("min_class_iou", "reference"):
+        del raw[name]
+    for score in raw["classes"]:
+        del score["pixels"]
+    assert not GateResult.from_dict(raw).failures
+
+
+def test_the_table_names_reference_and_bounds() -> None:
+    result = judge_engine(
+        Painter(),
+        Painter(800, 1, "int8"),
+        [rare(800)],
+        inputs="images",
+        options=GateOptions(),
+        reference_name="the ONNX file's own graph",
+    )
+    text = gate_text(result)
+    assert "pixels equal to those of the ONNX file's own graph: 99.2000%" in text
+    assert "class 2: IoU to theirs 0.0000 (at least 0.9)" in text
+    assert "masks like those of the ONNX file's own graph" in str(result.error(Path("e")))
+    few = gate_text(judge(Painter(), [rare(20)]))
+    assert "class 2: IoU to theirs 1.0000 (not judged: 20 pixels)" in few
+
+
+def test_no_change_to_the_truth_has_no_sign() -> None:
+    case = GateCase(picture(), SIZE, picture()[..., 0])
+    assert "IoU to the truth 0.0000" in gate_text(judge(Painter(), [case]))
+    options = GateOptions(min_agreement=0.0, max_iou_drop=1.0)
+    assert "IoU to the truth -0.2000" in gate_text(judge(Painter(200, 2), [case], options))

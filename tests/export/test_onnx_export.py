@@ -20,7 +20,7 @@ from unetrt.engine.onnxfile import PRECISION_KEY, SOURCE_KEY, SPEC_KEY, metadata
 from unetrt.engine.open import open_engine
 from unetrt.engine.openvino_backend import OpenVinoEngine, supports_bf16
 from unetrt.export import onnx_export
-from unetrt.export.onnx_export import export_checkpoint, onnx_from_checkpoint
+from unetrt.export.onnx_export import _finite, export_checkpoint, onnx_from_checkpoint
 from unetrt.training.checkpoint import read_checkpoint
 
 Export = Callable[..., Path]
@@ -142,6 +142,22 @@ class TestNotFinite:
                 assert (engine.run(steel(0, 40, 50), (40, 50)) != NO_CLASS).all()
 
 
+class TestWhatOverflows:
+    SPEC = ModelSpec(channels=1, classes=3, result="prob")
+
+    def test_a_probability_of_one_does_not(self) -> None:
+        found = np.array([[[[255, 0]], [[0, 255]], [[0, 255]]]], np.uint8)
+        assert _finite(found, self.SPEC).all()
+
+    def test_a_pixel_that_is_of_every_class_does(self) -> None:
+        found = np.array([[[[255, 0]], [[255, 255]], [[255, 0]]]], np.uint8)
+        assert _finite(found, self.SPEC)[0, :, 0].tolist() == [[False, True]] * 3
+
+    def test_a_mask(self) -> None:
+        found = np.array([[[255, 0]]], np.uint8)
+        assert _finite(found, ModelSpec(classes=3)).tolist() == [[[False, True]]]
+
+
 class TestFailures:
     def test_a_graph_with_other_masks_is_not_written(
         self,
@@ -161,6 +177,42 @@ class TestFailures:
             onnx_from_checkpoint(read_checkpoint(checkpoint_file()), target)
         assert list(tmp_path.iterdir()) == [target]
         assert target.read_bytes() == b"an older file"
+
+    @pytest.mark.parametrize("chained", ["cause", "context"])
+    def test_an_interrupt_stays_one(
+        self,
+        checkpoint_file: Export,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        chained: str,
+    ) -> None:
+        """The exporter catches it and raises an error of its own, one or more levels above."""
+
+        def fail(*_: object, **__: object) -> None:
+            try:
+                try:
+                    raise KeyboardInterrupt
+                except KeyboardInterrupt as error:
+                    raise AttributeError("no attribute 'exc'") from (
+                        error if chained == "cause" else None
+                    )
+            except AttributeError as error:
+                raise RuntimeError("failed to export") from error
+
+        monkeypatch.setattr(torch.onnx, "export", fail)
+        with pytest.raises(KeyboardInterrupt):
+            onnx_from_checkpoint(read_checkpoint(checkpoint_file()), tmp_path / "model.onnx")
+        assert not list(tmp_path.iterdir())
+
+    def test_another_failure_of_the_exporter_is_no_interrupt(
+        self, checkpoint_file: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("failed to export")
+
+        monkeypatch.setattr(torch.onnx, "export", fail)
+        with pytest.raises(RuntimeError, match="failed to export"):
+            onnx_from_checkpoint(read_checkpoint(checkpoint_file()), tmp_path / "model.onnx")
 
     def test_a_wrong_name(self, checkpoint_file: Export, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"ends in \.onnx"):

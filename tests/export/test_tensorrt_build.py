@@ -18,7 +18,7 @@ from unetrt.engine.onnxfile import metadata_from_onnx
 from unetrt.engine.open import open_engine
 from unetrt.engine.tensorrt_backend import cuda_devices
 from unetrt.engine.tensorrt_flavour import check, import_flavour, make_logger, shared_logger
-from unetrt.export import modelfile
+from unetrt.export import modelfile, tensorrt_build
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.onnx_export import folded_masknet
@@ -100,6 +100,28 @@ class TestPlan:
         assert caught.value.seen == [target]
         assert "sm120" in str(caught.value.expected)
 
+    @pytest.mark.parametrize("changes", [{"batch": (1, 1, 10**20)}, {"sizes": ((10**20, 1),)}])
+    def test_more_than_tensorrt_counts(self, exported: Export, changes: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match="as many or as large") as caught:
+            plan_of(exported("fp16"), replace(PLAN, **changes))
+        assert str(10**20) in str(caught.value.seen)
+        assert "--batch" in str(caught.value.hint)
+
+    def test_a_plan_for_the_gpu_of_this_machine_names_it(
+        self, exported: Export, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stand-ins: TensorRT-RTX is told of a GPU, and builds for the one that it is given."""
+        gpu = {"name": "NVIDIA L4", "capability": "sm89", "driver": "13.0"}
+        monkeypatch.setattr(tensorrt_build, "gpu_of_machine", lambda: gpu)
+        monkeypatch.setattr(tensorrt_build, "_set_targets", lambda *_: [])
+        monkeypatch.setattr(tensorrt_build, "build_serialized", lambda *_: b"plan")
+        path = exported("fp16")
+        plan = plan_from_onnx(RTX, path, metadata_from_onnx(path)[0], PLAN, 1)
+        assert (plan.gpu, plan.targets) == (gpu, ["sm89"])
+
+    def test_a_plan_for_other_gpus_does_not_name_this_one(self, half_plan: Plan) -> None:
+        assert half_plan.gpu == {}
+
     def test_a_graph_it_cannot_parse(self, exported: Export, tmp_path: Path) -> None:
         model = onnx.load(str(exported("fp16")))
         next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Convolute"
@@ -108,6 +130,7 @@ class TestPlan:
         with pytest.raises(UserError, match="cannot parse") as caught:
             plan_of(path)
         assert "Plugin not found" in str(caught.value.seen)
+        assert str(tmp_path) not in str(caught.value), "a build's graph lies in a temporary folder"
 
     def test_bytes_it_cannot_parse(self, tmp_path: Path) -> None:
         path = tmp_path / "text.onnx"

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from unetrt.contract.errors import UserError
+from unetrt.contract.files import sha256_from_file
 from unetrt.engine.onnxfile import metadata_from_onnx
 from unetrt.engine.tensorrt_flavour import import_flavour, shared_logger
 from unetrt.export import tensorrt_config
@@ -21,6 +23,7 @@ from unetrt.export.profiles import range_of_sizes
 from unetrt.export.tensorrt_build import Plan, PlanOptions, plan_from_onnx
 from unetrt.export.tensorrt_config import (
     Share,
+    TimingCache,
     set_hardware_compatibility,
     set_opt_level,
     set_refittable,
@@ -72,6 +75,91 @@ def test_what_the_bindings_have_no_name_for_is_an_error(builder: Any) -> None:
         set_workspace(trt, object(), 64)
 
 
+def test_a_workspace_beyond_all_memory_is_not_taken(builder: Any) -> None:
+    trt, maker = builder
+    with pytest.raises(UserError, match="does not take this --workspace") as caught:
+        set_workspace(trt, maker.create_builder_config(), 99999999999999999)
+    assert caught.value.seen == 99999999999999999
+    assert "another --workspace" in str(caught.value.hint)
+
+
+class Cache:
+    """ITimingCache of one GPU: entries behind the GPU's name."""
+
+    def __init__(self, gpu: bytes, entries: set[bytes]) -> None:
+        self.gpu, self.entries = gpu, entries
+
+    def serialize(self) -> bytes:
+        return self.gpu + b":" + b",".join(sorted(self.entries))
+
+    def combine(self, other: Cache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if other.gpu != self.gpu:
+            return False
+        self.entries |= other.entries
+        return True
+
+
+class Config:
+    """What TensorRT's IBuilderConfig does with timing caches, on the GPU "ada"."""
+
+    def create_timing_cache(self, data: bytes) -> Cache | None:
+        gpu, colon, entries = data.partition(b":")
+        if not data:
+            return Cache(b"ada", set())
+        return Cache(gpu, set(filter(None, entries.split(b",")))) if colon else None
+
+    def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        return cache.gpu == b"ada"
+
+
+class TestTimingCache:
+    TRT = SimpleNamespace(__name__="tensorrt", __version__="11.0")
+
+    def measured(self, path: Path, *entries: bytes) -> TimingCache:
+        cache = TimingCache(self.TRT, Config(), path)
+        cache._cache.entries |= set(entries)
+        return cache
+
+    def test_builds_share_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "cache"
+        first, second = self.measured(path, b"a"), self.measured(path, b"b")
+        first.save()
+        assert second.save() == sha256_from_file(path)
+        assert path.read_bytes() == b"ada:a,b"
+
+    def test_one_of_another_gpu_is_refused_before_the_build(self, tmp_path: Path) -> None:
+        (tmp_path / "cache").write_bytes(b"hopper:x")
+        with pytest.raises(UserError, match="of another GPU") as caught:
+            self.measured(tmp_path / "cache")
+        assert "--timing-cache FILE" in str(caught.value.hint)
+        (tmp_path / "cache").write_bytes(b"garbage")
+        with pytest.raises(UserError, match="not a timing cache"):
+            self.measured(tmp_path / "cache")
+
+    @pytest.mark.parametrize("written", [b"hopper:x", b"garbage"])
+    def test_what_is_written_there_meanwhile_stays(
+        self, tmp_path: Path, written: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "cache"
+        cache = self.measured(path, b"a")
+        path.write_bytes(written)
+        with caplog.at_level(logging.WARNING, "unetrt"):
+            assert cache.save() is None
+        assert path.read_bytes() == written
+        assert "stays as it is" in caplog.text
+
+    def test_a_place_that_cannot_be_written_costs_no_plan(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").touch()
+        cache = self.measured(tmp_path / "file" / "cache", b"a")
+        with caplog.at_level(logging.WARNING, "unetrt"):
+            assert cache.save() is None
+        assert "stays as it is" in caplog.text
+
+
 def test_options_reach_the_build(exported: Export) -> None:
     with pytest.raises(UserError, match="has no --hardware-compatibility"):
         build(exported("fp16"), hardware="ampere+")
@@ -103,6 +191,14 @@ def test_a_refittable_plan_is_one_or_an_error_that_helps(exported: Export) -> No
     except UserError as error:
         assert "TensorRT failed to build the plan" in error.message  # noqa: PT017
         assert "without --refittable" in str(error.hint)  # noqa: PT017
+
+
+def test_a_plan_for_later_versions_is_one_or_an_error_that_helps(exported: Export) -> None:
+    """TensorRT-RTX 1.7 takes the flag and then misses a library that its wheel has not."""
+    try:
+        assert build(exported("fp16"), version_compatible=True).data
+    except UserError as error:
+        assert "without --version-compatible" in str(error.hint)  # noqa: PT017
 
 
 def test_an_int8_plan_takes_no_other_weights(exported: Export, tmp_path: Path) -> None:
