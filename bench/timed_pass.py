@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 
@@ -81,7 +80,7 @@ def time_stages(
         wall=time.perf_counter() - start,
         images=len(tasks),
         ran=timed.ran,
-        load_threads=options.pipeline.load_threads or os.cpu_count() or 1,
+        load_threads=options.pipeline.load_threads or usable_cores(),
         write_threads=options.pipeline.write_threads,
         shared_cores=usable_cores() if engine.device == "cpu" else None,
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from .predict_many import add_many_arguments, check_many_arguments, crew_from_args, merge
 from .shared import (
@@ -16,11 +14,11 @@ from .shared import (
     add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
-    json_file,
     place,
     positive,
     require_done,
     show_failures,
+    trace_file,
     write_json,
 )
 
@@ -52,15 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fast = "JPEG at reduced size, if that keeps the masks of some of the images"
     add("--fast-decode", action="store_true", help=fast)
     add("--slots", type=positive, help="batches in flight (default: the engine's)")
-    add("--trace", type=json_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
+    add("--trace", type=trace_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)
     add_many_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..runtime.predict import check_reference_flags, run_job
+    from ..contract.errors import UserError
+    from ..runtime.predict import Summary, check_reference_flags, run_job
     from ..runtime.stop import stop_on_signals
+    from ..runtime.trace import NO_TRACE, Trace
     from ..runtime.viz import MaskViewer
 
     if args.merge:
@@ -68,19 +68,27 @@ def run(args: argparse.Namespace) -> int:
     check_many_arguments(args)
     args.result = _result_from_format(args)
     viewer = MaskViewer(args.bit_depth) if args.viz else None
+    trace = NO_TRACE if args.trace is None else Trace()
+    summary = Summary()
     with stop_on_signals(STOPPING) as stop:
         tasks = _tasks_from_args(args)
         with crew_from_args(args, viewer.keep if viewer else None) as crew:
             check_reference_flags(crew.spec, args.classes, args.bilinear)
-            with _trace_to(args.trace) as trace:
-                options = _options_from_args(args, trace)
-                summary = run_job(crew, tasks, options, stop)
+            options = _options_from_args(args, trace)
+            try:
+                run_job(crew, tasks, options, stop, summary)
+            except (UserError, OSError):
+                _report_ended(args, summary, trace)
+                raise
     if viewer and not stop.is_set():
         viewer.show(crew.spec)
-    write_json(args.json, summary.to_dict())
-    if summary.left and stop.is_set():
-        return _report_interrupted(summary, options.journal is not None)
-    return _report(summary, sys.stderr if str(args.json) == "-" else sys.stdout)
+    interrupted = bool(summary.left) and stop.is_set()
+    if interrupted:
+        _report_interrupted(summary, options.journal is not None)
+    else:
+        _report(args, summary)
+    _write_results(args, summary, trace)
+    return INTERRUPTED if interrupted else _status(summary)
 
 
 def _result_from_format(args: argparse.Namespace) -> str:
@@ -98,26 +106,6 @@ def _result_from_format(args: argparse.Namespace) -> str:
             hint=f"leave {flag} out, or --format auto",
         )
     return "prob"
-
-
-@contextmanager
-def _trace_to(path: Path | None) -> Iterator[NoTrace]:
-    """Write what was noted, also when the job was stopped."""
-    from ..contract.errors import UserError
-    from ..runtime.trace import NO_TRACE, Trace
-
-    if path is None:
-        yield NO_TRACE
-        return
-    trace = Trace()
-    try:
-        yield trace
-    finally:
-        try:
-            trace.write(path)
-        except OSError as error:
-            hint = "--trace FILE   with another FILE"
-            raise UserError(f"cannot write {path}", seen=error, hint=hint) from error
 
 
 def _options_from_args(args: argparse.Namespace, trace: NoTrace) -> PredictOptions:
@@ -143,6 +131,7 @@ def _options_from_args(args: argparse.Namespace, trace: NoTrace) -> PredictOptio
 
 def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
     from ..contract.errors import UserError
+    from ..runtime.journal import recorded_outputs
     from ..runtime.plan import plan_tasks
     from ..runtime.shards import tasks_of_shard
 
@@ -150,6 +139,7 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
         what = "--restart" if args.restart else "--format rle"
         hint = f"{what} --output-dir DIR"
         raise UserError(f"{what} needs a folder of masks", seen="no --output-dir", hint=hint)
+    goes_on = args.output_dir is not None and not args.restart
     tasks = plan_tasks(
         args.input,
         outputs=args.output,
@@ -157,25 +147,56 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
         save=not args.no_save and args.format != "rle",
         suffix=".npy" if args.format in ("npy", "prob-npy") else ".png",
         overlay_dir=args.overlay,
+        recorded=lambda: recorded_outputs(args.output_dir) if goes_on else {},
     )
     return tasks if args.shard is None else tasks_of_shard(tasks, args.shard, args.output_dir)
 
 
-def _report_interrupted(summary: Summary, resumable: bool) -> int:
+def _report_interrupted(summary: Summary, resumable: bool) -> None:
     done = f"interrupted: {summary.done} done, {summary.failed} failed, {summary.left} left"
     arguments = [a for a in sys.argv[1:] if not (len(a) > 2 and "--restart".startswith(a))]
     command = shlex.join(["unetrt", *arguments])
     goes_on = "goes on" if resumable else "starts over (only --output-dir keeps a journal)"
     sys.stderr.write(f"{done}\nHint: {command}   {goes_on}\n")
-    return INTERRUPTED
 
 
-def _report(summary: Summary, stream: TextIO) -> int:
+def _report_ended(args: argparse.Namespace, summary: Summary, trace: NoTrace) -> None:
+    """What a job has done that an error has ended; nothing where it had not begun."""
+    from ..contract.errors import UserError
+
+    if not summary.planned:
+        return
+    _report(args, summary)
+    try:
+        _write_results(args, summary, trace)
+    except UserError as error:  # the disk may be full: what ended the job is told, and this too
+        sys.stderr.write(f"{error.reason}\n")
+
+
+def _report(args: argparse.Namespace, summary: Summary) -> None:
     show_failures([(failure["input"], failure["reason"]) for failure in summary.failures])
+    stream = sys.stderr if str(args.json) == "-" else sys.stdout
     stream.write(
         f"{summary.planned} planned = {summary.done} done + {summary.failed} failed"
         f" + {summary.skipped} skipped\n"
     )
+
+
+def _write_results(args: argparse.Namespace, summary: Summary, trace: NoTrace) -> None:
+    """--json and --trace; a trace that cannot be written costs no summary."""
+    from ..contract.errors import UserError
+
+    write_json(args.json, summary.to_dict())
+    if args.trace is None:
+        return
+    try:
+        trace.write(args.trace)
+    except OSError as error:
+        hint = "--trace FILE   with another FILE"
+        raise UserError(f"cannot write {args.trace}", seen=error, hint=hint) from error
+
+
+def _status(summary: Summary) -> int:
     if summary.planned:  # a shard may hold no image
         require_done(summary.planned, summary.failed)
     return 1 if summary.failed else 0

@@ -14,6 +14,7 @@ from .shared import (
     engine_from_args,
     overrides_from_args,
     positive,
+    printable,
     show_failures,
     write_json,
     wrong,
@@ -119,9 +120,9 @@ def merge(args: argparse.Namespace) -> int:
         hint = "unetrt predict --merge DIR …"
         raise UserError("--merge makes no masks", seen=f"-i {args.input[0]}", hint=hint)
     merged = merge_journals(args.merge)
-    write_json(args.json, merged.to_dict())
     _show_merged(merged)
     (sys.stderr if str(args.json) == "-" else sys.stdout).write(merged.text + "\n")
+    write_json(args.json, merged.to_dict())
     return 0 if merged.complete else 1
 
 
@@ -130,7 +131,7 @@ def _show_merged(merged: Merged) -> None:
     for name in merged.missing_shards[:SHOWN]:
         sys.stderr.write(f"missing: shard {name} has not begun\n")
     for name in merged.missing_images[:SHOWN]:
-        sys.stderr.write(f"missing: {name}\n")
+        sys.stderr.write(f"missing: {printable(name)}\n")
     more = sum(
         max(0, len(found) - SHOWN) for found in (merged.missing_shards, merged.missing_images)
     )

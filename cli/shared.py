@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,9 +108,23 @@ def place(text: str) -> Path:
 def json_file(text: str) -> Path:
     """A place that can be written to: known before the work, not after it."""
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
+    if text == "-":
+        return path
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
         raise wrong(text, "a file in a folder that is there")
-    return path
+    try:
+        # As write_atomically does: the file itself may be written and its folder not.
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise wrong(text, f"a folder that takes files ({error.strerror})") from error
+
+
+def trace_file(text: str) -> Path:
+    """As json_file, but standard output is for the summary."""
+    if text == "-":
+        raise wrong(text, "a file, as trace.json")
+    return json_file(text)
 
 
 def wrong(text: str, expected: str) -> argparse.ArgumentTypeError:
@@ -135,9 +150,17 @@ def engine_from_args(args: argparse.Namespace) -> Engine:
 def show_failures(failures: Sequence[tuple[object, str]], shown: int = 20) -> None:
     """The images that failed, with reasons, on stderr."""
     for path, reason in failures[:shown]:
-        sys.stderr.write(f"failed: {path}: {reason}\n")
+        sys.stderr.write(f"failed: {printable(path)}: {printable(reason)}\n")
     if len(failures) > shown:
         sys.stderr.write(f"… and {len(failures) - shown} more (--json FILE lists all)\n")
+
+
+def printable(text: object) -> str:
+    """A name may hold what moves a terminal's cursor or sets its colours: shown escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text)
+    )
 
 
 def require_done(planned: int, failed: int) -> None:

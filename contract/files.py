@@ -13,6 +13,9 @@ from pathlib import Path, PurePath
 from .addresses import files_below, is_address, store_errors
 from .errors import UserError
 
+UNREAD = "lost+found"
+"""What a file system keeps for itself, which nobody may read."""
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".gif"}
 )
@@ -24,7 +27,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     A directory made there replaces `target` as a whole.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    name = f".{temporary_key(target.name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = target.with_name(name)
     try:
         yield temporary
         if temporary.is_dir():
@@ -33,6 +37,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         _remove(temporary)
+
+
+def temporary_key(name: str) -> str:
+    """What stands for `name` in a temporary's: the name itself may be as long as one can be."""
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
 
 
 def _replace_directory(new: Path, target: Path) -> None:
@@ -81,19 +90,72 @@ def require_file(path: Path, what: str, hint: str | None = None) -> None:
 def image_paths(folder: Path) -> list[Path]:
     """Image files below `folder`, sorted; hidden files and folders are passed over.
 
-    Raises UserError when the folder is missing or holds no image.
+    Linked folders are read too, each folder once: by its own path where it has one below `folder`.
+    Raises UserError when the folder is missing or holds no image, or a folder cannot be read.
     """
     if is_address(folder):
         return _image_addresses(folder)
     if not folder.is_dir():
         seen = "a file" if folder.exists() else "no such folder"
         raise UserError(f"no folder of images at {folder}", seen=seen)
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(d for d in folders if not d.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if _names_image(PurePath(name))]
+    found = [
+        root / name
+        for root, names in sorted(folders_below(folder).items())
+        for name in sorted(names)
+        if _names_image(PurePath(name))
+    ]
     _require_images(found, folder, sum(1 for _ in folder.iterdir()))
     return found
+
+
+def folders_below(folder: Path, hidden: bool = False) -> dict[Path, list[str]]:
+    """Every folder with the names of its files, each once; links are followed last.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    found: dict[Path, list[str]] = {}
+    # A link to what holds the folder is a loop.
+    seen = {_identity(above) for above in folder.resolve().parents}
+    waiting = [folder]
+    while waiting:
+        links: list[Path] = []
+        for start in waiting:
+            links += _walk(start, found, seen, hidden)
+        waiting = sorted(links)
+    return found
+
+
+def _walk(
+    start: Path, found: dict[Path, list[str]], seen: set[tuple[int, int]], hidden: bool
+) -> list[Path]:
+    """Add the folders below `start` to `found`; return the links to folders among them."""
+    links: list[Path] = []
+    for root, folders, names in os.walk(start, onerror=_refuse_unread):
+        identity = _identity(root)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        found[Path(root)] = names
+        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+        links += [path for name in folders if (path := Path(root, name)).is_symlink()]
+    return links
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116  a string, as os.walk has it: there may be many
+    return status.st_dev, status.st_ino
+
+
+def _refuse_unread(error: OSError) -> None:
+    """A folder that cannot be read would be images left out in silence."""
+    if PurePath(error.filename).name != UNREAD:
+        raise UserError(
+            f"cannot read the folder {error.filename}",
+            seen=error.strerror,
+            expected="folders of images that may be listed",
+            hint=f"chmod u+rx {error.filename}   or name the folders beside it",
+        ) from error
 
 
 def _image_addresses(folder: Path) -> list[Path]:

@@ -30,6 +30,9 @@ from .png import check_chunks, lacks_rows
 MAX_PIXELS = 178_956_970
 """More pixels than this are refused. It is the number at which Pillow too raises an error."""
 
+MAX_BYTES = 8 * MAX_PIXELS
+"""Files above this are refused: so many pixels take no more, in four samples of 16 bits each."""
+
 # Pillow's readers are called directly: its open() would also try some forty formats that are
 # not supported here, and prints a warning for an image of more than half the limit.
 _READERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
@@ -66,6 +69,8 @@ _PNM_HEADER = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" + rb
 _TIFF_BITS, _TIFF_FORMAT = 258, 339
 _NO_PIXEL_FORMATS = {2: "signed integers", 3: "float pixels"}
 _ORIENTATION = 274
+_TIFF_KIND, _TIFF_OTHER_KINDS = 254, 1 | 4
+"""A picture in a TIFF file that is a smaller copy of another one (1), or its mask (4)."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ def decoding(name: str) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"no memory to decode {name}", seen=error or None) from error
     except DECODE_ERRORS as error:
         seen = str(error) or type(error).__name__
         raise ImageError(f"{name} is damaged or incomplete", seen=seen) from error
@@ -134,16 +141,31 @@ def read_bytes(path: Path) -> bytes:
         if is_address(path):
             with store_errors():
                 return path.read_bytes()
-        mode = path.stat().st_mode
+        status = path.stat()
+        mode = status.st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # these could block, or never end
             raise ImageError(f"no image at {path}", seen="a pipe or a device")
+        check_file_size(path, status.st_size)
         return path.read_bytes()
+    except MemoryError as error:
+        raise ImageError(f"no memory to read {path}") from error
     except FileNotFoundError as error:
         raise ImageError(f"no image at {path}", seen="no such file") from error
     except IsADirectoryError as error:
         raise ImageError(f"no image at {path}", seen="a folder") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened", seen=error.strerror or error) from error
+
+
+def check_file_size(path: Path, size: int) -> None:
+    """Raise ImageError for a file that would fill the memory, before it is read."""
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{path} is larger than any image that is read",
+            seen=f"{size} bytes",
+            expected=f"at most {MAX_BYTES}",
+            hint="cut it into tiles",
+        )
 
 
 def open_picture(data: bytes, name: str) -> Picture:
@@ -158,7 +180,7 @@ def open_picture(data: bytes, name: str) -> Picture:
             expected="JPEG, PNG, BMP, TIFF, WebP, GIF, PGM or PPM",
         )
     if reader is TiffImageFile:
-        _check_sample_format(data, name)
+        _check_directories(data, name)
     picture = Picture(name, data, reader(io.BytesIO(data)))
     _check_size(picture)
     if data[:2] in (b"P2", b"P3") and not data[-1:].isspace():
@@ -168,23 +190,40 @@ def open_picture(data: bytes, name: str) -> Picture:
     return picture
 
 
-def _check_sample_format(data: bytes, name: str) -> None:
+def _check_directories(data: bytes, name: str) -> None:
     """Refuse what Pillow reads as something else, or without a word on what is wrong."""
-    file = io.BytesIO(data)
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    start = slice(8, 16) if data[2:4] in (b"+\0", b"\0+") else slice(4, 8)
-    offset = int.from_bytes(data[start], order)
-    if offset + 2 > len(data):
-        raise ImageError(f"{name} is incomplete", seen="a TIFF without its directory")
-    file.seek(offset)
-    directory = ImageFileDirectory_v2(data[: start.stop])
-    directory.load(file)
-    for form in directory.get(_TIFF_FORMAT, ()):
+    first, *others = _directories(data, name)
+    pages = 1 + sum(not page.get(_TIFF_KIND, 0) & _TIFF_OTHER_KINDS for page in others)
+    if pages > 1:
+        raise ImageError(
+            f"{name} holds several pages: which of them is meant is not known",
+            seen=f"{pages} pages",
+            expected="one",
+            hint=f"tiffsplit {name}   makes a file of each",
+        )
+    for form in first.get(_TIFF_FORMAT, ()):
         if form in _NO_PIXEL_FORMATS:
             raise ImageError(
                 f"{name} holds {_NO_PIXEL_FORMATS[form]}: their range is not known",
                 expected="unsigned integers of 8 or 16 bits",
             )
+
+
+def _directories(data: bytes, name: str) -> list[ImageFileDirectory_v2]:
+    """One a page, and one for each smaller copy that is kept beside it."""
+    file = io.BytesIO(data)
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = slice(8, 16) if data[2:4] in (b"+\0", b"\0+") else slice(4, 8)
+    offset = int.from_bytes(data[start], order)
+    found: dict[int, ImageFileDirectory_v2] = {}
+    while offset and offset not in found:  # damage could make it a loop
+        if offset + 2 > len(data):
+            raise ImageError(f"{name} is incomplete", seen="a TIFF without its directory")
+        file.seek(offset)
+        directory = found[offset] = ImageFileDirectory_v2(data[: start.stop])
+        directory.load(file)
+        offset = directory.next
+    return list(found.values())
 
 
 def _check_size(picture: Picture) -> None:

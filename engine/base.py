@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from ..contract.closing import Closing
+from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
+
+_NO_MEMORY = re.compile(
+    r"(failed to|can't|cannot|could not) allocate|bad.alloc"
+    r"|(out of|not enough|insufficient) memory",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turn what is raised where the host has no memory into a DeviceMemoryError.
+
+    The libraries have no class for it in common, only words.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "--batch 1   takes least; cut large images into tiles"
+        raise DeviceMemoryError(f"no memory for {what}", seen=words[-1], hint=hint) from error
 
 
 class HostBuffer:
@@ -19,9 +48,10 @@ class HostBuffer:
 
     def view(self, shape: tuple[int, ...]) -> U8:
         """A uint8 view of `shape` on the buffer; earlier views die when it grows."""
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if count > self._bytes.size:
-            self._bytes = np.zeros(count, np.uint8)
+            with memory_errors(f"a buffer of {shape}"):
+                self._bytes = np.zeros(count, np.uint8)
         return self._bytes[:count].reshape(shape)
 
 
@@ -74,6 +104,14 @@ class Engine(Closing, ABC):
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
+
+    def refusal(self, input_size: Size, size: Size) -> ImageError | None:
+        """Why no slot takes an image of a network size whose mask is to be of `size` (H, W).
+
+        None: it is taken, as far as can be known before it runs.
+        """
+        del input_size, size
+        return None
 
     @abstractmethod
     def slot(self) -> Slot:

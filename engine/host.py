@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
-from .base import Engine, HostBuffer, Slot
+from .base import Engine, HostBuffer, Slot, memory_errors
 
 
 class HostEngine(Engine):
@@ -58,5 +58,6 @@ class HostSlot(Slot):
     def masks(self) -> U8:
         if self._running is None:
             raise RuntimeError("masks() before submit()")
-        self._running.result()
+        with memory_errors(f"images {self._images.shape}, masks {self._masks.shape}"):
+            self._running.result()
         return self._masks[: self._n]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,16 +49,25 @@ class OnnxRuntimeEngine(HostEngine):
                 hint="unetrt doctor   says what this machine can run",
             )
         self.precision, self.path = precision, model
-        self._session = session_from_onnx(model, CPU, profile, threads)
+        self._open = partial(session_from_onnx, model, CPU, profile, threads)
+        self._session: Any = self._open()
         self._size_like = HostBuffer()
 
     def infer(self, images: U8, masks: U8) -> None:
+        if self._session is None:
+            self._session = self._open()
         binding = self._session.io_binding()
         binding.bind_cpu_input("image", images)
         binding.bind_cpu_input("size_like", self._size_like.view(masks.shape[-2:]))
         name = self.spec.result
         binding.bind_output(name, "cpu", 0, np.uint8, masks.shape, masks.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except runtime_errors():
+            # Where memory was short: a session keeps what it got, while anything holds it.
+            self._session = None
+            del binding
+            raise
 
     def end_profile(self) -> Path:
         """The file that holds the times of every layer in every run so far."""

@@ -13,7 +13,7 @@ from ..contract.errors import UserError
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
-from .base import Engine, HostBuffer, Slot
+from .base import Engine, HostBuffer, Slot, memory_errors
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "bf16"}
 """Our precision → OpenVINO's hint. OpenVINO would take bf16 unasked, so it is always set."""
@@ -121,10 +121,11 @@ class OpenVinoSlot(Slot):
     def submit(self, n: int, size: Size) -> None:
         batch, h, w, _ = self._images.shape
         shape = (batch, h, w, *size)
-        if shape != self._shape:
-            self._bind(shape)
+        with memory_errors(f"images {self._images.shape}, masks of {size}"):
+            if shape != self._shape:
+                self._bind(shape)
+            self._request.start_async()
         self._n = n
-        self._request.start_async()
 
     def _bind(self, shape: Shape) -> None:
         from openvino import Tensor
@@ -140,7 +141,8 @@ class OpenVinoSlot(Slot):
     def masks(self) -> U8:
         if self._request is None:
             raise RuntimeError("masks() before submit()")
-        self._request.wait()
+        with memory_errors(f"images {self._images.shape}, masks {self._masks.shape}"):
+            self._request.wait()
         return self._masks[: self._n]
 
     def layer_times(self) -> Any:

@@ -11,7 +11,7 @@ from ..contract.addresses import files_below, modified_ns, written_ns
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
-from .journal import FOLDER, FORMAT, JournalOptions, Stamp, check_same
+from .journal import FOLDER, FORMAT, JournalOptions, Stamp, check_same, refuse_foreign
 from .plan import Task
 
 NAME = "job.json"
@@ -38,11 +38,10 @@ class AddressJournal(Closing):
                 hint="--output-dir ADDRESS   with another ADDRESS",
             )
         found = None if options.restart else self._header()
+        if found is not None:
+            check_same(found, json.loads(json.dumps(wanted)), self.output_dir)
+        self._restart, self._wanted = options.restart, None if found else wanted
         try:
-            if found is None:
-                write_atomically(self._path, json.dumps(wanted).encode())
-            else:
-                check_same(found, json.loads(json.dumps(wanted)), self.output_dir)
             self._files = files_below(self.output_dir)
         except OSError as error:
             raise _unreachable(self.output_dir, error) from error
@@ -59,16 +58,42 @@ class AddressJournal(Closing):
         return found
 
     def remaining(self, tasks: Sequence[Task]) -> list[Task]:
-        """Tasks whose mask is not there, or older than the job or their image."""
+        """Tasks whose mask is not there, or older than the job or their image.
+
+        Raises UserError where a first run would replace files.
+        """
+        if self._wanted is not None:
+            self._begin(tasks, self._wanted)
+            return list(tasks)
         header = self._files.get(PurePosixPath(FOLDER, NAME))
         begun = modified_ns(header) if header else 0
         return [task for task in tasks if not self._is_done(task, begun)]
 
-    def _is_done(self, task: Task, begun: int) -> bool:
+    def _begin(self, tasks: Sequence[Task], wanted: dict[str, Any]) -> None:
+        if not self._restart:
+            there = [task.output for task in tasks if task.output and self._facts(task)]
+            refuse_foreign(there)
+        try:
+            write_atomically(self._path, json.dumps(wanted).encode())
+        except OSError as error:
+            raise _unreachable(self.output_dir, error) from error
+
+    def _facts(self, task: Task) -> dict[str, Any] | None:
+        """What the store said of the mask when the job began."""
         if task.output is None:
-            return False
-        facts = self._files.get(PurePosixPath(str(task.output.relative_to(self.output_dir))))
-        if facts is None or modified_ns(facts) < begun:
+            return None
+        return self._files.get(PurePosixPath(str(task.output.relative_to(self.output_dir))))
+
+    def owns(self, task: Task) -> bool:
+        """Whether a mask was in its place, of a job before: a first run found none."""
+        return self._facts(task) is not None and PurePosixPath(FOLDER, NAME) in self._files
+
+    def require_in_place(self) -> None:
+        """Files of a store are in no folder that could go."""
+
+    def _is_done(self, task: Task, begun: int) -> bool:
+        facts = self._facts(task)
+        if facts is None or modified_ns(facts) < begun or not facts.get("size", 1):
             return False
         if task.overlay is not None and not task.overlay.is_file():
             return False

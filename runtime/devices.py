@@ -19,9 +19,10 @@ from ..contract.log import log
 from ..contract.spec import ModelSpec
 from ..engine.probe import usable_cores
 from ..engine.tensorrt_backend import cuda_devices
-from .journal import remove_temporaries_of
+from .pipeline import writers_for
 from .plan import Task
 from .stop import SIGNALS
+from .temporaries import remove_temporaries_of
 from .trace import NO_TRACE
 from .work import Outcome, OutputError, PredictOptions, options_for
 from .worker import EngineOptions, Message, Opened, Want, Warned, serve
@@ -190,7 +191,13 @@ class Workers(Closing):
     def _share_of(self, options: PredictOptions, count: int) -> PredictOptions:
         """The job as one worker sees it, with its part of the cores."""
         threads = options.pipeline.load_threads or self._threads
-        pipeline = replace(options.pipeline, load_threads=threads, trace=NO_TRACE)
+        pipeline = replace(
+            options.pipeline,
+            load_threads=threads,
+            write_threads=min(options.pipeline.write_threads, writers_for(threads)),
+            memory=options.pipeline.memory // len(self._workers),
+            trace=NO_TRACE,
+        )
         options = replace(options, journal=None, pipeline=pipeline)
         return options_for(options, count, self._opened.min_batch)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
 from ..engine.manifest import MANIFEST
 from .lines import JsonLines, damaged, read_lines
-from .plan import Task
+from .plan import Task, require_inside
 from .shards import WHOLE_JOURNAL, Shard
 
 FOLDER, NAME = ".unetrt", WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
 RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
+SHOWN = 3
 
 Stamp = tuple[int, int]
 """Size and time of modification (ns) that an input had just before it was read."""
 
-_TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp")
 _PLAN_LINE = 1000
 """Images that one line of a plan names."""
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -82,8 +83,13 @@ class Journal(Closing):
         self.output_dir = options.output_dir
         self.shard = options.shard
         self._folders: dict[Path, Path] = {}
+        self._header: dict[str, Any] | None = None
+        self._owners: dict[str, str] = {}
+        self._restart = options.restart
         name = NAME if options.shard is None else options.shard.journal
-        self._lines = JsonLines(self.output_dir / FOLDER / name)
+        path = self.output_dir / FOLDER / name
+        require_inside([path], self.output_dir)
+        self._lines = JsonLines(path)
         try:
             self._begin({"journal": FORMAT, "model": options.model, **header}, options.restart)
         except BaseException:
@@ -92,12 +98,22 @@ class Journal(Closing):
 
     def _begin(self, header: dict[str, Any], restart: bool) -> None:
         if restart:
+            self._owners = _owners_in(self._lines.path)
             self._lines.clear()
+            self._lines.append(header)
+            return
         _, first = next(self._lines.entries(), (0, None))
         if first is None:
-            self._lines.append(header)
+            self._header = header  # written with the first line: until then no job has begun
         else:
             check_same(first, json.loads(json.dumps(header)), self.output_dir)
+
+    def _append(self, entry: dict[str, Any] | None = None) -> None:
+        if self._header is not None:
+            self._lines.append(self._header)
+            self._header = None
+        if entry is not None:
+            self._lines.append(entry)
 
     @property
     def shared(self) -> bool:
@@ -107,34 +123,52 @@ class Journal(Closing):
     def remaining(self, tasks: Sequence[Task]) -> list[Task]:
         """Tasks that are not done: new, failed, changed since, or without their mask.
 
-        Raises UserError where a mask in place is that of another image.
+        Raises UserError where a mask in place is that of another image, and on a first run where
+        files that no job has written would be replaced.
         """
+        if self._header is not None:
+            self._check_foreign(tasks)
+        self._append()
         if self.shard is not None:
             self._record_plan([self._source(task) for task in tasks])
         done: dict[str, _Done] = {}
-        owners: dict[str, str] = {}
         for entry in image_entries(self._lines.path):
             source, output = entry["input"], entry["output"]
             done.pop(source, None)
             if entry["status"] == "done":
                 done[source] = _Done(output, (entry["size"], entry["mtime_ns"]))
                 if output is not None:
-                    owners[output] = source
+                    self._owners[output] = source
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
-        self._check_owners(left, owners)
+        self._check_owners(left, {} if self._restart else self._owners)
         return left
+
+    def _check_foreign(self, tasks: Iterable[Task]) -> None:
+        """Another journal of this folder may be that of the same job, in other shards."""
+        found = [task for task in tasks if any(map(_is_here, task.files))]
+        ours = recorded_outputs(self.output_dir) if found else {}
+        foreign = [task for task in found if ours.get(self._source(task)) != self._output(task)]
+        refuse_foreign([path for task in foreign for path in task.files if _is_here(path)])
+
+    def owns(self, task: Task) -> bool:
+        """Whether the mask in its place was made of this image by a job before."""
+        return self._owners.get(self._output(task) or "") == self._source(task)
+
+    def require_in_place(self) -> None:
+        """Raise UserError where the journal has been removed while the job ran."""
+        self._lines.require_in_place()
 
     def _record_plan(self, sources: list[str]) -> None:
         if planned_images(self._lines.path) == sources:
             return
         for start in range(0, max(1, len(sources)), _PLAN_LINE):
             part = sources[start : start + _PLAN_LINE]
-            self._lines.append({"planned": part, "from": start, "of": len(sources)})
+            self._append({"planned": part, "from": start, "of": len(sources)})
 
     def _is_done(self, task: Task, done: _Done | None) -> bool:
         if done is None or done.output != self._output(task):
             return False
-        if not all(path.is_file() for path in task.files):
+        if not all(map(is_written, task.files)):
             return False
         try:
             return stamp_of(task.source) == done.stamp
@@ -157,10 +191,10 @@ class Journal(Closing):
     def record(self, task: Task, stamp: Stamp, mask: dict[str, Any] | None = None) -> None:
         """Say that a task is done: its files are in place, or its mask is `mask`."""
         entry = {**self._names(task), "status": "done", "size": stamp[0], "mtime_ns": stamp[1]}
-        self._lines.append(entry if mask is None else {**entry, "mask": mask})
+        self._append(entry if mask is None else {**entry, "mask": mask})
 
     def record_failure(self, task: Task, reason: str) -> None:
-        self._lines.append({**self._names(task), "status": "failed", "reason": reason})
+        self._append({**self._names(task), "status": "failed", "reason": reason})
 
     def recorded_masks(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, dict[str, Any]]]:
         """Place, task and mask of every task that is done, in the order of `tasks`."""
@@ -195,6 +229,53 @@ class Journal(Closing):
     def close(self) -> None:
         """Let another job write here; twice is harmless."""
         self._lines.close()
+
+
+def refuse_foreign(files: Sequence[Path]) -> None:
+    """Raise UserError where there are files that a first run would replace."""
+    if files:
+        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+        raise UserError(
+            "masks would replace files that no job of unetrt has written",
+            seen=", ".join(map(str, files[:SHOWN])) + more,
+            expected="no file where a mask or an overlay is to be",
+            hint="--output-dir DIR   with another DIR; or --restart, which replaces them",
+        )
+
+
+def _is_here(path: Path) -> bool:
+    return not is_address(path) and os.path.isfile(path)  # noqa: PTH113  no error for a long name
+
+
+def is_written(path: Path) -> bool:
+    """A power failure may leave a file of its name without what was in it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+def recorded_outputs(output_dir: Path) -> dict[str, str]:
+    """Image → mask of what the journals of a folder say is done, as they name them.
+
+    A damaged journal gives what comes before the damage; the job itself will say so.
+    """
+    found: dict[str, str] = {}
+    if not is_address(output_dir):
+        for path in sorted(output_dir.glob(f"{FOLDER}/journal*.jsonl")):
+            found |= {source: output for output, source in _owners_in(path).items()}
+    return found
+
+
+def _owners_in(path: Path) -> dict[str, str]:
+    """Mask → image."""
+    found: dict[str, str] = {}
+    with suppress(UserError, OSError):
+        for entry in image_entries(path):
+            if entry["status"] == "done" and entry["output"] is not None:
+                found[entry["output"]] = entry["input"]
+    return found
 
 
 def image_entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -245,34 +326,3 @@ def _flat(header: dict[str, Any]) -> dict[str, Any]:
 
 def _short(value: object) -> str:
     return value[:12] + "…" if isinstance(value, str) and len(value) == 64 else json.dumps(value)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed job was writing below `folder`, known by its name."""
-    try:
-        entries = os.scandir(folder)
-    except (FileNotFoundError, PermissionError):  # such a folder is not one of ours
-        return
-    with entries:  # one at a time: there may be a million
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_temporaries(Path(entry))
-            elif _TEMPORARY.fullmatch(entry.name):
-                Path(entry).unlink(missing_ok=True)
-
-
-def remove_temporaries_of(targets: set[Path]) -> None:
-    """Remove what a killed job was writing in place of `targets`, and of no other file.
-
-    For a folder in which others write at the same time: their files are not ours to remove.
-    """
-    for folder in {path.parent for path in targets if not is_address(path)}:
-        try:
-            entries = os.scandir(folder)
-        except (FileNotFoundError, PermissionError):
-            continue
-        with entries:
-            for entry in entries:
-                found = _TEMPORARY.fullmatch(entry.name)
-                if found and folder / found[1] in targets:
-                    Path(entry).unlink(missing_ok=True)

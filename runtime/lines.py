@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,11 +41,27 @@ class JsonLines:
     def append(self, entry: dict[str, Any]) -> None:
         """Hand the line to the system: a kill of this process no longer loses it."""
         line = json.dumps(entry).encode() + b"\n"
+        self.require_in_place()
         try:
             while line:  # a full disk may take a part; the next write then says why
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+    def require_in_place(self) -> None:
+        """Raise UserError where the file was removed, moved or replaced: its lines are lost."""
+        try:
+            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return
+            seen: object = "another file in its place"
+        except OSError as error:
+            seen = error
+        raise UserError(
+            f"cannot write {self.path}: it was there when the job began",
+            seen=seen,
+            expected="an output folder that stays while the job runs",
+            hint="run the same command again: it makes what is not there",
+        )
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Every line with the place where it starts."""
@@ -57,6 +74,13 @@ class JsonLines:
                 yield json.loads(file.readline())
 
     def close(self) -> None:
+        """A file without a line goes, with a folder that was made for it; twice is harmless."""
+        if self._file.closed:
+            return
+        with suppress(OSError):
+            if os.fstat(self._file.fileno()).st_size == 0:
+                self.path.unlink()
+                self.path.parent.rmdir()
         self._file.close()
 
 

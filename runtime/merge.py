@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
-from .journal import FOLDER, check_same, image_entries, planned_images
+from .journal import FOLDER, check_same, image_entries, is_written, planned_images
 from .lines import read_lines
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 
@@ -135,4 +135,4 @@ def _add(journal: _Found, merged: Merged) -> bool:
 
 def _is_there(output_dir: Path, output: str | None) -> bool:
     """Whether the mask of an image that was done is still in its place."""
-    return output is None or (output_dir / output).is_file()
+    return output is None or is_written(output_dir / output)

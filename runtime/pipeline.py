@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..contract.closing import Closing
@@ -17,6 +16,10 @@ from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
+from ..engine.probe import usable_cores
+from .buckets import Buckets, Key, bytes_of
+from .budget import SHARE, Budget, memory_bytes
+from .fit import MOST_UNFIT, Fit, no_memory, require_batch
 from .trace import NO_TRACE, NoTrace
 
 T = TypeVar("T")
@@ -25,20 +28,30 @@ F = TypeVar("F")
 Loaded = tuple[U8, Size]
 """A network input (h, w, C) and its mask's (H, W)."""
 
+MOST_AHEAD = 4096
+"""Images asked for ahead of the engine, whatever the batch."""
+
+
+def writers_for(cores: int) -> int:
+    """Threads that encode and write: less work than to decode."""
+    return max(2, cores // 4)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
     """None takes the engine's own batch, its own slots, and a thread a core.
 
     waiting: loaded images held in batches that are not full, before the fullest runs as it is;
-    at least one batch. trace: where the stages note when they ran.
+    at least one batch. memory: bytes of loaded images, and as many of masks to be written; at least
+    one of each. trace: where the stages note when they ran.
     """
 
     batch: int | None = None
     slots: int | None = None
     load_threads: int | None = None
-    write_threads: int = 2
+    write_threads: int = field(default_factory=lambda: writers_for(usable_cores()))
     waiting: int = 64
+    memory: int = field(default_factory=lambda: memory_bytes() // SHARE)
     trace: NoTrace = NO_TRACE
 
 
@@ -72,7 +85,8 @@ def run_pipeline(
     anything else that they raise ends the run. Once stop() is true, what runs on the engine is
     finished and written, and what is only loaded is dropped. When the caller stops early,
     nothing new is started and what is in flight is dropped. Where the device has no memory for a
-    batch, half of it is tried from then on; DeviceMemoryError when the smallest does not fit.
+    batch, half of it is tried from then on; an image for which the smallest is too large fails.
+    DeviceMemoryError when none has ever fitted.
     """
     with Pipeline(engine, load, consume, options or PipelineOptions(), stop) as pipeline:
         yield from pipeline.run(iter(tasks))
@@ -84,7 +98,8 @@ class _Flight(Generic[T]):
 
     slot: Slot
     tasks: list[T]
-    key: tuple[Size, Size]
+    key: Key
+    batch: int
     number: int
     row: int
     started: int
@@ -106,27 +121,31 @@ class Pipeline(Closing, Generic[T]):
     ) -> None:
         self.load, self.consume, self.options, self.stop = load, consume, options, stop
         self.engine, self.trace = engine, options.trace
-        self.batch = options.batch or engine.batch
-        self.waiting = max(options.waiting, self.batch)
-        threads = options.load_threads or os.cpu_count() or 1
+        batch, count = options.batch or engine.batch, options.slots or engine.slots
+        self.fit = Fit(batch, count, engine.min_batch)
+        self.waiting = max(options.waiting, batch)
+        threads = options.load_threads or usable_cores()
         self.loaders = ThreadPoolExecutor(threads, thread_name_prefix="load")
         self.writers = ThreadPoolExecutor(options.write_threads, thread_name_prefix="write")
         self.slots: list[Slot] = []
         self.free: list[Slot] = []
-        self.count = options.slots or engine.slots
         self.too_large = False
         self._open_slots()
-        self.ahead = 2 * threads + self.batch * self.count
-        self.loading: deque[tuple[T, Future[Loaded]]] = deque()
-        self.buckets: dict[tuple[Size, Size], list[tuple[T, U8]]] = {}
+        self.ahead = 2 * threads + min(batch * count, MOST_AHEAD)
+        self.budget, self.tickets = Budget(options.memory), itertools.count()
+        self.loading: deque[tuple[int, T, Future[Loaded]]] = deque()
+        self.buckets: Buckets[T] = Buckets()
+        self.unfit: list[Result[T]] = []
         self.flying: deque[_Flight[T]] = deque()
         self.numbers = itertools.count()
-        self.writing: deque[tuple[T, Future[None]]] = deque()
+        self.writing: deque[tuple[T, Future[None], int]] = deque()
+        self.unwritten = 0
 
     def run(self, tasks: Iterator[T]) -> Iterator[Result[T]]:
         self._load_ahead(tasks)
         while self.loading and not self.stop():
-            task, future = self.loading.popleft()
+            ticket, task, future = self.loading.popleft()
+            self.budget.want(ticket)
             try:
                 image, size = self._waited("wait for an image", future)
             except ImageError as error:
@@ -134,24 +153,30 @@ class Pipeline(Closing, Generic[T]):
             else:
                 yield from self._bucket(task, image, size)
             self._load_ahead(tasks)
-        while self.flying or (self.buckets and not self.stop()):
-            for key in list(self.buckets):
-                while key in self.buckets and not self.stop():
+        while self.flying or (self.buckets.count and not self.stop()):
+            for key in self.buckets.keys:
+                while self.buckets.size(key) and not self.stop():
                     yield from self._launch(key)
             while self.flying:
                 yield from self._land()
         yield from self._written(leave=0)
+        if self.unfit and self.fit.error and not self.stop():
+            raise self.fit.error
 
     def _load_ahead(self, tasks: Iterator[T]) -> None:
         while len(self.loading) < self.ahead:
             task = next(tasks, None)
             if task is None:
                 return
-            self.loading.append((task, self.loaders.submit(self._load, task)))
+            ticket = next(self.tickets)
+            self.loading.append((ticket, task, self.loaders.submit(self._load, task, ticket)))
 
-    def _load(self, task: T) -> Loaded:
+    def _load(self, task: T, ticket: int) -> Loaded:
+        self.budget.admit(ticket)
         with self.trace.span("load"):
-            return self.load(task)
+            image, size = self.load(task)
+        self.budget.hold(image.nbytes)
+        return image, size
 
     def _consume(self, task: T, mask: U8, batch: int) -> None:
         with self.trace.span("save", batch=batch):
@@ -165,38 +190,47 @@ class Pipeline(Closing, Generic[T]):
 
     def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
         key = ((image.shape[0], image.shape[1]), size)
-        self.buckets.setdefault(key, []).append((task, image))
-        while len(self.buckets.get(key, ())) >= self.batch:
+        refusal = self.engine.refusal(*key)
+        if refusal is not None:
+            self.budget.give_back(image.nbytes)
+            yield Result(task, refusal)
+            return
+        if self.options.batch is not None:
+            require_batch(self.fit.batch, image.nbytes)
+        self.buckets.put(key, [(task, image)])
+        while self.buckets.size(key) >= self.fit.batch:
             yield from self._launch(key)
-        if sum(map(len, self.buckets.values())) > self.waiting:
-            yield from self._launch(max(self.buckets, key=lambda k: len(self.buckets[k])))
+        if self.buckets.count > self.waiting:
+            yield from self._launch(self.buckets.fullest)
+        while self.buckets.bytes > self.budget.most // 2:  # the other half is for what comes
+            yield from self._launch(self.buckets.heaviest)
 
-    def _launch(self, key: tuple[Size, Size]) -> Iterator[Result[T]]:
+    def _launch(self, key: Key) -> Iterator[Result[T]]:
         """Fill a slot with a bucket and start it; a short batch runs padded."""
         while self.too_large or not self.free:
             if self.flying:
                 yield from self._land()
             else:
                 self._open_slots()
-        waiting = self.buckets.pop(key)
-        bucket = waiting[: self.batch]
-        if len(waiting) > self.batch:
-            self.buckets[key] = waiting[self.batch :]
+        batch = self.fit.batch
+        bucket = self.buckets.take(key, batch)
+        self.budget.give_back(bytes_of(bucket))
+        tasks = [task for task, _ in bucket]
         slot = self.free.pop()
         number, row = next(self.numbers), self.slots.index(slot)
         try:
             with self.trace.span("fill a slot", batch=number, slot=row):
-                images = slot.reserve(self.batch, key[0])
+                images = slot.reserve(batch, key[0])
                 for place, (_, image) in zip(images, bucket, strict=False):
                     place[:] = image
             started = time.perf_counter_ns()
             with self.trace.span("start a batch", batch=number, slot=row):
                 slot.submit(len(bucket), key[1])
         except DeviceMemoryError as error:
-            self._take_back(slot, key, bucket, error)
+            flight = _Flight(slot, tasks, key, batch, number, row, 0)
+            yield from self._take_back(flight, lambda: [image for _, image in bucket], error)
         else:
-            tasks = [task for task, _ in bucket]
-            self.flying.append(_Flight(slot, tasks, key, number, row, started))
+            self.flying.append(_Flight(slot, tasks, key, batch, number, row, started))
 
     def _land(self) -> Iterator[Result[T]]:
         """Wait for the oldest slot and hand its masks to the writers."""
@@ -206,39 +240,57 @@ class Pipeline(Closing, Generic[T]):
             with self.trace.span("wait for a batch", batch=number, slot=flight.row):
                 masks = slot.masks()
         except DeviceMemoryError as error:
-            images = [image.copy() for image in slot.images[: len(tasks)]]
-            self._take_back(slot, flight.key, list(zip(tasks, images, strict=True)), error)
+            loaded = slot.images[: len(tasks)]
+            yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
             return
+        self.fit.ran(flight.batch, len(self.slots))
+        yield from self._tell_unfit()
         self.trace.note("batch", flight.row, flight.started, batch=number, images=len(tasks))
         for task, mask in zip(tasks, masks, strict=True):
             if (mask[..., 0, 0] == NO_CLASS).all():
                 yield Result(task, ImageError("the network's output is not finite"))
             else:
-                future = self.writers.submit(self._consume, task, mask.copy(), number)
-                self.writing.append((task, future))
+                yield from self._write(task, mask, number)
         self.free.append(slot)
-        yield from self._written(leave=4 * self.batch + self.options.write_threads)
+        yield from self._written(leave=4 * self.fit.batch + self.options.write_threads)
+
+    def _write(self, task: T, mask: U8, batch: int) -> Iterator[Result[T]]:
+        try:
+            copy = mask.copy()
+        except MemoryError:
+            yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
+            return
+        self.unwritten += copy.nbytes
+        future = self.writers.submit(self._consume, task, copy, batch)
+        self.writing.append((task, future, copy.nbytes))
 
     def _take_back(
-        self, slot: Slot, key: tuple[Size, Size], bucket: list[tuple[T, U8]], error: UserError
-    ) -> None:
+        self, flight: _Flight[T], images: Callable[[], list[U8]], error: DeviceMemoryError
+    ) -> Iterator[Result[T]]:
         """A batch that found no memory goes back to its bucket; the next one is smaller."""
-        self.free.append(slot)
-        self.buckets[key] = bucket + self.buckets.get(key, [])
-        if not self.too_large:  # else a batch of before has said it
-            self._use_less_memory(error)
-
-    def _use_less_memory(self, error: UserError) -> None:
-        """Halve the batch, then take one slot. Raises `error` where neither is possible."""
-        half = self.batch // 2
-        if half >= self.engine.min_batch:
-            self.batch, now = half, f"{half} images a batch"
-        elif len(self.slots) > 1:
-            self.count, now = 1, "one batch at a time"
-        else:
-            raise error
+        self.free.append(flight.slot)
+        # Where a batch of before has said it already, this one only comes back.
+        smaller = self.too_large or self.fit.shrink(len(self.slots), error)
         self.too_large = True
-        log.warning("%s: from now on %s", error.reason, now)
+        found: list[U8] = []
+        with suppress(MemoryError):
+            found = images() if smaller else []
+        if found:
+            bucket = list(zip(flight.tasks, found, strict=True))
+            self.budget.hold(bytes_of(bucket))
+            self.buckets.put(flight.key, bucket)
+            return
+        failure = self.fit.refuse(flight.key[1], error)
+        self.unfit += [Result(task, failure) for task in flight.tasks]
+        yield from self._tell_unfit()
+
+    def _tell_unfit(self) -> Iterator[Result[T]]:
+        """Images too large by themselves: said once another one has fitted, and not before."""
+        if self.fit.proven:
+            yield from self.unfit
+            self.unfit = []
+        elif len(self.unfit) > MOST_UNFIT and self.fit.error:
+            raise self.fit.error
 
     def _open_slots(self) -> None:
         """New slots for those that are too large: buffers do not shrink. Nothing is in flight."""
@@ -246,19 +298,24 @@ class Pipeline(Closing, Generic[T]):
             slot.close()
         self.slots, self.free, self.too_large = [], [], False
         try:
-            for _ in range(self.count):
+            for _ in range(self.fit.count):
                 self.slots.append(self.engine.slot())
         except DeviceMemoryError as error:
             if not self.slots:
                 raise
-            self.count = len(self.slots)
-            log.warning("%s: from now on %d slots", error.reason, self.count)
+            self.fit.count = len(self.slots)
+            log.warning("%s: from now on %d slots", error.reason, self.fit.count)
         self.free = list(self.slots)
 
     def _written(self, leave: int) -> Iterator[Result[T]]:
-        """Results of finished writes; waits while more than `leave` are not."""
-        while self.writing and (len(self.writing) > leave or self.writing[0][1].done()):
-            task, future = self.writing.popleft()
+        """Results of finished writes; waits while more than `leave`, or too many bytes, are not."""
+        while self.writing and (
+            len(self.writing) > leave
+            or self.unwritten > self.budget.most
+            or self.writing[0][1].done()
+        ):
+            task, future, count = self.writing.popleft()
+            self.unwritten -= count
             try:
                 self._waited("wait for a writer", future)
             except ImageError as error:
@@ -268,6 +325,7 @@ class Pipeline(Closing, Generic[T]):
 
     def close(self) -> None:
         """Start nothing new, wait for what runs, free the slots; twice is harmless."""
+        self.budget.open()
         self.loaders.shutdown(cancel_futures=True)
         self.writers.shutdown(cancel_futures=False)
         with ExitStack() as stack:  # every slot is freed, also when a run has failed

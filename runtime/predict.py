@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,10 +19,11 @@ from . import rle
 from .address_journal import AddressJournal
 from .encode import check_output_suffix, resolve_format
 from .fast_decode import require_fast_decode
-from .journal import Journal, remove_temporaries, remove_temporaries_of
+from .journal import Journal
 from .plan import Task
+from .temporaries import remove_temporaries, remove_temporaries_of
 from .work import Look as Look
-from .work import Outcome, options_for, write_masks, writing
+from .work import Outcome, OutputError, options_for, write_masks, writing
 from .work import PredictOptions as PredictOptions
 
 
@@ -32,7 +34,7 @@ class Summary:
     skipped: done by an earlier run, and what a run that was stopped has left.
     """
 
-    planned: int
+    planned: int = 0
     done: int = 0
     failed: int = 0
     skipped: int = 0
@@ -64,9 +66,18 @@ def predict_masks(
 
 
 def run_job(
-    crew: Crew, tasks: Sequence[Task], options: PredictOptions, stop: threading.Event
+    crew: Crew,
+    tasks: Sequence[Task],
+    options: PredictOptions,
+    stop: threading.Event,
+    summary: Summary | None = None,
 ) -> Summary:
-    """predict_masks by a crew."""
+    """predict_masks by a crew.
+
+    summary: filled as the job goes, so that it is there too where an error ends the job; its
+    `planned` stays 0 until the first image may be touched.
+    """
+    summary = Summary() if summary is None else summary
     options = replace(options, format=resolve_format(options.format, crew.spec))
     _check_rle(options)
     for task in tasks:
@@ -83,7 +94,8 @@ def run_job(
                 journal = AddressJournal(options.journal, header)
             else:
                 journal = stack.enter_context(Journal(options.journal, header))
-        return _Job(crew, options, journal).run(tasks, stop)
+        _Job(crew, options, journal, summary).run(tasks, stop)
+    return summary
 
 
 def _must_match(crew: Crew, options: PredictOptions) -> dict[str, Any]:
@@ -158,16 +170,32 @@ class _Job:
     """Counts what the crew has done, and keeps the journal."""
 
     def __init__(
-        self, crew: Crew, options: PredictOptions, journal: Journal | AddressJournal | None
+        self,
+        crew: Crew,
+        options: PredictOptions,
+        journal: Journal | AddressJournal | None,
+        summary: Summary,
     ) -> None:
-        self.crew, self.options, self.journal = crew, options, journal
+        self.crew, self.options, self.journal, self.summary = crew, options, journal, summary
 
-    def run(self, tasks: Sequence[Task], stop: threading.Event) -> Summary:
+    def run(self, tasks: Sequence[Task], stop: threading.Event) -> None:
         left = tasks if self.journal is None else self.journal.remaining(tasks)
         self._remove_temporaries(tasks, left)
-        for folder in {path.parent for task in left for path in task.files}:
-            _make_folder(folder)
-        summary = Summary(len(tasks), skipped=len(tasks) - len(left))
+        wanted = {path.parent for task in left for path in task.files}
+        folders = [folder for folder in wanted if _make_folder(folder)]
+        summary = self.summary
+        summary.planned, summary.skipped = len(tasks), len(tasks) - len(left)
+        try:
+            self._work(left, stop)
+        finally:
+            summary.left = len(left) - summary.done - summary.failed
+            summary.skipped += summary.left
+        self._require_in_place(folders)
+        if self.options.format == "rle" and not summary.left:
+            self._write_coco(tasks)
+
+    def _work(self, left: Sequence[Task], stop: threading.Event) -> None:
+        summary = self.summary
         what = f"predict ({summary.skipped} done before)" if summary.skipped else "predict"
 
         def must_stop() -> bool:
@@ -176,12 +204,20 @@ class _Job:
         with show_progress(what, len(left)) as advance:
             for outcome in self.crew.write_masks(left, self.options, must_stop):
                 advance(1)
-                self._count(outcome, summary)
-        summary.left = len(left) - summary.done - summary.failed
-        summary.skipped += summary.left
-        if self.options.format == "rle" and not summary.left:
-            self._write_coco(tasks)
-        return summary
+                self._count(outcome)
+
+    def _require_in_place(self, folders: list[Path]) -> None:
+        """Masks whose folder has gone since are no masks: such a job is not done."""
+        if self.journal is not None:
+            self.journal.require_in_place()
+        for folder in folders:
+            if not folder.is_dir():
+                raise OutputError(
+                    f"cannot find {folder}, where masks were written",
+                    seen="no such folder",
+                    expected="an output folder that stays while the job runs",
+                    hint="run the same command again: it makes what is not there",
+                )
 
     def _remove_temporaries(self, tasks: Sequence[Task], left: Sequence[Task]) -> None:
         """What a killed job has left; where other shards write too, only what is this one's."""
@@ -194,16 +230,17 @@ class _Job:
         for folder in (self.journal.output_dir, *_topmost(overlays)):
             remove_temporaries(folder)
 
-    def _count(self, outcome: Outcome, summary: Summary) -> None:
+    def _count(self, outcome: Outcome) -> None:
         task = outcome.task
         if not outcome.reason:
-            summary.done += 1
             if self.journal is not None and outcome.stamp is not None:
                 self.journal.record(task, outcome.stamp, outcome.mask)
+            self.summary.done += 1
             return
-        summary.fail(task.source, outcome.reason)
+        self.summary.fail(task.source, outcome.reason)
         if self.journal is not None:
-            _remove_stale(task)
+            if self.journal.owns(task):
+                _remove_stale(task)
             self.journal.record_failure(task, outcome.reason)
 
     def _write_coco(self, tasks: Sequence[Task]) -> None:
@@ -246,12 +283,16 @@ def check_reference_flags(spec: ModelSpec, classes: int | None, bilinear: bool) 
         )
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> bool:
+    """Whether there is a folder now."""
     if is_address(folder):  # folders of a store are but parts of names
-        return
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        return True
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False  # the images whose masks would lie there fail, and no others
         raise UserError(
             f"cannot make the output folder {folder}",
             seen=error,

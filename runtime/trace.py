@@ -36,6 +36,9 @@ class NoTrace:
     def note(self, name: str, slot: int, start: int, **arguments: Any) -> None:
         """Note a span of a slot that began at `start`, in time.perf_counter_ns(), and ends now."""
 
+    def write(self, path: Path) -> None:
+        """Nothing."""
+
 
 class Trace(NoTrace):
     """Notes spans from any thread; the first `most` are kept."""

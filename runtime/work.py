@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.addresses import store_errors
-from ..contract.errors import ImageError, UserError
+from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.files import write_atomically
+from ..contract.headers import check_file_size
 from ..contract.images import read_image, read_reduced
 from ..contract.resize import resized_input
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
-from ..engine.base import Engine
+from ..engine.base import Engine, memory_errors
 from . import rle
 from .encode import MaskFormat, encode_mask
 from .journal import JournalOptions, Stamp
 from .overlay import encode_overlay
 from .pipeline import Loaded, PipelineOptions, Result, run_pipeline
 from .plan import Task
+
+ITS_OWN = frozenset({errno.ENAMETOOLONG, errno.EISDIR})
+"""What is wrong with the name of one output, not with the disk."""
 
 Look = Callable[[Task, U8], None]
 """Called with every mask (H, W) of class indices, in a thread."""
@@ -101,6 +106,10 @@ class Work:
         self.masks: dict[Task, dict[str, Any]] = {}
 
     def load(self, task: Task) -> Loaded:
+        with _enough_memory(task.source):
+            return self._load(task)
+
+    def _load(self, task: Task) -> Loaded:
         self.stamps[task] = _stamp(task.source)
         spec = self.spec
         least = spec.input_size if self.options.fast_decode else None
@@ -112,6 +121,10 @@ class Work:
             return resized_input(image, spec, task.source, size)
 
     def consume(self, task: Task, mask: U8) -> None:
+        with _enough_memory(task.source):
+            self._consume(task, mask)
+
+    def _consume(self, task: Task, mask: U8) -> None:
         if self.look is not None:
             self.look(task, mask)
         if self.options.format == "rle":
@@ -144,12 +157,29 @@ def _stamp(source: Path) -> Stamp:
         raise ImageError(f"no image at {source}", seen=seen) from error
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ImageError(f"no image at {source}", seen="a pipe or a device")
+    check_file_size(source, status.st_size)
     return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _enough_memory(source: Path) -> Iterator[None]:
+    """An image that does not fit into the memory costs itself alone."""
+    try:
+        with memory_errors(str(source)):
+            yield
+    except DeviceMemoryError as error:
+        hint = "cut it into tiles"
+        raise ImageError(error.message, seen=error.seen, hint=hint) from error
 
 
 def _write(path: Path, data: bytes) -> None:
     with writing(path):
-        write_atomically(path, data)
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            if error.errno not in ITS_OWN:
+                raise
+            raise ImageError(f"cannot write {path}", seen=error.strerror) from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,57 @@ def test_folders_without_images_are_an_error(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             image_paths(folder)
         assert seen in str(caught.value)
+
+
+def below(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in image_paths(folder)]
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (folder / "own" / "a.png", elsewhere / "deep" / "b.png", tmp_path / "c.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "0-own").symlink_to("own")
+    (folder / "far").symlink_to(elsewhere)
+    (folder / "far again").symlink_to(elsewhere)
+    (folder / "own" / "up").symlink_to("..")
+    (elsewhere / "deep" / "self").symlink_to(elsewhere)
+    (folder / "above").symlink_to(tmp_path)
+    (folder / "gone").symlink_to("nothing")
+    (folder / ".hidden").symlink_to(elsewhere)
+    assert below(folder) == ["far/deep/b.png", "own/a.png"]
+    (tmp_path / "link").symlink_to(folder)
+    assert below(tmp_path / "link") == ["far/deep/b.png", "own/a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the refusal is put in its place."""
+    real = os.scandir
+
+    def scandir(folder: str) -> object:
+        if Path(folder).name in ("closed", "lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    for name in ("open", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert below(tmp_path) == ["open/a.png"]
+    (tmp_path / "open" / "closed").mkdir()
+    with pytest.raises(UserError, match="cannot read the folder") as caught:
+        image_paths(tmp_path)
+    assert str(tmp_path / "open" / "closed") in caught.value.message
+    assert caught.value.seen == "Permission denied"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    target = tmp_path / ("x" * 251 + ".png")
+    write_atomically(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    with pytest.raises(OSError, match="too long"):
+        write_atomically(tmp_path / ("x" * 256), b"whole")
+    assert names(tmp_path) == [target.name]

@@ -27,6 +27,7 @@ from tests.contract.encodings import (
     tiff,
 )
 from unetrt.contract.errors import ImageError
+from unetrt.contract.headers import MAX_BYTES
 from unetrt.contract.images import MAX_PIXELS, read_image
 
 WHOLE: dict[str, bytes] = {
@@ -184,3 +185,52 @@ def test_an_index_past_the_palette_is_an_error() -> None:
     assert read_image(whole, 3).tolist() == [[[10, 20, 30], [40, 50, 60]]]
     with pytest.raises(ImageError, match="palette lacks"):
         read_image(png(2, 1, 8, 3, b"\0\0\2", palette=colours), 3)
+
+
+def test_a_file_that_would_fill_the_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        file.truncate(40 << 30)
+    with pytest.raises(ImageError, match="larger than any image") as caught:
+        read_image(path, 3)
+    assert (caught.value.seen, caught.value.expected) == (
+        f"{40 << 30} bytes",
+        f"at most {MAX_BYTES}",
+    )
+
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    path.write_bytes(WHOLE["jpeg 4:2:0"])
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    with pytest.raises(ImageError, match="no memory to read"):
+        read_image(path, 3)
+
+
+def test_pixels_without_memory_for_them_are_not_called_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", no_memory)
+    with pytest.raises(ImageError, match="no memory to decode"):
+        read_image(WHOLE["jpeg 4:2:0"], 3)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_several_pages_is_refused_but_not_one_with_a_smaller_copy(big: bool) -> None:
+    def pages(kind: int) -> bytes:
+        first, second = (Image.fromarray(np.full((4, 5), v, np.uint8)) for v in (10, 200))
+        second.encoderinfo = {"tiffinfo": {254: kind}}
+        options = {"save_all": True, "append_images": [second], "big_tiff": big}
+        return saved(first, format="TIFF", **options)
+
+    with pytest.raises(ImageError, match="several pages") as caught:
+        read_image(pages(0), 1)
+    assert caught.value.seen == "2 pages"
+    for copy in (1, 4):
+        assert (read_image(pages(copy), 1) == 10).all()

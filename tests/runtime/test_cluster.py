@@ -149,14 +149,10 @@ def test_an_output_that_cannot_be_written_ends_the_job(
 ) -> None:
     out = tmp_path / "out"
 
-    def block() -> None:  # root may write anywhere: a folder stands where a mask is to go
-        missing = set(files_below(whole.out)) - set(files_below(out))
-        for name in missing:
-            (out / name).mkdir(parents=True, exist_ok=True)
-
     tasks = plan_tasks([str(whole.images)], output_dir=out)
     (out / FOLDER).mkdir(parents=True)
-    block()
+    (out / "a b").mkdir()
+    (out / "a b" / "ü").symlink_to("/proc")  # root may write anywhere, but not there
     options = ClusterOptions(address="local", engines=1)
     with (
         Cluster(EngineOptions(model=model), options) as cluster,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,115 +140,6 @@ def test_an_output_that_is_not_finite_is_a_failure_of_that_image() -> None:
     assert "not finite" in str(errors[0])
     assert "not finite" in str(errors[2])
     assert errors[1] is None
-
-
-class _Counter:
-    """Arrays that are alive, now and at most."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.now = self.most = 0
-
-    def watch(self, array: U8) -> U8:
-        with self._lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-        weakref.finalize(array, self._gone)
-        return array
-
-    def _gone(self) -> None:
-        with self._lock:
-            self.now -= 1
-
-
-@pytest.mark.parametrize(("batch", "slots", "threads", "waiting"), [(1, 1, 1, 4), (3, 2, 2, 10)])
-def test_loaded_images_are_bounded_whatever_their_number(
-    batch: int, slots: int, threads: int, waiting: int, threshold_engine: type[ThresholdEngine]
-) -> None:
-    """Read ahead: two a thread and one for each place in a slot; then those that wait."""
-    counter = _Counter()
-
-    def load(index: int) -> Loaded:
-        size = (4, 1 + index % 37)  # so many sizes that no batch is ever full
-        return counter.watch(np.zeros((*size, 1), np.uint8)), size
-
-    options = PipelineOptions(batch=batch, slots=slots, load_threads=threads, waiting=waiting)
-    bound = 2 * threads + batch * slots + waiting + batch
-    with threshold_engine() as engine:
-        done = 0
-        for _ in run_pipeline(engine, range(600), load, ignore, options):
-            done += 1
-            if done < 30:
-                time.sleep(0.002)  # a slow caller
-    assert done == 600
-    assert counter.most <= bound
-    assert batch == 1 or counter.most >= waiting, "images should wait for others of their size"
-    gc.collect()
-    assert counter.now == 0
-
-
-def test_a_slow_writer_holds_the_readers_back(threshold_engine: type[ThresholdEngine]) -> None:
-    loaded, written = [], []
-
-    def load(index: int) -> Loaded:
-        loaded.append(index)
-        return plain(index)
-
-    most = 0
-
-    def consume(task: int, mask: U8) -> None:
-        nonlocal most
-        most = max(most, len(loaded) - len(written))
-        time.sleep(0.002)
-        written.append(task)
-
-    options = PipelineOptions(batch=2, slots=2, load_threads=2, write_threads=2)
-    with threshold_engine() as engine:
-        results = list(run_pipeline(engine, range(300), load, consume, options))
-    assert len(results) == len(written) == 300
-    reading, waiting, flying, writing = 2 * 2 + 2 * 2, 2, 2 * 2, 4 * 2 + 2 + 2
-    assert most <= reading + waiting + flying + writing + 2
-
-
-def test_tasks_are_taken_as_they_are_needed(threshold_engine: type[ThresholdEngine]) -> None:
-    taken = 0
-
-    def endless() -> object:
-        nonlocal taken
-        while True:
-            yield taken
-            taken += 1
-
-    options = PipelineOptions(batch=2, slots=2, load_threads=2)
-    with threshold_engine() as engine:
-        results = run_pipeline(engine, endless(), plain, ignore, options)  # type: ignore[arg-type]
-        for _ in range(50):
-            next(results)
-        results.close()
-    assert 50 <= taken < 90
-    assert threads_left() == []
-
-
-def test_a_batch_larger_than_what_waits_is_filled_all_the_same(
-    threshold_engine: type[ThresholdEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else every batch would run half empty."""
-    counts: list[int] = []
-    with threshold_engine() as engine:
-        make = engine.slot
-
-        def slot() -> Slot:
-            made = make()
-            submit = made.submit
-            monkeypatch.setattr(
-                made, "submit", lambda n, size: (counts.append(n), submit(n, size))[1]
-            )
-            return made
-
-        monkeypatch.setattr(engine, "slot", slot)
-        options = PipelineOptions(batch=8, waiting=3)
-        assert len(list(run_pipeline(engine, range(32), plain, ignore, options))) == 32
-    assert counts == [8, 8, 8, 8]
 
 
 class _UnforeseenError(Exception):

@@ -13,9 +13,10 @@ from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import ThresholdEngine
 from unetrt.contract.errors import DeviceMemoryError, UserError
 from unetrt.contract.types import U8
-from unetrt.engine.base import Engine, Slot
+from unetrt.engine.base import Engine, HostBuffer, Slot, memory_errors
 from unetrt.engine.host import HostSlot
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.runtime import pipeline
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline
 from unetrt.training.checkpoint import unet_from_checkpoint
 from unetrt.training.masknet import MaskNet
@@ -79,6 +80,91 @@ def test_an_image_that_never_fits_ends_the_job() -> None:
         pytest.raises(DeviceMemoryError, match=r"no memory for images \(1, "),
     ):
         masks_of(engine, 5)
+
+
+class Varied(SmallDevice):
+    """Room for `most` images of 32 rows, and for none of more."""
+
+    def forward(self, image: Tensor, size_like: Tensor) -> Tensor:
+        if len(image) > self.most or image.shape[1] > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return MaskNet.forward(self, image, size_like)
+
+
+def varied_engine(most: int, batch: int) -> TorchEngine:
+    checkpoint = balanced_checkpoint()
+    net = Varied(unet_from_checkpoint(checkpoint), checkpoint.spec)
+    net.most = most
+    engine = TorchEngine(checkpoint, "cpu", net)
+    engine.batch = batch
+    return engine
+
+
+@pytest.mark.parametrize("large", [{0}, {0, 1, 2, 3}, {20}, {4, 5, 30, 39}])
+def test_an_image_too_large_for_the_device_costs_itself_alone(
+    large: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    def of_two_sizes(index: int) -> Loaded:
+        size = (48, 33) if index in large else (32, 32)
+        return steel(index, *size), size
+
+    with varied_engine(most=4, batch=4) as engine, caplog.at_level(logging.WARNING):
+        masks: dict[int, U8] = {}
+        results = list(run_pipeline(engine, range(40), of_two_sizes, masks.__setitem__))
+    failed = {result.task: result.reason for result in results if result.error}
+    assert set(failed) == large
+    assert len(results) == 40
+    assert sorted(masks) == [index for index in range(40) if index not in large]
+    assert all("no memory for an image of 33×48 pixels" in text for text in failed.values())
+    assert "cut it into tiles" in failed[min(large)]
+    assert "for the others 4 images a batch again" in caplog.text
+
+
+def test_where_nothing_ever_fits_the_job_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MOST_UNFIT", 6)
+    loaded: list[int] = []
+
+    def counted(index: int) -> Loaded:
+        loaded.append(index)
+        return load(index)
+
+    options = PipelineOptions(load_threads=1, batch=1, slots=1)
+    with small_engine(most=0, batch=1) as engine, pytest.raises(DeviceMemoryError):
+        list(run_pipeline(engine, range(500), counted, lambda _task, _mask: None, options))
+    assert len(loaded) < 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 8"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("Exception from src:\nFailed to allocate 64032920 bytes of memory\n\n"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_what_libraries_say_without_memory_is_known(error: Exception) -> None:
+    """The words of ONNX Runtime, PyTorch and OpenVINO."""
+    with (
+        pytest.raises(DeviceMemoryError, match="no memory for a batch") as caught,
+        memory_errors("a batch"),
+    ):
+        raise error
+    assert caught.value.seen
+    assert caught.value.hint
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    for error in (RuntimeError("shapes differ"), UserError("out of memory, as a user has it")):
+        with pytest.raises(type(error)) as caught, memory_errors("a batch"):
+            raise error
+        assert caught.value is error
+
+
+def test_a_buffer_that_the_host_has_no_memory_for_is_no_traceback() -> None:
+    with pytest.raises(DeviceMemoryError, match="a buffer of"):
+        HostBuffer().view((1 << 50, 8, 8, 3))
 
 
 def test_no_batch_below_the_least_that_an_engine_takes() -> None:

@@ -138,14 +138,14 @@ def test_a_disk_that_takes_no_more_ends_the_job_with_one_error(tmp_path: Path) -
         assert predict_masks(engine, tasks, PredictOptions()).done == 8
 
 
-def test_an_output_that_is_a_folder_is_an_error_and_leaves_no_temporary_file(
+def test_an_output_that_is_a_folder_is_a_failure_and_leaves_no_temporary_file(
     tmp_path: Path,
 ) -> None:
     (source,) = write_pictures(tmp_path / "in", 1)
     (tmp_path / "out.png" / "inside").mkdir(parents=True)
-    refusal = pytest.raises(UserError, match="cannot write")
-    with torch_engine(balanced_checkpoint()) as engine, refusal:
-        predict_masks(engine, [Task(source, tmp_path / "out.png")], PredictOptions())
+    with torch_engine(balanced_checkpoint()) as engine:
+        summary = predict_masks(engine, [Task(source, tmp_path / "out.png")], PredictOptions())
+    assert "cannot write" in summary.failures[0]["reason"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out.png"]
 
 

@@ -16,6 +16,7 @@ from tests.runtime.conftest import ThresholdEngine
 from tests.runtime.test_journal import MODEL, counts
 from tests.runtime.test_predict import files_below, write_pictures
 from unetrt.contract.errors import UserError
+from unetrt.contract.files import temporary_key
 from unetrt.contract.types import U8
 from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.merge import Merged, merge_journals
@@ -151,13 +152,17 @@ def test_one_shard_twice_at_once_is_refused(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole_job", [False, True])
-def test_what_other_shards_are_writing_stays(whole_job: bool, job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [temporary_key, str])
+def test_what_other_shards_are_writing_stays(
+    named: Callable[[str], str], whole_job: bool, job: Job, tmp_path: Path
+) -> None:
+    """Older versions had the whole name of the mask in that of the temporary."""
     write_pictures(tmp_path / "in", 8)
     job(Shard(1, 2), stop_after=1)
 
     def temporaries(shard: Shard) -> list[Path]:
         outputs = [task.output for task in tasks_of(tmp_path, shard)]
-        return [path.with_name(f".{path.name}.77-00ff00ff.tmp") for path in outputs if path]
+        return [path.with_name(f".{named(path.name)}.77-00ff00ff.tmp") for path in outputs if path]
 
     own, others = temporaries(Shard(1, 2)), temporaries(Shard(2, 2))
     for path in own + others:

@@ -1,0 +1,79 @@
+"""How many images the device has memory for at once: what a run finds out as it goes."""
+
+from __future__ import annotations
+
+from ..contract.errors import ImageError, UserError
+from ..contract.log import log
+from ..contract.types import Size
+from .budget import memory_bytes
+
+MOST_UNFIT = 100
+"""Images that find no memory, one by one, before the job ends where none has ever fitted."""
+
+
+class Fit:
+    """batch: images a slot; count: slots. Both shrink where the device has no memory for them.
+
+    An image for which not even the least is enough costs itself alone: what ran before it is
+    taken up again. error: of the latest of them.
+    """
+
+    def __init__(self, batch: int, count: int, least: int) -> None:
+        self.batch, self.count = batch, count
+        self._asked, self._least = (batch, count), least
+        self._proven: tuple[int, int] | None = None
+        self.error: UserError | None = None
+
+    @property
+    def proven(self) -> bool:
+        """Whether anything has ever fitted."""
+        return self._proven is not None
+
+    def ran(self, batch: int, slots: int) -> None:
+        """So many images fitted into each of so many slots."""
+        self._proven = max(self._proven or (0, 0), (batch, slots))
+
+    def shrink(self, slots: int, error: UserError) -> bool:
+        """Halve the batch, then take one slot. False: neither is possible."""
+        half = self.batch // 2
+        if half >= self._least:
+            self.batch, now = half, f"{half} images a batch"
+        elif slots > 1:
+            self.count, now = 1, "one batch at a time"
+        else:
+            return False
+        log.warning("%s: from now on %s", error.reason, now)
+        return True
+
+    def refuse(self, size: Size, error: UserError) -> ImageError:
+        """The error of an image of `size` (H, W) for which the least is too much."""
+        # Its frames hold the images.
+        self.error, error.__cause__ = error.with_traceback(None), None
+        before, found = (self.batch, self.count), no_memory(size, error.seen or error.reason)
+        self.batch, self.count = self._proven or self._asked
+        if (self.batch, self.count) != before:
+            again = "%s: for the others %d images a batch again, batches at once: %d"
+            log.warning(again, found.message, self.batch, self.count)
+        return found
+
+
+def no_memory(size: Size, seen: object) -> ImageError:
+    height, width = size
+    return ImageError(
+        f"no memory for an image of {width}×{height} pixels",
+        seen=seen,
+        hint="cut it into tiles, or take a device with more memory",
+    )
+
+
+def require_batch(batch: int, image_bytes: int) -> None:
+    """Raise UserError for a batch that was asked for and whose images alone fill the memory."""
+    memory = memory_bytes()
+    if batch * image_bytes > memory:
+        most = max(1, memory // image_bytes // 4)
+        raise UserError(
+            f"no memory for {batch} images a batch",
+            seen=f"{batch * image_bytes / 2**30:.1f} GiB of images",
+            expected=f"less than {memory / 2**30:.1f} GiB, with all that the network adds",
+            hint=f"--batch {min(most, 64)}   or leave --batch out",
+        )

@@ -1,0 +1,227 @@
+"""Where images are: files, folders, globs, lists, standard input and addresses."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath, PurePosixPath
+
+from ..contract.addresses import MARK, files_matching, is_address, path_from_text
+from ..contract.errors import UserError
+from ..contract.files import folders_below, image_paths
+
+REFERENCE_SUFFIX = "_OUT"
+"""Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
+
+BESIDE = f"{REFERENCE_SUFFIX}.png"
+"""How the names of masks end that lie beside their images."""
+
+STDIN = "-"
+EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, and where it stands below the folder or pattern that named it."""
+
+    path: Path
+    relative: PurePath
+
+
+def expand_inputs(
+    inputs: Sequence[str], outputs: Sequence[Path], keep_outputs: bool
+) -> list[Input]:
+    """Every image once, in the order given."""
+    items = [item for text in inputs for item in _expand_one(text, outputs, keep_outputs)]
+    found: dict[Path, Input] = {}
+    for item, path in zip(items, located(item.path for item in items), strict=True):
+        found.setdefault(path, item)
+    if not found:
+        raise UserError("no input images", seen=" ".join(inputs) or "nothing", expected=EXPECTED)
+    return list(found.values())
+
+
+def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[Input]:
+    if text == STDIN:
+        return _expand_lines(_standard_input(), "standard input")
+    path = path_from_text(text)
+    if is_address(path):
+        return _expand_address(path, outputs)
+    if path.is_dir():
+        images = image_paths(path)
+        if not keep_outputs:  # masks of an earlier run lie beside their images
+            images = [image for image in images if not image.name.endswith(BESIDE)]
+        items = [Input(image, image.relative_to(path)) for image in images]
+        return _without_outputs(items, path, outputs)
+    if path.exists():
+        return [Input(path, PurePath(path.name))]
+    if text.startswith("@"):
+        return _expand_list(path_from_text(text[1:]))
+    if glob.has_magic(text):
+        return _expand_glob(text, outputs)
+    raise UserError(
+        f"no image at {text}",
+        seen="no such file or folder",
+        expected=EXPECTED,
+        hint="a path is read from the working folder, ** in a glob goes through all folders",
+    )
+
+
+def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
+    try:
+        if glob.has_magic(str(path)):
+            root, images = _fixed_address(path), files_matching(path)
+        elif path.is_file():
+            root, images = path.parent, [path]
+        else:
+            root, images = path, image_paths(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}", seen=error, expected=EXPECTED) from error
+    if not images:
+        raise UserError(f"no image matches {path}", seen="0 files")
+    items = [Input(image, PurePosixPath(str(image.relative_to(root)))) for image in images]
+    folders = [folder for folder in outputs if is_address(folder) and folder != root]
+    return [item for item in items if not any(f in item.path.parents for f in folders)]
+
+
+def _fixed_address(pattern: Path) -> Path:
+    """The folder above the first part of an address that is a pattern."""
+    return next(path for path in pattern.parents if not glob.has_magic(str(path)))
+
+
+def _expand_list(path: Path) -> list[Input]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the list {path}", seen=error, expected="UTF-8 text, an image a line"
+        ) from error
+    return _expand_lines(text, f"the list {path}")
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UserError("standard input is closed", expected="a list of images, one a line")
+    return os.fsdecode(sys.stdin.buffer.read())  # a name of any bytes, as the system has it
+
+
+def _expand_lines(text: str, what: str) -> list[Input]:
+    """One path a line, relative to the working folder; their own folders are kept."""
+    if "\0" in text:
+        raise UserError(f"{what} separates names by NUL", expected="one path a line")
+    files = [_listed_file(line) for line in text.split("\n") if line.strip()]
+    for file in files:
+        if file.name in ("", ".."):
+            raise UserError(f"{what} names a folder", seen=file, expected="images")
+    return [Input(file, _inside(file)) for file in files]
+
+
+def _listed_file(line: str) -> Path:
+    """Spaces around a name are its own where such a file is there."""
+    line = line.removesuffix("\r")
+    if MARK in line:
+        return path_from_text(line.strip())
+    stripped = line.strip()
+    return Path(line) if line == stripped or Path(line).exists() else Path(stripped)
+
+
+def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) -> list[Input]:
+    """Leave out what an earlier run has written below `root`, in an output folder there."""
+    inside = root.resolve()
+    for folder in (output.resolve() for output in outputs if not is_address(output)):
+        # A folder elsewhere may be linked to from here; where the root lies in it, it is meant.
+        if folder != inside and folder not in inside.parents:
+            places = located(item.path for item in items)
+            pairs = zip(items, places, strict=True)
+            items = [item for item, place in pairs if folder not in place.parents]
+    return items
+
+
+def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:
+    path = Path(pattern)
+    # Python's own ** goes round a loop of links forty times, and through two of them for ever.
+    walks = "**" in path.parts and ".." not in path.parts
+    names = _matching(path) if walks else map(Path, glob.glob(pattern))
+    files = [file for file in _shortest(names) if file.is_file()]
+    if not files:
+        raise UserError(
+            f"no image matches {pattern}",
+            seen="0 files",
+            expected="a pattern that finds some",
+            hint="quote the pattern; ** goes through all folders, * through one",
+        )
+    root = Path(*_fixed_parts(path))
+    items = [Input(file, _inside(file.relative_to(root))) for file in files]
+    return _without_outputs(items, root, outputs)
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    """The files that a pattern with ** names, each folder read once."""
+    fixed = _fixed_parts(pattern)
+    root, wanted = Path(*fixed), pattern.parts[len(fixed) :]
+    if root.is_dir():
+        for folder, names in folders_below(root, hidden=True).items():
+            parts = folder.relative_to(root).parts
+            yield from (folder / name for name in names if _matches((*parts, name), wanted))
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """As glob has it: ** is any number of folders, and a hidden name is asked for by its dot."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**" and _matches(parts, wanted[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not wanted[0].startswith(".")):
+        return False
+    if wanted[0] == "**":
+        return _matches(parts[1:], wanted)
+    return fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+
+
+def _shortest(paths: Iterable[Path]) -> list[Path]:
+    """Each file once, sorted: links give one several spellings."""
+    spellings = sorted(paths, key=lambda path: (len(path.parts), path))
+    found: dict[Path, Path] = {}
+    for place, path in zip(located(spellings), spellings, strict=True):
+        found.setdefault(place, path)
+    return sorted(found.values())
+
+
+def input_roots(inputs: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """The folders that are read, each with the pattern that a file's name has to match."""
+    for path in (path_from_text(text) for text in inputs if text != STDIN):
+        if is_address(path):
+            magic = glob.has_magic(str(path))
+            yield (_fixed_address(path), path.name) if magic else (path, "*")
+        elif path.is_dir():
+            yield path, "*"
+        elif not path.exists() and glob.has_magic(str(path)):
+            yield Path(*_fixed_parts(path)), path.name
+
+
+def _fixed_parts(pattern: Path) -> list[str]:
+    parts: list[str] = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return parts
+
+
+def _inside(path: Path) -> PurePath:
+    """A relative path that cannot leave the output folder."""
+    kept = [part for part in path.parts if part not in ("..", ".", path.anchor)]
+    return PurePath(*kept)
+
+
+def located(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each path as one spelling: links of its folder followed, every folder asked once."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        yield folders[path.parent] / path.name
