@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,29 +48,38 @@ class OnnxRuntimeEngine(HostEngine):
                 hint="unetrt doctor   says what this machine can run",
             )
         self.precision, self.path = precision, model
-        self._open = partial(session_from_onnx, model, CPU, profile, threads)
-        self._session: Any = self._open()
+        self._session: Any = session_from_onnx(model, CPU, profile, threads)
         self._size_like = HostBuffer()
+        self._holds_too_much = False
 
     def infer(self, images: U8, masks: U8) -> None:
-        if self._session is None:
-            self._session = self._open()
         binding = self._session.io_binding()
         binding.bind_cpu_input("image", images)
         binding.bind_cpu_input("size_like", self._size_like.view(masks.shape[-2:]))
         name = self.spec.result
         binding.bind_output(name, "cpu", 0, np.uint8, masks.shape, masks.ctypes.data)
+        options = _giving_back() if self._holds_too_much else None
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
         except runtime_errors():
-            # Where memory was short: a session keeps what it got, while anything holds it.
-            self._session = None
-            del binding
+            # Where memory was short, the session's arena keeps what it had got.
+            self._holds_too_much = True
             raise
+        self._holds_too_much = False
 
     def end_profile(self) -> Path:
         """The file that holds the times of every layer in every run so far."""
         return Path(self._session.end_profiling())
+
+
+def _giving_back() -> Any:
+    """Options of a run after which the arena gives back what that run did not need.
+
+    The key is of onnxruntime_run_options_config_keys.h.
+    """
+    options = import_module("onnxruntime").RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def session_from_onnx(

@@ -49,7 +49,7 @@ def record(name: str, kind: str = "Convolution", seconds: float = 1.0) -> Record
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("openvino", marks=pytest.mark.slow), "onnxruntime"]
+    "backend", [pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime")]
 )
 def test_every_convolution_is_found_and_the_sum_stays_below_the_clock(
     backend: str, exported: Exported

@@ -101,6 +101,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench_models([folder / "net.pth", right, *wrong], options)
 
 
+@pytest.mark.slow
 def test_wrong_masks_get_no_speed_up_from_file_to_table(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
