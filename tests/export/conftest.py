@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from unetrt.export import modelfile
 from unetrt.training.options import RECIPES, TrainOptions
 from unetrt.training.synthetic import write_dataset
 from unetrt.training.train import train
@@ -56,3 +58,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=folder / "run",
     )
     return train(options)
+
+
+@pytest.fixture
+def sabotage(
+    monkeypatch: pytest.MonkeyPatch, reweighted: Callable[..., Path]
+) -> Callable[[Callable[[Any], Any]], None]:
+    """Every graph written from now on has changed weights in its last layer."""
+    write = modelfile._write_floats
+
+    def install(change: Callable[[Any], Any] = np.negative) -> None:
+        def write_changed(path: Path, *rest: Any) -> None:
+            write(path, *rest)
+            reweighted(path, path, "net.outc.conv.weight", change)
+
+        monkeypatch.setattr(modelfile, "_write_floats", write_changed)
+
+    return install
