@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -122,14 +122,16 @@ class Workers(Closing):
     """The crew of a job on several devices; `with` ends its processes.
 
     An image is with one worker at a time. What a worker that dies had not finished goes to the
-    others. Raises UserError when the model cannot be opened on one of the devices, or when the
-    last worker has died.
+    others, one image at a time. Raises UserError when the model cannot be opened on one of the
+    devices, or when the last worker has died.
     """
 
     def __init__(self, options: EngineOptions, devices: Sequence[str]) -> None:
         """Start a process a device; return as soon as one of them has opened the model."""
         self._stopping = False
         self._warned: set[str] = set()
+        self._suspects: deque[Task] = deque()
+        self._deaths: Counter[Task] = Counter()
         self._threads = max(1, usable_cores() // len(devices))
         context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -140,7 +142,7 @@ class Workers(Closing):
                     self._workers.append(_Worker(context, options, device, self._threads))
             self._alive = list(self._workers)
             while self._first is None:
-                list(self._collect(deque()))
+                list(self._collect())
         except BaseException:
             self.close()
             raise
@@ -180,10 +182,10 @@ class Workers(Closing):
         for worker in self._alive:
             worker.send(self._share_of(options, len(tasks)))
         try:
-            while (left or self._held()) and not stop():
+            while (left or self._suspects or self._held()) and not stop():
                 self._hand_out(left)
-                yield from self._collect(left)
-            if left or self._held():
+                yield from self._collect()
+            if left or self._suspects or self._held():
                 yield from self._finish()
         finally:
             self.close()
@@ -208,7 +210,11 @@ class Workers(Closing):
         for worker in self._alive:
             if not worker.wants:
                 continue
-            if left:
+            if self._suspects and not worker.held:
+                worker.give([self._suspects.popleft()])  # alone: who dies of it is known
+            elif self._deaths.keys() & worker.held.keys():
+                worker.give([])
+            elif left:
                 count = max(1, min(CHUNK, len(left) // (4 * len(self._alive))))
                 worker.give([left.popleft() for _ in range(min(count, len(left)))])
             elif worker.held:
@@ -220,15 +226,15 @@ class Workers(Closing):
         for worker in self._alive:
             worker.send(None)
         while self._alive:
-            yield from self._collect(deque())
+            yield from self._collect()
 
-    def _collect(self, left: deque[Task]) -> Iterator[Outcome]:
-        """The outcomes among what the workers have said; `left` takes back what is not done."""
+    def _collect(self) -> Iterator[Outcome]:
+        """The outcomes among what the workers have said."""
         ready = wait([worker.outbox for worker in self._alive], TICK)
         for worker in [worker for worker in self._alive if worker.outbox in ready]:
             message = worker.receive()
             if message is None:
-                self._lose(worker, left)
+                yield from self._lose(worker)
             elif isinstance(message, Outcome):
                 worker.held.pop(message.task, None)
                 yield message
@@ -260,15 +266,23 @@ class Workers(Closing):
             self._warned.add(text)
             log.warning("%s", text)
 
-    def _lose(self, worker: _Worker, left: deque[Task]) -> None:
-        """Take back what a worker that has ended was given."""
+    def _lose(self, worker: _Worker) -> Iterator[Outcome]:
+        """Take back what a worker that has ended was given.
+
+        An image that a second worker dies of, while it holds no other, is a failure: it would kill
+        them all.
+        """
         self._alive.remove(worker)
         worker.end()
         if self._stopping and worker.error is None and worker.process.exitcode == 0:
             return
-        left.extendleft(worker.held)
+        self._deaths.update(list(worker.held))
+        found = [task for task in worker.held if len(worker.held) == 1 < self._deaths[task]]
+        self._suspects.extend(task for task in worker.held if task not in found)
         text = "a worker on %s has died (%s) and leaves %d images; workers that go on: %d"
         log.warning(text, worker.device, worker.last_words, len(worker.held), len(self._alive))
+        for task in found:
+            yield Outcome(task, f"two processes died while they worked on it ({worker.last_words})")
         if not self._alive and not self._stopping:
             raise worker.error or UserError(
                 "every worker has died",

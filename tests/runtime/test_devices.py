@@ -306,3 +306,36 @@ def test_masks_of_every_backend_are_those_of_one_process(
     with Workers(EngineOptions(model=path, backend=backend), ["cpu"] * 3) as workers:
         run_job(workers, tasks, options_of(tmp_path / "three"), threading.Event())
     check_same(tmp_path / "three", Undisturbed(whole.images, tmp_path / "one", whole.summary))
+
+
+POISON = """
+import os, signal
+from unetrt.runtime import work
+
+read = work.read_reduced
+
+
+def deadly(source, *arguments, **options):
+    if source.name == os.environ["POISON"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(source, *arguments, **options)
+
+
+work.read_reduced = deadly
+"""
+
+
+def test_an_image_that_kills_its_reader_costs_itself(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a decoder would that crashes: in every process that reads it."""
+    poisoned = sorted(path for path in whole.images.rglob("*") if path.is_file())[20]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("POISON", poisoned.name)
+    paths = [str(tmp_path / "site"), os.environ["PYTHONPATH"]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    summary = run_on(model, whole.images, tmp_path / "out", "cpu:3", lambda _: None)
+    assert counts(summary) == (PICTURES - 3, 3, 0)
+    reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
+    assert "two processes died" in reasons[str(poisoned)]
