@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.encodings import write_mixed
-from tests.runtime.test_devices import journaled, options_of
+from tests.runtime.test_devices import (
+    Undisturbed,
+    check_same,
+    journaled,
+    options_of,
+    undisturbed,
+)
 from tests.runtime.test_journal import counts
-from tests.runtime.test_predict import files_below
 from unetrt.contract.errors import UserError
 from unetrt.contract.modules import is_installed
 from unetrt.contract.spec import ModelSpec
@@ -40,26 +44,9 @@ def model(exported: Callable[..., Path]) -> Path:
     return exported()
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """A folder of pictures, two of them broken, and what one engine in this process makes of it."""
-
-    images: Path
-    out: Path
-    summary: Summary
-
-
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    root = tmp_path_factory.mktemp("whole")
-    pictures = write_mixed(root / "in", PICTURES)
-    for path in (pictures[7], pictures[140]):
-        path.write_bytes(path.read_bytes()[:30])
-    with open_engine(model) as engine:
-        tasks = plan_tasks([str(root / "in")], output_dir=root / "out")
-        summary = predict_masks(engine, tasks, options_of(root / "out"))
-    assert counts(summary) == (PICTURES - 2, 2, 0)
-    return Undisturbed(root / "in", root / "out", summary)
+    return undisturbed(model, tmp_path_factory.mktemp("whole"), PICTURES, (7, 140))
 
 
 @dataclass
@@ -114,13 +101,6 @@ def run_on(
         tasks = plan_tasks([str(images)], output_dir=out)
         summary = run_job(crew, tasks, options_of(out), threading.Event())
     return summary, bool(crew.happened)
-
-
-def check_same(out: Path, whole: Undisturbed) -> None:
-    assert files_below(out) == files_below(whole.out), "none missing, nothing left behind"
-    for name in files_below(whole.out):
-        if name != f"{FOLDER}/{NAME}":
-            assert (out / name).read_bytes() == (whole.out / name).read_bytes(), name
 
 
 def test_two_engines_of_which_one_is_killed(

@@ -82,17 +82,21 @@ class Undisturbed:
     summary: Summary
 
 
-@pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    root = tmp_path_factory.mktemp("whole")
-    pictures = write_mixed(root / "in", PICTURES)
-    for path in (pictures[7], pictures[40]):
+def undisturbed(model: Path, root: Path, count: int, broken: tuple[int, int]) -> Undisturbed:
+    """Make the folder below `root`, two of its `count` pictures cut short, and its masks."""
+    pictures = write_mixed(root / "in", count)
+    for path in (pictures[place] for place in broken):
         path.write_bytes(path.read_bytes()[:30])
     with open_engine(model) as engine:
         tasks = plan_tasks([str(root / "in")], output_dir=root / "out")
         summary = predict_masks(engine, tasks, options_of(root / "out"))
-    assert counts(summary) == (PICTURES - 2, 2, 0)
+    assert counts(summary) == (count - 2, 2, 0)
     return Undisturbed(root / "in", root / "out", summary)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return undisturbed(model, tmp_path_factory.mktemp("whole"), PICTURES, (7, 40))
 
 
 def options_of(out: Path, strict: bool = False) -> PredictOptions:
@@ -149,7 +153,8 @@ def test_when_all_have_died_the_job_can_go_on(
     out = tmp_path / "out"
 
     def disturb(crew: Disturbed) -> None:
-        crew.events |= {10: crew.kill_the_busiest, 20: crew.kill_the_busiest}
+        # The second when what the first one held, which goes out singly, is done.
+        crew.events |= {10: crew.kill_the_busiest, 40: crew.kill_the_busiest}
 
     with pytest.raises(UserError, match="every worker has died") as caught:
         run_on(model, whole.images, out, "cpu,cpu", disturb)
