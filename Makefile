@@ -8,11 +8,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint types pycuda bindings tritonserver ray unit soak docker docker-test gpu readme dev clean
 
-demo: $(INSTALLED)
+demo: $(BASE)
 	$(BIN)/unetrt demo --out demo
 
 test: lint types pycuda bindings unit
@@ -34,7 +35,7 @@ bindings: $(INSTALLED)
 	scripts/install_trt_bindings.sh $(BIN)/python
 
 unit: $(INSTALLED)
-	$(BIN)/pytest --durations=10
+	$(BIN)/pytest -n auto --dist loadfile --durations=10
 
 # For the tests of `unetrt triton` in a real server; does nothing where its wheel does not run.
 tritonserver: $(INSTALLED)
@@ -42,7 +43,7 @@ tritonserver: $(INSTALLED)
 
 # Of the slow tests alone: a cluster's engine of 400 MB.
 ray: $(INSTALLED)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[ray]'
+	$(INSTALL) -e '.[ray]'
 
 soak: $(INSTALLED) tritonserver ray
 	$(BIN)/pytest -m slow --durations=10
@@ -65,10 +66,16 @@ docker-test:
 
 dev: $(INSTALLED)
 
-# One environment for all targets: what is tested is what the demo shows.
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+INSTALL := $(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt
+
+# One environment for all targets, in two steps: the demo does not wait for what only tests need.
+$(BASE): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[rtx,wandb,triton,dev]'
+	$(INSTALL) -e .
+	touch $@
+
+$(INSTALLED): $(BASE)
+	$(INSTALL) -e '.[rtx,wandb,triton,dev]'
 	touch $@
 
 # The tables of both READMEs, from the results under bench/results.

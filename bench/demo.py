@@ -43,8 +43,9 @@ class DemoOptions:
     train_pairs: int = 320
     test_pairs: int = 60
     width: int = 8
-    epochs: int = 20
+    epochs: int = 14
     batch_size: int = 4
+    crop: int = 80
     learning_rate: float = 5e-3
     seed: int = 0
     bench: bool = True
@@ -110,6 +111,7 @@ def _train_options(folder: Path, data: tuple[Path, Path], options: DemoOptions) 
         class_names=CLASS_NAMES,
         width=options.width,
         scale=1.0,
+        crop=options.crop,
         recipe=replace(
             RECIPES["modern"],
             epochs=options.epochs,
