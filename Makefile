@@ -75,7 +75,7 @@ $(BASE): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 $(INSTALLED): $(BASE)
-	$(INSTALL) -e '.[rtx,wandb,triton,dev]'
+	$(INSTALL) -e '.[rtx,wandb,triton,bands,dev]'
 	touch $@
 
 # The tables of both READMEs, from the results under bench/results.

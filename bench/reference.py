@@ -44,7 +44,9 @@ class ReferenceLoop:
         return torch.from_numpy(planes)[None].float() / 255, (height, width)
 
     def _decode(self, path: Path) -> U8:
-        """By Pillow, but for pixels that it would clip at 255: a fair loader scales them."""
+        """By Pillow, but for what it cannot read, or would clip at 255."""
+        if self.spec.channels not in (1, 3) or path.suffix.lower() == ".npy":
+            return read_image(path, self.spec.channels, bit_depth=self.bit_depth)
         with decoding(str(path)), Image.open(path) as file:
             if self.bit_depth is None and not file.mode.startswith(("I", "F")):
                 upright = ImageOps.exif_transpose(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contract.images import read_image
+from ..contract.images import read_shown
 from ..contract.masks import class_indices, read_mask, true_classes
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
@@ -38,7 +38,8 @@ def read_samples(
     varied = sorted(range(len(first)), key=lambda i: -len(np.unique(read_mask(first[i]))))
     panels = []
     for index in varied[:count]:
-        shown = [("image", read_image(images[index], 3, bit_depth=bit_depth))]
+        image = read_shown(images[index], spec.channels, bit_depth=bit_depth)
+        shown = [("image", image)]
         if index in truth:
             shown.append(("truth", coloured_mask(true_classes(truth[index], spec))))
         shown += [(name, _coloured(paths[index], spec)) for name, paths in masks.items()]

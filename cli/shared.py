@@ -171,7 +171,7 @@ def require_done(planned: int, failed: int) -> None:
         raise UserError(
             "no image could be used",
             seen=f"{failed} of {planned} failed, for the reasons above",
-            expected="JPEG, PNG, BMP, TIFF, WebP, PGM, PPM or GIF files that are whole",
+            expected="JPEG, PNG, BMP, TIFF, WebP, PGM, PPM, GIF or .npy files that are whole",
             hint="--json FILE   lists every image with its reason",
         )
 

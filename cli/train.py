@@ -53,7 +53,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the classes in the masks, R:G:B for colours (default: 0 to classes - 1 where no "
         "mask holds another, else those that occur)",
     )  # fmt: skip
-    network.add_argument("--channels", type=int, choices=(1, 3), help="(default: 3)")
+    network.add_argument("--channels", type=int, help="1 grey, 3 RGB, else bands (default: 3)")
     network.add_argument(
         "--width", type=int, help="channels of the first convolution (default: 64)"
     )

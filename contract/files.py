@@ -17,7 +17,10 @@ UNREAD = "lost+found"
 """What a file system keeps for itself, which nobody may read."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".gif"}
+    {
+        *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"),
+        *(".gif", ".npy"),
+    }
 )
 
 

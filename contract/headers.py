@@ -6,6 +6,7 @@ import io
 import re
 import stat
 import struct
+import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from .addresses import is_address, store_errors
 from .errors import ImageError
 from .png import check_chunks, lacks_rows
+from .types import Size
 
 MAX_PIXELS = 178_956_970
 """More pixels than this are refused. It is the number at which Pillow too raises an error."""
@@ -33,13 +35,15 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 8 * MAX_PIXELS
 """Files above this are refused: so many pixels take no more, in four samples of 16 bits each."""
 
+_TIFF = rb"II[*+]\0|MM\0[*+]"
+
 # Pillow's readers are called directly: its open() would also try some forty formats that are
 # not supported here, and prints a warning for an image of more than half the limit.
 _READERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (rb"\xff\xd8\xff", JpegImageFile),
     (rb"\x89PNG\r\n\x1a\n", PngImageFile),
     (rb"BM", BmpImageFile),
-    (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
+    (_TIFF, TiffImageFile),
     (rb"(?s)RIFF.{4}WEBP", WebPImageFile),
     (rb"GIF8[79]a", GifImageFile),
     (rb"P[1-6f]\s", PpmImageFile),
@@ -59,6 +63,7 @@ DECODE_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    tokenize.TokenError,  # what NumPy raises for a damaged header of .npy
     cv2.error,
     Image.DecompressionBombError,  # a GIF's frame that is larger than its picture
     Warning,  # Pillow's, where the user turned warnings into errors
@@ -66,7 +71,7 @@ DECODE_ERRORS = (
 """What Pillow, cv2 and simplejpeg raise for files that are damaged."""
 
 _PNM_HEADER = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" + rb"\s")
-_TIFF_BITS, _TIFF_FORMAT = 258, 339
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_FORMAT = 256, 257, 258, 339
 _NO_PIXEL_FORMATS = {2: "signed integers", 3: "float pixels"}
 _ORIENTATION = 274
 _TIFF_KIND, _TIFF_OTHER_KINDS = 254, 1 | 4
@@ -177,7 +182,7 @@ def open_picture(data: bytes, name: str) -> Picture:
         raise ImageError(
             f"{name} is not an image of a known kind",
             seen=f"{len(data)} bytes that begin {data[:12]!r}",
-            expected="JPEG, PNG, BMP, TIFF, WebP, GIF, PGM or PPM",
+            expected="JPEG, PNG, BMP, TIFF, WebP, GIF, PGM, PPM or .npy",
         )
     if reader is TiffImageFile:
         _check_directories(data, name)
@@ -188,6 +193,17 @@ def open_picture(data: bytes, name: str) -> Picture:
     if isinstance(picture.image, PngImageFile):
         check_chunks(data)
     return picture
+
+
+def is_tiff(data: bytes) -> bool:
+    return re.match(_TIFF, data) is not None
+
+
+def tiff_size(data: bytes, name: str) -> Size:
+    """The (H, W) of a TIFF's first page, upright, whatever its samples are."""
+    page = _directories(data, name)[0]
+    width, height = page[_TIFF_WIDTH], page[_TIFF_HEIGHT]
+    return (width, height) if page.get(_ORIENTATION, 1) >= 5 else (height, width)
 
 
 def _check_directories(data: bytes, name: str) -> None:

@@ -11,19 +11,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from .bands import array_size, is_array, pixels_from_array, read_bands, wrong_channels
+from .depth import Samples, bytes_from_samples
 from .headers import MAX_PIXELS as MAX_PIXELS
-from .headers import Picture, decoding, open_picture, read_bytes
+from .headers import Picture, decoding, is_tiff, open_picture, read_bytes, tiff_size
 from .types import U8, Size
-
-Samples = npt.NDArray[np.uint16]
-"""Pixels of more than 8 bits: (H, W) or (H, W, 3) in RGB order."""
 
 # Dropping alpha is part of these conversions; none of them blends with a background.
 _TARGETS = {
@@ -47,10 +45,32 @@ _TIFF_PHOTOMETRIC = 262
 def read_image(source: Path | bytes, channels: int, *, bit_depth: int | None = None) -> U8:
     """Read a file, or its bytes, as uint8 (H, W, channels), upright; 1 is grey, 3 is RGB.
 
-    bit_depth: the depth (9 to 16) of data stored in 16-bit files; without it the high byte counts.
-    Raises ImageError naming the file and why.
+    Another number of channels is that of a TIFF's bands, of an array's last axis (.npy), or of a
+    picture with its alpha. bit_depth: the depth (9 to 16) of data stored in 16-bit files; without
+    it the high byte counts. Raises ImageError naming the file and why.
     """
     return read_reduced(source, channels, None, bit_depth=bit_depth)[0]
+
+
+def read_shown(source: Path | bytes, channels: int, *, bit_depth: int | None = None) -> U8:
+    """Read an image as RGB (H, W, 3), to be looked at: of many bands the first three."""
+    if channels in (1, 3):
+        return read_image(source, 3, bit_depth=bit_depth)
+    return shown(read_image(source, channels, bit_depth=bit_depth))
+
+
+def shown(image: U8) -> U8:
+    """(H, W, C) → (H, W, 3): the first three bands, or the first as grey where there are fewer."""
+    return image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+
+
+def image_size(path: Path) -> Size:
+    """(H, W) of a file, upright; its pixels are not decoded. Raises as read_image does."""
+    data, name = read_bytes(path), str(path)
+    with decoding(name):
+        if is_array(data):
+            return array_size(data, name)
+        return tiff_size(data, name) if is_tiff(data) else _upright_size(open_picture(data, name))
 
 
 def read_reduced(
@@ -64,17 +84,36 @@ def read_reduced(
 
     least: the file's (H, W) → the size that what comes must not be below. None: the whole image.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
     if bit_depth is not None and not 9 <= bit_depth <= 16:
         raise ValueError(f"bit_depth must be 9 to 16, not {bit_depth}")
     name = "image in memory" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
     with decoding(name):
+        if is_array(data) or channels not in (1, 3):
+            image = _bands(data, name, channels, bit_depth)
+            return image, (image.shape[0], image.shape[1])
         picture = open_picture(data, name)
         pixels = _pixels(picture, bit_depth, least)
         upright = turn_upright(pixels, picture.orientation)
         return np.ascontiguousarray(_with_channels(upright, channels)), _upright_size(picture)
+
+
+def _bands(data: bytes, name: str, channels: int, bit_depth: int | None) -> U8:
+    """uint8 (H, W, channels), upright."""
+    if not is_array(data):
+        pixels, orientation = read_bands(data, name, channels, bit_depth)
+        return np.ascontiguousarray(turn_upright(pixels, orientation))
+    pixels = pixels_from_array(data, name, bit_depth)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    seen = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if seen == channels or {seen, channels} == {1, 3}:
+        if channels in (1, 3):
+            pixels = _with_channels(pixels, channels)
+        return np.ascontiguousarray(pixels)
+    raise wrong_channels(name, seen, channels)
 
 
 def _upright_size(picture: Picture) -> Size:
@@ -98,7 +137,7 @@ def turn_upright(pixels: U8, orientation: int) -> U8:
 
 
 def deep_samples(picture: Picture) -> Samples:
-    """Read the values of a file of more than 8 bits as they are stored, alpha dropped.
+    """Read the values of a file of more than 8 bits as stored, (H, W) or RGB, alpha dropped.
 
     Pillow keeps only the high byte of 16-bit RGB, so those come from cv2. Where the high bytes
     of the two differ, one of them has misread the file, and it is refused.
@@ -124,7 +163,8 @@ def _pixels(
 ) -> U8:
     """(H, W) or (H, W, 3), not yet turned upright."""
     if picture.maximum > 255:
-        return _high_byte(picture, deep_samples(picture), bit_depth)
+        samples = deep_samples(picture)
+        return bytes_from_samples(samples, picture.maximum, bit_depth, picture.name)
     image = picture.image
     if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
         # Bit-equal to Pillow and four times as fast; strict: a premature end is an error.
@@ -169,23 +209,6 @@ def _check_indices(picture: Picture) -> None:
     colours = len(picture.image.getpalette() or ()) // 3
     if highest >= colours:
         raise picture.error("colours that its palette lacks", seen=f"{highest} of {colours}")
-
-
-def _high_byte(picture: Picture, samples: Samples, bit_depth: int | None) -> U8:
-    """Scale 0 to `maximum` to 0 to 255: the high byte where all bits are used."""
-    maximum, highest = picture.maximum, int(samples.max())
-    if bit_depth is not None:
-        maximum = (1 << bit_depth) - 1
-        if highest > maximum:
-            raise picture.error(f"values above {bit_depth} bits", seen=f"values up to {highest}")
-    elif maximum == 65535 and highest < 4096 and (samples % 257).any():
-        depth = max(9, highest.bit_length())
-        raise picture.error(
-            "data of fewer bits in a 16-bit file: its high bytes are black",
-            seen=f"values up to {highest}, {depth} bits",
-            hint=f"--bit-depth {depth}   or the depth of the camera, often 10, 12 or 14",
-        )
-    return (samples.astype(np.uint32) * 256 // (maximum + 1)).astype(np.uint8)
 
 
 def _cv2_samples(picture: Picture) -> Samples:

@@ -19,6 +19,7 @@ INSTALL = {
     "openvino": "pip install openvino",
     "pycuda.driver": "pip install 'unetrt[trt]'",
     "upath": "pip install universal-pathlib",
+    "tifffile": "pip install 'unetrt[bands]'",
     "tensorrt": "pip install 'unetrt[trt]'",
     "pynvml": "pip install nvidia-ml-py",
     "ray": "pip install 'unetrt[ray]'",

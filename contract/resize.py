@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,18 @@ def resize_image(image: U8, size: Size, kernel: Resize) -> U8:
     if image.shape[:2] == size:
         return image
     resize = _resize_by_area if kernel == "area" else _resize_by_bicubic
-    return resize(image, size).reshape(*size, image.shape[2])
+    return by_bands(image, lambda bands: resize(bands, size).reshape(*size, bands.shape[2]))
+
+
+def by_bands(image: U8, change: Callable[[U8], U8]) -> U8:
+    """Apply `change`, (H, W, C) → (h, w, C), to grey and RGB at once, to others band by band.
+
+    cv2 refuses some work on more than four channels, and rounds other work differently.
+    """
+    if image.shape[2] in (1, 3):
+        return change(image)
+    bands = np.split(image, image.shape[2], axis=2)
+    return np.concatenate([change(np.ascontiguousarray(band)) for band in bands], axis=2)
 
 
 def resize_mask(mask: U8, size: Size) -> U8:

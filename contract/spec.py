@@ -33,6 +33,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "result": (str,),
     "palette": (tuple,),
 }
+MAX_CHANNELS = 512
+"""More bands than any camera or satellite gives; a header that says so is damaged."""
+
 MIN_SIDE = 16
 """Four poolings need 16 pixels: a shorter side is padded by its edge, in the graph."""
 
@@ -41,7 +44,7 @@ MIN_SIDE = 16
 class ModelSpec:
     """Travels inside every artefact, so that no later stage asks or guesses.
 
-    channels: 1 (grey) or 3 (RGB) in the network's input.
+    channels: of the network's input: 1 is grey, 3 is RGB, others are bands as they are stored.
     classes: the network's output channels; 1 is one logit, sigmoid and `threshold`.
     mask_values: what each class is written as in a mask file (two values for a one-class net).
     scale, resize: image size → network size, and the kernel that does it.
@@ -82,7 +85,9 @@ class ModelSpec:
 
     def _check(self) -> None:
         _require(self.version == VERSION, "version", self.version, f"{VERSION}")
-        _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        _require(
+            1 <= self.channels <= MAX_CHANNELS, "channels", self.channels, f"1 to {MAX_CHANNELS}"
+        )
         _require(1 <= self.classes < NO_CLASS, "classes", self.classes, f"1 to {NO_CLASS - 1}")
         _require(self.width >= 1, "width", self.width, "at least 1")
         _require(

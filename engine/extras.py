@@ -44,6 +44,13 @@ EXTRAS = (
         "train --wandb: curves on a server",
         "pip install 'unetrt[wandb]'",
     ),
+    (
+        "bands",
+        "tifffile",
+        ("tifffile",),
+        "TIFF images of other than 1 or 3 channels",
+        "pip install 'unetrt[bands]'",
+    ),
 )
 """(name, module, packages, what it enables, how to get it)."""
 GPU_EXTRAS = (

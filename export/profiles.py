@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract.errors import ImageError, UserError
 from ..contract.files import image_paths
-from ..contract.headers import decoding, open_picture, read_bytes
+from ..contract.images import image_size
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
 
@@ -107,16 +107,9 @@ def _sizes(folder: Path) -> list[Size]:
     reasons: list[str] = []
     for path in image_paths(folder):
         try:
-            sizes.append(_size_of(path))
+            sizes.append(image_size(path))
         except ImageError as error:
             reasons.append(error.reason)
     if not sizes:
         raise UserError(f"no image of {folder} can be read", seen=reasons[0])
     return sizes
-
-
-def _size_of(path: Path) -> Size:
-    with decoding(str(path)):
-        picture = open_picture(read_bytes(path), str(path))
-        width, height = picture.image.size
-        return (width, height) if picture.orientation >= 5 else (height, width)

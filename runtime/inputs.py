@@ -17,7 +17,7 @@ from ..contract.files import folders_below, image_paths
 REFERENCE_SUFFIX = "_OUT"
 """Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
 
-BESIDE = f"{REFERENCE_SUFFIX}.png"
+BESIDE = (f"{REFERENCE_SUFFIX}.png", f"{REFERENCE_SUFFIX}.npy")
 """How the names of masks end that lie beside their images."""
 
 STDIN = "-"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.images import read_image
+from ..contract.images import read_shown
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from .encode import class_colour
@@ -32,7 +32,7 @@ class MaskViewer:
         from matplotlib import pyplot
 
         for task, mask in self._masks.items():
-            image = read_image(task.source, 3, bit_depth=self._bit_depth)
+            image = read_shown(task.source, spec.channels, bit_depth=self._bit_depth)
             draw_mask(image, mask, spec, str(task.source))
             pyplot.show()
             pyplot.close()

@@ -14,7 +14,7 @@ from ..contract.addresses import store_errors
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.files import write_atomically
 from ..contract.headers import check_file_size
-from ..contract.images import read_image, read_reduced
+from ..contract.images import read_reduced, read_shown
 from ..contract.resize import resized_input
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
@@ -130,7 +130,7 @@ class Work:
         if self.options.format == "rle":
             self.masks[task] = rle.rle_from_mask(mask)
         if task.overlay is not None:
-            image = read_image(task.source, 3, bit_depth=self.options.bit_depth)
+            image = read_shown(task.source, self.spec.channels, bit_depth=self.options.bit_depth)
             if image.shape[:2] != mask.shape:
                 raise ImageError(f"{task.source} was changed while it was worked on")
             _write(task.overlay, encode_overlay(image, mask))

@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from ..contract.resize import by_bands
 from ..contract.types import NO_CLASS, U8, Size
 
 GAIN, SHIFT = 0.25, 32.0
@@ -39,9 +40,14 @@ def take_window(
     if window == size:
         return image, truth
     # Both measure from pixel centres, so that edges in the mask stay on those in the image.
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized = by_bands(image, lambda bands: _resized(bands, size))
     moved = cv2.resize(truth, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(resized, np.uint8).reshape(*size, -1), np.asarray(moved, np.uint8)
+    return resized, np.asarray(moved, np.uint8)
+
+
+def _resized(image: U8, size: Size) -> U8:
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8).reshape(*size, image.shape[2])
 
 
 def turn_pair(image: U8, truth: U8, rng: np.random.Generator) -> tuple[U8, U8]:
@@ -61,7 +67,7 @@ def relight(image: U8, rng: np.random.Generator) -> U8:
     gain, shift = rng.uniform(-1, 1, 2)
     values = (np.arange(256) - 127.5) * (1 + GAIN * gain) + 127.5 + SHIFT * shift
     table = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(np.ascontiguousarray(image), table), np.uint8).reshape(image.shape)
+    return np.asarray(cv2.LUT(image.reshape(len(image), -1), table), np.uint8).reshape(image.shape)
 
 
 def _padded(image: U8, truth: U8, window: Size) -> tuple[U8, U8]:

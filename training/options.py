@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..contract.errors import UserError
-from ..contract.spec import MaskValue
+from ..contract.spec import MAX_CHANNELS, MaskValue
 from ..contract.types import NO_CLASS
 
 Optimizer = Literal["rmsprop", "adamw"]
@@ -132,7 +132,9 @@ class TrainOptions:
     def _check_network(self) -> None:
         scale = self.scale
         _require(0 < scale <= 8, "--scale", scale, "above 0, to 8")  # NaN is neither
-        _require(self.channels in (1, 3), "--channels", self.channels, "1 or 3")
+        _require(
+            1 <= self.channels <= MAX_CHANNELS, "--channels", self.channels, f"1 to {MAX_CHANNELS}"
+        )
         _require(self.width >= 1, "--width", self.width, "at least 1")
         most = NO_CLASS - 1
         _require(1 <= self.classes <= most, "--classes", self.classes, f"1 to {most}")

@@ -16,7 +16,6 @@ from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 
-MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 MASK_ENDING = "_mask"
 """Carvana's masks are named so: fff9b3a5373f_16_mask.gif for fff9b3a5373f_16.jpg."""
 
@@ -129,11 +128,11 @@ def _mask_paths(folder: Path) -> list[Path]:
     found = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in MASK_SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not found:
-        raise UserError(f"no masks in {folder}", expected=" ".join(sorted(MASK_SUFFIXES)))
+        raise UserError(f"no masks in {folder}", expected=" ".join(sorted(IMAGE_SUFFIXES)))
     return found
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import UserError
+from ..contract.images import shown
 from ..contract.modules import is_installed
 from ..contract.types import NO_CLASS
 from .masknet import MaskNet
@@ -100,7 +101,7 @@ class Tracker:
             predicted = predict_masks(masknet, [image], sample.input_size)[0]
             layers = {"predicted": predicted, "truth": truth}
             masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}
-            pixels = np.squeeze(image, 2) if image.shape[2] == 1 else image
+            pixels = np.squeeze(image, 2) if image.shape[2] == 1 else shown(image)
             pictures.append(self._wandb.Image(pixels, masks=masks, caption=sample.pair.name))
         masknet.train(training)
         return {"masks": pictures}

@@ -208,6 +208,6 @@ def test_transparency_gives_no_warning() -> None:
             read_image(COLOUR[kind](scene(9, 9)), 3)
 
 
-def test_channels_are_one_or_three() -> None:
+def test_there_is_a_channel_at_least() -> None:
     with pytest.raises(ValueError, match="channels"):
-        read_image(JPEGS["grey"], 4)
+        read_image(JPEGS["grey"], 0)
