@@ -17,9 +17,14 @@ from ..contract.types import U8, Size
 
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
-    r"|(out of|not enough|insufficient) memory",
+    r"|(out of|not enough|insufficient) memory|alloc_failed",
     re.IGNORECASE,
 )
+
+
+def tells_of_memory(error: Exception) -> bool:
+    """Whether any backend's error says that memory did not suffice: few have a class for it."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def memory_errors(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        if not tells_of_memory(error):
             raise
         words = str(error).strip().splitlines() or [type(error).__name__]
         hint = "--batch 1   takes least; cut large images into tiles"

@@ -50,7 +50,7 @@ class CudaDevice:
     @property
     def capability(self) -> str:
         """The compute capability, as "sm89"."""
-        return "sm" + "".join(map(str, self.device.compute_capability()))
+        return _capability(self.device)
 
     @contextmanager
     def current(self) -> Iterator[Any]:
@@ -79,6 +79,10 @@ class CudaDevice:
             ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(popped))
 
 
+def _capability(device: Any) -> str:
+    return "sm" + "".join(map(str, device.compute_capability()))
+
+
 def capability_of(index: int) -> str:
     """As CudaDevice.capability, without a context. UserError when there is no such device."""
     driver = import_module("pycuda.driver")
@@ -87,7 +91,7 @@ def capability_of(index: int) -> str:
         count = driver.Device.count()
         if index >= count:
             raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
-        return "sm" + "".join(map(str, driver.Device(index).compute_capability()))
+        return _capability(driver.Device(index))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +13,13 @@ from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
-from .base import Slot
+from .base import Slot, tells_of_memory
 from .cuda import BatchShape, CudaDevice, CudaSlot, DeviceView, Kernel
 from .host import HostEngine
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
     from ..training.masknet import MaskNet
-
-
-_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|ALLOC_FAILED", re.IGNORECASE)
 
 
 class TorchEngine(HostEngine):
@@ -114,7 +110,7 @@ def torch_errors(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _MEMORY.search(str(error)):
+        if tells_of_memory(error):
             text = f"PyTorch has no memory for {what}"
             raise DeviceMemoryError(text, seen=_first(error)) from error
         raise UserError(f"PyTorch failed on the device: {what}", seen=_first(error)) from error

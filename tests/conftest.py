@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
+from unetrt.export import onnx_export
 from unetrt.export.onnx_export import Precision, onnx_from_checkpoint
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.masknet import MaskNet
@@ -94,6 +99,40 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return written[key]
 
     return write
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """What `make` writes to the path that it is given, by the first process of a run that asks."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    made, part = folder / name, folder / f"part-{name}"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            make(part)
+            part.rename(made)
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """PyTorch's exporter takes ten seconds: what it makes of a network serves all tests of a run.
+
+    Its file is finished, checked and run anew each time. Gives the exporter itself.
+    """
+    original = onnx_export._export
+
+    def export(net: MaskNet, path: Path) -> None:
+        state, spec = io.BytesIO(), net.spec
+        torch.save(net.state_dict(), state)
+        traced = (spec.classes, spec.bilinear, spec.threshold, spec.result)
+        key = hashlib.sha256(state.getvalue() + repr(traced).encode()).hexdigest()
+        made = once(tmp_path_factory, f"{key}.onnx", lambda target: original(net, target))
+        shutil.copy(made, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_export", export)
+        yield original
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ def model(checkpoint_file: CheckpointFile) -> Path:
     return checkpoint_file(channels=BANDS)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "backend", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)]
+)
 def test_every_backend_gives_the_masks_of_pytorch(
     backend: str, unetrt: Command, model: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:

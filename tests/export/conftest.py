@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.conftest import once
 from unetrt.export import modelfile
 from unetrt.training.options import RECIPES, TrainOptions
 from unetrt.training.synthetic import write_dataset
@@ -43,7 +44,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best checkpoint of a small net that has learned the drawn pictures."""
-    folder = tmp_path_factory.mktemp("trained")
+    return once(tmp_path_factory, "trained", _train) / "run" / "best.pth"
+
+
+def _train(folder: Path) -> None:
     images, masks = write_dataset(folder / "data", 40, (96, 96), seed=5)
     recipe = replace(RECIPES["modern"], epochs=40, batch_size=4, learning_rate=1e-2)
     options = TrainOptions(
@@ -57,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe=recipe,
         out=folder / "run",
     )
-    return train(options)
+    train(options)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def multiplications(net: nn.Module, side: int) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("bilinear", [False, True])
+@pytest.mark.parametrize("bilinear", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_arithmetic_is_counted_as_it_is(exported: Callable[..., Path], bilinear: bool) -> None:
     layers = list(_layers_from_onnx(read_onnx(exported(bilinear=bilinear)).graph))
     expected = multiplications(UNet(1, 4, 4, bilinear), 64)

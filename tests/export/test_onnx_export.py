@@ -27,6 +27,12 @@ Export = Callable[..., Path]
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 
 
+@pytest.fixture(autouse=True)
+def real_exporter(exporter: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests of this run have exported does not count here."""
+    monkeypatch.setattr(onnx_export, "_export", exporter)
+
+
 @pytest.fixture(params=["fp32", "fp16"])
 def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)

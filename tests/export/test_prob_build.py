@@ -48,7 +48,10 @@ def test_an_engine_gives_the_checkpoints_probabilities(engine_folder: Path, trai
     assert describe_model(engine_folder)
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("openvino", "fp32"), ("onnxruntime", "fp16")])
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("openvino", "fp32"), pytest.param("onnxruntime", "fp16", marks=pytest.mark.slow)],
+)
 def test_every_backend_builds_them(
     backend: str, precision: str, trained: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_bisection_keeps_what_is_needed_and_no_more(needed: set[str], must: set[
     assert list(found) == [b for b in BLOCKS if b in found]
 
 
+@pytest.mark.slow
 def test_the_graph_has_casts_around_the_block(overflowing: Checkpoint, tmp_path: Path) -> None:
     onnx_from_checkpoint(overflowing, tmp_path / "m.onnx", "fp16", "", ("up2",))
     graph = onnx.load(str(tmp_path / "m.onnx")).graph
@@ -128,6 +129,7 @@ class TestBuild:
         again = build_engine(source, tmp_path / "engine", BuildOptions(backend=RTX, gate=gate))
         assert again.reused
 
+    @pytest.mark.slow
     def test_blocks_that_are_named(self, source: Path, tmp_path: Path) -> None:
         options = BuildOptions(
             backend=RTX, fp32_blocks=("up2", "outc"), gate=GateOptions(min_agreement=0.9)

@@ -34,6 +34,8 @@ def test_masks_among_the_images_are_refused_at_the_first_run(inputs: list[str], 
     with pytest.raises(UserError, match="images of the next run") as caught:
         plan_tasks(inputs, output_dir=Path(out))
     assert "--output-dir" in str(caught.value.hint)
+    with pytest.raises(UserError, match="images of the next run"):
+        plan_tasks(inputs, output_dir=Path(out), suffix=".npy")
     Path("d/a.jpg").rename("d/a.png")
     with pytest.raises(UserError, match="images of the next run"):
         plan_tasks(inputs, output_dir=Path("elsewhere"), overlay_dir=Path(out), suffix=".npy")
@@ -43,7 +45,7 @@ def test_masks_among_the_images_are_refused_at_the_first_run(inputs: list[str], 
     ("inputs", "out", "suffix"),
     [
         (["d"], "d/masks", ".png"),
-        (["d"], "d", ".npy"),
+        (["d/*.jpg"], "d", ".npy"),
         (["d/*.jpg"], "d", ".png"),
         (["d/a.jpg"], "d", ".png"),
         (["d/sub"], ".", ".png"),

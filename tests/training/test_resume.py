@@ -101,7 +101,10 @@ RECIPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(("step", "number"), [(4, signal.SIGINT), (6, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(4, signal.SIGINT), pytest.param(6, signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_interrupted_and_resumed_is_bit_equal(
     quick_options: TrainOptions,
     tmp_path: Path,
