@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import ImageError, UserError
+from ..contract.images import image_size
 from ..contract.masks import class_indices, read_mask, true_classes
 from ..contract.metrics import ConfusionMatrix, Scores
 from ..contract.spec import ModelSpec
@@ -21,6 +22,8 @@ ClassIou = dict[str, float | None]
 
 IOU_FACTOR = 10
 """A class may lose ten times the share of its own pixels that MIN_AGREEMENT grants to all."""
+SHOWN = 5
+"""Wrong masks that a message names."""
 FEW_PIXELS = 4
 """As many of a class may differ whatever its IoU: one pixel of a dozen says nothing."""
 
@@ -132,10 +135,13 @@ def _lost_class(judgement: Judgement, least: float) -> str:
     return ""
 
 
-def truth_masks(images: Sequence[Path], folder: Path, masks: Path | None) -> dict[int, Path]:
+def truth_masks(
+    images: Sequence[Path], folder: Path, masks: Path | None, spec: ModelSpec
+) -> dict[int, Path]:
     """The mask of every image that has one in `masks`, by the image's place in `images`.
 
-    Raises UserError when not one of them has.
+    Raises UserError when not one of them has, and for masks that no row could be judged by: after
+    the measurement that would be too late.
     """
     if masks is None:
         return {}
@@ -147,4 +153,25 @@ def truth_masks(images: Sequence[Path], folder: Path, masks: Path | None) -> dic
             seen=f"{len(images)} images",
             expected="masks of the same names as the images",
         )
+    wrong = [_wrong_truth(images[index], mask, spec) for index, mask in found.items()]
+    told = [text for text in wrong if text]
+    if told:
+        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        raise UserError(
+            f"masks in {masks} cannot be judged by",
+            seen="; ".join(told[:SHOWN]) + more,
+            expected="masks of their images' sizes, of the network's values",
+            hint="correct them, or leave --masks out",
+        )
     return found
+
+
+def _wrong_truth(image: Path, mask: Path, spec: ModelSpec) -> str:
+    """What is wrong with a mask, or ''."""
+    try:
+        true, size = true_classes(mask, spec), image_size(image)
+    except ImageError as error:
+        return error.reason
+    if true.shape == size:
+        return ""
+    return f"{mask} has {true.shape[1]}×{true.shape[0]} pixels, its image {size[1]}×{size[0]}"

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,6 +31,25 @@ def answer_from_process(module: str, job: DataclassInstance, timeout: float) -> 
         return json.loads(lines[-1])
     except json.JSONDecodeError:
         return f"its process answered with {lines[-1][:80]!r}"
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is measured as Ctrl-C does; what is ignored stays so.
+
+    Rows are sessions of their own, which a signal to the bench's group would leave running.
+    """
+    numbers = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_alone(

@@ -84,7 +84,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "label": result and result.label,
         "precision": result and result.precision,
         "batch": result and result.batch,
-        "engine_only": result and result.engine_only and round(result.engine_rate, 4),
+        "engine_only": round(result.engine_rate, 4) if result and result.engine_only else None,
         "files_to_files": result and round(result.files_rate, 4),
         "speed_up": speed_up(row, bench),
         "speed_up_low": gain.low if gain and told else None,

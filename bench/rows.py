@@ -51,7 +51,7 @@ class Entry:
     backend: as RowJob's. build: the command that makes the engine, for one that the bench built,
     target: the directory that it writes, which is not there yet. required: its failure is the
     bench's; not so for PyTorch's own variants. batch, slots, graphs: of a step of the waterfall;
-    None leaves them to the engine.
+    None leaves them to the engine. failed: it should have run here, and its build went wrong.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Entry:
     batch: int | None = None
     slots: int | None = None
     graphs: bool | None = None
+    failed: bool = False
 
 
 def baseline_checkpoint(models: Sequence[Path]) -> Path:
@@ -206,7 +207,7 @@ def _built_entry(checkpoint: Path, directory: Path, options: BuildOptions) -> En
     try:
         built = build_engine(checkpoint, directory, options)
     except UserError as error:
-        return Entry(name=directory.name, model=checkpoint, reason=error.reason)
+        return Entry(name=directory.name, model=checkpoint, reason=error.reason, failed=True)
     target = free_name(f"engine-{directory.name}")
     return Entry(
         name=directory.name,

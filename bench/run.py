@@ -112,7 +112,7 @@ class Run:
     def _row(self, entry: Entry, index: int) -> Row:
         """Run the job in a fresh process and compare the mask files that it wrote."""
         if entry.reason:
-            return Row(name=entry.name, reason=entry.reason, required=False)
+            return Row(name=entry.name, reason=entry.reason, required=entry.failed)
         sys.stderr.write(f"bench: {entry.name}\n")
         job = self._job(entry, self.outputs(index))
         result = run_job(job, self.options.row_timeout)

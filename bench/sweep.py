@@ -151,7 +151,12 @@ def _points_of_size(
     points: list[SweepPoint] = []
     for count in (count for count in job.batches if count >= engine.min_batch):
         batch = _batch_of_size(engine, job, size, count)
-        found = [_point(engine, batch, n, job) for n in slots]
+        try:
+            found = [_point(engine, batch, n, job) for n in slots]
+        except UserError:
+            if not points:
+                raise
+            break  # more images than a plan's profiles or the memory take
         points += found
         if count / max(point.rate for point in found) > job.seconds:
             break

@@ -14,6 +14,7 @@ from .judge import truth_masks
 from .machine import describe_bench_machine
 from .options import BenchOptions as BenchOptions
 from .peak import Peaks, probe_peaks
+from .process import interrupted_by_signals
 from .result import Bench
 from .rows import baseline_checkpoint, entries_from_checkpoint, entries_from_models
 from .run import Run
@@ -28,10 +29,14 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     machine = describe_bench_machine()  # first: its load is that of others
     checkpoint = baseline_checkpoint(models)
     images = spread_out(image_paths(options.images), options.limit)
-    truth = truth_masks(images, options.images, options.masks)
+    spec = _spec(checkpoint, options)
+    truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
-    with tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name:
-        run = Run(images, truth, Path(name), options, _spec(checkpoint, options))
+    with (
+        interrupted_by_signals(),
+        tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
+    ):
+        run = Run(images, truth, Path(name), options, spec)
         peaks = probe_peaks(options.device, options.seconds) if options.peaks else Peaks()
         if alone:
             entries = entries_from_checkpoint(

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..contract.errors import UserError
 from ..training.batches import Batch, Batches
 from ..training.masknet import MaskNet
 from ..training.optim import optimizer_from_recipe
@@ -62,9 +63,7 @@ class ReferenceSamples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         sample = self._samples[index]
         height, width = sample.input_size
-        mode = "L" if sample.spec.channels == 1 else "RGB"
-        with Image.open(sample.pair.image) as file:
-            image = file.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
+        image = self._image(sample).resize((width, height), Image.Resampling.BICUBIC)
         with Image.open(sample.pair.mask) as file:
             mask = np.asarray(file.resize((width, height), Image.Resampling.NEAREST))
         truth = np.zeros((height, width), np.int64)
@@ -73,9 +72,18 @@ class ReferenceSamples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         pixels = np.array(image).reshape(height, width, sample.spec.channels)
         return torch.from_numpy(pixels), torch.from_numpy(truth)
 
+    @staticmethod
+    def _image(sample: Sample) -> Image.Image:
+        if sample.pair.image.suffix.lower() == ".npy":
+            return Image.fromarray(np.load(sample.pair.image))
+        with Image.open(sample.pair.image) as file:
+            return file.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[sample.spec.channels])
+
 
 def measure_training(options: TrainOptions, seconds: float, repeats: int) -> list[TrainingRow]:
     """Time the same steps on three sources of batches, in turn, `repeats` times each."""
+    if options.channels > 4:
+        raise UserError("the reference's loader has no more than 4 channels", seen=options.channels)
     data = load_training_data(options, None)
     stepper = _stepper(options, data)
     sources = _sources(options, data)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import io
+import itertools
+import logging
 import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .depth import bytes_from_samples
 from .errors import ImageError
-from .headers import MAX_BYTES, MAX_PIXELS, is_tiff, open_picture
+from .headers import MAX_BYTES, check_pixels, is_tiff, open_picture, tiff_directories
 from .modules import import_module
 from .types import U8, Size
 
 _NUMPY = b"\x93NUMPY"
-_WITH_ALPHA = {"LA": 2, "RGBA": 4}
+_COLOURS = {"P": "a palette", "PA": "a palette", "CMYK": "inks", "YCbCr": "YCbCr", "LAB": "CIELAB"}
+"""Pillow's modes whose bands are not channels as they stand."""
 _ORIENTATION = 274
+_SEPARATE = 2
+"""TIFF 6.0, PlanarConfiguration: a plane for each sample."""
+_JPEG, _END_OF_JPEG = (6, 7), b"\xff\xd9"
+"""Its decoder fills what is missing without a word."""
 _BLACK_IS_ZERO, _RGB = 1, 2
 """TIFF 6.0, PhotometricInterpretation: the only ones whose samples are channels as they stand."""
+
+# What it tells of damaged files is told here, by name; where nobody has asked for more.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def is_array(data: bytes) -> bool:
@@ -56,9 +67,13 @@ def read_bands(data: bytes, name: str, channels: int, bit_depth: int | None) -> 
             hint="a TIFF or .npy file of the bands",
         )
     image = picture.load()
-    seen = _WITH_ALPHA.get(image.mode, len(image.getbands()))
-    if image.mode not in _WITH_ALPHA or seen != channels:
-        raise wrong_channels(name, seen, channels)
+    if image.mode in _COLOURS:
+        raise picture.error(
+            f"{_COLOURS[image.mode]}, which is read with 1 or 3 channels",
+            hint="a TIFF or .npy file of the bands",
+        )
+    if len(image.getbands()) != channels:
+        raise wrong_channels(name, len(image.getbands()), channels)
     return np.asarray(image), picture.orientation
 
 
@@ -88,46 +103,42 @@ def _array_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dty
             f"{name} holds {dtype}: the range of its values is not known",
             expected="uint8 or uint16",
         )
-    if len(shape) not in (2, 3) or 0 in shape:
+    if len(shape) not in (2, 3) or min(shape) < 1:
         raise ImageError(
             f"{name} is no image", seen=f"shape {shape}", expected="(H, W) or (H, W, channels)"
         )
-    _check_count(shape[:2], math.prod(shape) * dtype.itemsize, name)
+    _check_count(shape, dtype.itemsize, name)
     return shape, fortran, dtype, file.tell()
 
 
 def _read_tiff(data: bytes, name: str, channels: int, bit_depth: int | None) -> tuple[U8, int]:
     tifffile = import_module("tifffile")
+    directories = tiff_directories(data, name)
+    if directories[-1].next:
+        raise ImageError(f"{name} is damaged", seen="a TIFF whose pages form a loop")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]
-        for page in pages:
-            _check_page(page, name)
+        found = list(itertools.islice(file.pages, len(directories)))
+        if len(found) < len(directories):
+            raise ImageError(f"{name} is damaged", seen=f"{len(found)} of its pages")
+        pages = [page for page in found if not page.is_reduced and not page.is_mask]
+        if not pages:
+            raise ImageError(f"{name} is no image", seen="a TIFF of nothing but smaller copies")
         first = pages[0]
-        seen = len(pages) if len(pages) > 1 else first.samplesperpixel
-        if seen != channels or (len(pages) > 1 and any(p.samplesperpixel > 1 for p in pages)):
+        for page in pages:
+            _check_page(page, first, len(data), name)
+        seen = len(pages) * first.samplesperpixel
+        if seen != channels:
             raise wrong_channels(name, seen, channels)
         size = (first.imagelength, first.imagewidth)
-        if any((page.imagelength, page.imagewidth) != size for page in pages):
-            raise ImageError(f"{name}: its pages are of several sizes")
-        _check_count(size, channels * math.prod(size) * first.dtype.itemsize, name)
-        try:
-            planes = [_plane(page, name, bit_depth) for page in pages]
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            raise ImageError(
-                f"{name} is compressed in a way that needs imagecodecs",
-                seen=error,
-                hint="pip install 'unetrt[bands]'",
-            ) from error
+        _check_count((*size, channels), first.dtype.itemsize, name)
+        pixels = np.concatenate([_plane(page, size, data, name) for page in pages], axis=2)
     orientation = first.tags.valueof(_ORIENTATION, 1)
-    pixels = planes[0] if len(planes) == 1 else np.stack(planes, axis=2)
-    if pixels.shape != (*size, channels):
-        raise ImageError(f"{name} is damaged", seen=pixels.shape, expected=(*size, channels))
-    return pixels, orientation if orientation in range(1, 9) else 1
+    bands = _eight_bits(pixels, name, bit_depth)
+    return bands, orientation if orientation in range(1, 9) else 1
 
 
-def _check_page(page: Any, name: str) -> None:
+def _check_page(page: Any, first: Any, length: int, name: str) -> None:
+    """Refuse what is no band as it stands, and what tifffile would fill with black."""
     if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
         raise ImageError(
             f"{name} holds {page.dtype}: the range of its values is not known",
@@ -139,14 +150,38 @@ def _check_page(page: Any, name: str) -> None:
             seen=f"{page.bitspersample} bits, photometric {page.photometric}",
             expected="8 or 16 bits, black is zero",
         )
+    kinds = [(p.imagelength, p.imagewidth, p.samplesperpixel, p.dtype) for p in (page, first)]
+    if kinds[0] != kinds[1] or (page is not first and page.samplesperpixel > 1):
+        raise ImageError(f"{name}: its pages are not the bands of one image")
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    whole = len(page.dataoffsets) == len(page.databytecounts) == math.prod(page.chunked)
+    if not whole or any(at < 1 or n < 1 or at + n > length for at, n in segments):
+        raise ImageError(f"{name} is incomplete", seen="a TIFF that lacks a part of its pixels")
 
 
-def _plane(page: Any, name: str, bit_depth: int | None) -> U8:
-    """(H, W) or (H, W, C), whichever way the samples of a pixel are stored."""
-    pixels = page.asarray()
-    if page.samplesperpixel > 1 and page.planarconfig == 2:
+def _plane(page: Any, size: Size, data: bytes, name: str) -> npt.NDArray[np.generic]:
+    """(H, W, samples of a pixel), whichever way these are stored."""
+    if page.compression in _JPEG:
+        ends = (at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True))
+        if any(data[end - 2 : end] != _END_OF_JPEG for end in ends):
+            raise ImageError(f"{name} is incomplete", seen="a JPEG in it without its end")
+    try:
+        pixels = np.asarray(page.asarray())
+    except (ValueError, ImportError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise ImageError(
+            f"{name} is compressed in a way that needs imagecodecs",
+            seen=error,
+            hint="pip install 'unetrt[bands]'",
+        ) from error
+    if page.samplesperpixel == 1:
+        pixels = pixels[..., None]
+    elif page.planarconfig == _SEPARATE:
         pixels = np.moveaxis(pixels, 0, 2)
-    return _eight_bits(pixels, name, bit_depth)
+    if pixels.shape != (*size, page.samplesperpixel):
+        raise ImageError(f"{name} is damaged", seen=f"pixels of shape {pixels.shape}")
+    return pixels
 
 
 def _eight_bits(pixels: Any, name: str, bit_depth: int | None) -> U8:
@@ -155,11 +190,12 @@ def _eight_bits(pixels: Any, name: str, bit_depth: int | None) -> U8:
     return bytes_from_samples(pixels.astype(np.uint16), 65535, bit_depth, name)
 
 
-def _check_count(size: tuple[int, ...], count: int, name: str) -> None:
-    """count: bytes of all samples."""
-    if math.prod(size) > MAX_PIXELS or count > MAX_BYTES:
+def _check_count(shape: tuple[int, ...], itemsize: int, name: str) -> None:
+    """Raise ImageError for more than is read, before any of it takes memory."""
+    check_pixels(shape[1], shape[0], name)
+    if math.prod(shape) * itemsize > MAX_BYTES:
         raise ImageError(
-            f"{name}: more than {MAX_PIXELS} pixels or {MAX_BYTES} bytes of them",
-            seen="×".join(map(str, size[::-1])),
+            f"{name}: more than {MAX_BYTES} bytes of pixels",
+            seen="×".join(map(str, shape)),
             hint="cut it into tiles",
         )

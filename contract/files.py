@@ -12,14 +12,16 @@ from pathlib import Path, PurePath
 
 from .addresses import files_below, is_address, store_errors
 from .errors import UserError
+from .log import log
 
 UNREAD = "lost+found"
 """What a file system keeps for itself, which nobody may read."""
 
+ARRAY = ".npy"
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"),
-        *(".gif", ".npy"),
+        *(".gif", ARRAY),
     }
 )
 
@@ -94,6 +96,7 @@ def image_paths(folder: Path) -> list[Path]:
     """Image files below `folder`, sorted; hidden files and folders are passed over.
 
     Linked folders are read too, each folder once: by its own path where it has one below `folder`.
+    An array (.npy) beside a picture of the same stem is what somebody made of it, and no image.
     Raises UserError when the folder is missing or holds no image, or a folder cannot be read.
     """
     if is_address(folder):
@@ -101,12 +104,14 @@ def image_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         seen = "a file" if folder.exists() else "no such folder"
         raise UserError(f"no folder of images at {folder}", seen=seen)
-    found = [
-        root / name
-        for root, names in sorted(folders_below(folder).items())
-        for name in sorted(names)
-        if _names_image(PurePath(name))
-    ]
+    found = _without_twins(
+        [
+            root / name
+            for root, names in sorted(folders_below(folder).items())
+            for name in sorted(names)
+            if _names_image(PurePath(name))
+        ]
+    )
     _require_images(found, folder, sum(1 for _ in folder.iterdir()))
     return found
 
@@ -168,9 +173,19 @@ def _image_addresses(folder: Path) -> list[Path]:
         raise UserError(
             f"cannot list {folder}", seen=error, expected="a folder of images"
         ) from error
-    found = [folder / name for name in names if _names_image(name)]
+    found = _without_twins([folder / name for name in names if _names_image(name)])
     _require_images(found, folder, len(names))
     return found
+
+
+def _without_twins(found: list[Path]) -> list[Path]:
+    pictures = {path.with_suffix("") for path in found if path.suffix.lower() != ARRAY}
+    kept = [p for p in found if p.suffix.lower() != ARRAY or p.with_suffix("") not in pictures]
+    if len(kept) < len(found):
+        log.warning(
+            "arrays beside pictures of their names are no images: %d", len(found) - len(kept)
+        )
+    return kept
 
 
 def _names_image(name: PurePath) -> bool:

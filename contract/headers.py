@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import stat
 import struct
@@ -63,6 +64,7 @@ DECODE_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    lzma.LZMAError,
     tokenize.TokenError,  # what NumPy raises for a damaged header of .npy
     cv2.error,
     Image.DecompressionBombError,  # a GIF's frame that is larger than its picture
@@ -200,15 +202,17 @@ def is_tiff(data: bytes) -> bool:
 
 
 def tiff_size(data: bytes, name: str) -> Size:
-    """The (H, W) of a TIFF's first page, upright, whatever its samples are."""
-    page = _directories(data, name)[0]
+    """The (H, W) of a TIFF's first page, upright, however many samples a pixel has."""
+    page = tiff_directories(data, name)[0]
+    _check_samples(page, name)
     width, height = page[_TIFF_WIDTH], page[_TIFF_HEIGHT]
-    return (width, height) if page.get(_ORIENTATION, 1) >= 5 else (height, width)
+    check_pixels(width, height, name)
+    return (width, height) if page.get(_ORIENTATION, 1) in range(5, 9) else (height, width)
 
 
 def _check_directories(data: bytes, name: str) -> None:
     """Refuse what Pillow reads as something else, or without a word on what is wrong."""
-    first, *others = _directories(data, name)
+    first, *others = tiff_directories(data, name)
     pages = 1 + sum(not page.get(_TIFF_KIND, 0) & _TIFF_OTHER_KINDS for page in others)
     if pages > 1:
         raise ImageError(
@@ -217,7 +221,11 @@ def _check_directories(data: bytes, name: str) -> None:
             expected="one",
             hint=f"tiffsplit {name}   makes a file of each",
         )
-    for form in first.get(_TIFF_FORMAT, ()):
+    _check_samples(first, name)
+
+
+def _check_samples(page: ImageFileDirectory_v2, name: str) -> None:
+    for form in page.get(_TIFF_FORMAT, ()):
         if form in _NO_PIXEL_FORMATS:
             raise ImageError(
                 f"{name} holds {_NO_PIXEL_FORMATS[form]}: their range is not known",
@@ -225,14 +233,17 @@ def _check_directories(data: bytes, name: str) -> None:
             )
 
 
-def _directories(data: bytes, name: str) -> list[ImageFileDirectory_v2]:
-    """One a page, and one for each smaller copy that is kept beside it."""
+def tiff_directories(data: bytes, name: str) -> list[ImageFileDirectory_v2]:
+    """One a page, and one for each smaller copy that is kept beside it.
+
+    Where damage has made the chain a loop, the last one's `next` is not 0.
+    """
     file = io.BytesIO(data)
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     start = slice(8, 16) if data[2:4] in (b"+\0", b"\0+") else slice(4, 8)
     offset = int.from_bytes(data[start], order)
     found: dict[int, ImageFileDirectory_v2] = {}
-    while offset and offset not in found:  # damage could make it a loop
+    while offset and offset not in found:
         if offset + 2 > len(data):
             raise ImageError(f"{name} is incomplete", seen="a TIFF without its directory")
         file.seek(offset)
@@ -243,10 +254,15 @@ def _directories(data: bytes, name: str) -> list[ImageFileDirectory_v2]:
 
 
 def _check_size(picture: Picture) -> None:
-    width, height = picture.image.size
+    check_pixels(*picture.image.size, picture.name)
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """Raise ImageError for an image of none, or of more than are read."""
+    seen = f"{width}×{height}"
     if width < 1 or height < 1:
-        raise picture.error("an image without pixels", seen=f"{width}×{height}")
+        raise ImageError(f"{name}: an image without pixels", seen=seen)
     if width * height > MAX_PIXELS:
-        raise picture.error(
-            f"more than {MAX_PIXELS} pixels", seen=f"{width}×{height}", hint="cut it into tiles"
+        raise ImageError(
+            f"{name}: more than {MAX_PIXELS} pixels", seen=seen, hint="cut it into tiles"
         )

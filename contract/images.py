@@ -65,7 +65,7 @@ def shown(image: U8) -> U8:
 
 
 def image_size(path: Path) -> Size:
-    """(H, W) of a file, upright; its pixels are not decoded. Raises as read_image does."""
+    """(H, W) of a file, upright, by its header. ImageError for one that says it is no image."""
     data, name = read_bytes(path), str(path)
     with decoding(name):
         if is_array(data):

@@ -21,6 +21,8 @@ def resize_image(image: U8, size: Size, kernel: Resize) -> U8:
     if image.shape[:2] == size:
         return image
     resize = _resize_by_area if kernel == "area" else _resize_by_bicubic
+    if kernel == "pil-bicubic" and image.shape[2] in (2, 4):
+        return resize(image, size)  # the reference's arrays of 2 and 4 channels have alpha last
     return by_bands(image, lambda bands: resize(bands, size).reshape(*size, bands.shape[2]))
 
 
@@ -77,6 +79,6 @@ def _resize_by_area(image: U8, size: Size) -> U8:
 
 
 def _resize_by_bicubic(image: U8, size: Size) -> U8:
-    """As the reference does: Pillow, which widens the kernel when it shrinks."""
+    """As the reference does: Pillow, which widens the kernel to shrink, and weighs by alpha."""
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))

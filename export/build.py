@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from ..contract.errors import GateError, UserError
@@ -157,15 +157,24 @@ class _Repair:
 
     def blocks_that_overflow(self) -> tuple[str, ...]:
         """Known from the graph, before a plan is built in vain; () where nothing overflows."""
-        if self._checkpoint is None or not overflowing_blocks(self._checkpoint, self._cases()):
-            return ()
-        return self.blocks_that_mend()
+        return self.blocks_that_mend() if self._must else ()
+
+    @cached_property
+    def _must(self) -> tuple[str, ...]:
+        return overflowing_blocks(self._checkpoint, self._cases()) if self._checkpoint else ()
 
     def blocks_that_mend(self) -> tuple[str, ...]:
+        return self._mending
+
+    @cached_property
+    def _mending(self) -> tuple[str, ...]:
+        """() where fp32 in every block would not help: the gate then says what is wrong."""
         if self._checkpoint is None:
             return ()
         with self._source.reference() as reference:
-            return find_fp32_blocks(self._checkpoint, reference, self._cases, self._gate)
+            return find_fp32_blocks(
+                self._checkpoint, reference, self._cases, self._gate, self._must
+            )
 
     def keep(self, blocks: tuple[str, ...]) -> ModelOptions:
         log.warning("fp16 fails the gate: %s will stay in fp32", ", ".join(blocks))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
+from ..contract.files import folders_below
 from ..engine.manifest import MANIFEST, Manifest, read_gate, read_manifest, verify_files
 from ..engine.probe import describe_device, package_version
 from .gate import GateOptions, GateResult
@@ -50,11 +52,12 @@ def _digest(folder: Path | None) -> str | None:
     if folder is None:
         return None
     found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        status = path.stat()
-        found.update(
-            f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-        )
+    below = folders_below(folder)  # through links, as the images themselves are found
+    for path in sorted(root / name for root, names in below.items() for name in names):
+        if path.is_file():
+            status = path.stat()
+            name = os.fsencode(path.relative_to(folder))
+            found.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return found.hexdigest()
 
 

@@ -73,7 +73,7 @@ class GateCase:
 class ClassGate:
     """iou: between the two masks; iou_drop: reference minus engine, each against the truth.
 
-    pixels: of the class in the reference's masks.
+    pixels: of the class in the reference's masks or in the engine's, whichever has more.
     """
 
     name: str
@@ -221,7 +221,9 @@ def _class_gates(
 ) -> tuple[ClassGate, ...]:
     names = spec.class_names
     rows = zip(*(matrix.scores(names).classes for matrix in (between, before, after)), strict=True)
-    pixels = [int(count) for count in between.counts.sum(1)]
+    # Of both: a class that the engine alone gives is as wrong as one that it misses.
+    sides = np.maximum(between.counts.sum(1), between.counts[:, : spec.mask_classes].sum(0))
+    pixels = [int(count) for count in sides]
     return tuple(
         ClassGate(name=b.name, iou=b.iou, iou_drop=_drop(old.iou, new.iou), pixels=count)
         for (b, old, new), count in zip(rows, pixels, strict=True)

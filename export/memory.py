@@ -81,7 +81,7 @@ def features_of_graph(path: Path, image: Shape, mask: Size) -> Iterator[Feature]
         if index > last:
             shape = _end_of(node, known[0], constants, mask)
         else:
-            shape = _shape_of(node, known, constants)
+            shape = _shape_of(node, known, constants, image[3])
         name = node.output[0]
         shapes[name] = shape
         width = onnx.helper.tensor_dtype_to_np_dtype(kinds[name]).itemsize
@@ -102,12 +102,12 @@ def _constants(graph: Any) -> dict[str, Any]:
     return found
 
 
-def _shape_of(node: Any, known: list[Shape], constants: dict[str, Any]) -> Shape:
+def _shape_of(node: Any, known: list[Shape], constants: dict[str, Any], channels: int) -> Shape:
     """Up to the logits; what has no rule of its own keeps its shape."""
     shape, kind = known[0], node.op_type
     if kind == "Transpose":
         return (shape[0], shape[3], *shape[1:3])
-    if kind == "Pad" and shape[1] in (1, 3):  # of the image
+    if kind == "Pad" and shape[1] == channels:  # of the image
         return (*shape[:2], *(max(MIN_SIDE, side) for side in shape[2:]))
     if kind == "Conv":
         return (shape[0], constants[node.input[1]].shape[0], *shape[2:])

@@ -23,14 +23,18 @@ Passes = Callable[[tuple[str, ...]], bool]
 
 
 def find_fp32_blocks(
-    checkpoint: Checkpoint, reference: Engine, cases: Cases, options: GateOptions
+    checkpoint: Checkpoint,
+    reference: Engine,
+    cases: Cases,
+    options: GateOptions,
+    must: tuple[str, ...],
 ) -> tuple[str, ...]:
     """Those of BLOCKS without which the rounded fp16 network fails the gate on `cases`.
 
-    Blocks that see a number beyond 65504 must stay; where that is not enough, others are
-    dropped from all by halves, quarters and so on. () when fp32 blocks would not help.
+    must: blocks that see a number beyond 65504 and stay, as overflowing_blocks finds them. Where
+    they are not enough, others are dropped from all by halves, quarters and so on. () when fp32
+    blocks would not help.
     """
-    must = overflowing_blocks(checkpoint, cases())
     passes = partial(_passes, checkpoint, reference, cases, options)
     if passes(must):
         return must

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..contract.errors import ImageError, UserError
-from ..contract.files import IMAGE_SUFFIXES, image_paths, write_atomically
+from ..contract.files import IMAGE_SUFFIXES, folders_below, image_paths, write_atomically
 from ..contract.masks import StoredMask, read_stored
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
@@ -125,12 +125,12 @@ def _mask_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         seen = "a file" if folder.exists() else "no such folder"
         raise UserError(f"no folder of masks at {folder}", seen=seen)
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = sorted(
+        root / name
+        for root, names in folders_below(folder).items()
+        for name in names
+        if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
     if not found:
         raise UserError(f"no masks in {folder}", expected=" ".join(sorted(IMAGE_SUFFIXES)))
     return found

@@ -79,9 +79,14 @@ class Reporter:
         self._drawn = time.monotonic()
 
     def close(self) -> None:
-        self.draw()
-        if self._tracker:
-            self._tracker.close()
+        """Whatever stopped the run is told, not that its curve could not be drawn after it."""
+        try:
+            self.draw()
+        except OSError as error:
+            log.warning("the curve was not drawn: %s", error.strerror or error)
+        finally:
+            if self._tracker:
+                self._tracker.close()
 
 
 def _shown(score: float | None) -> str:

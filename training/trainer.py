@@ -96,7 +96,8 @@ class Trainer:
         """Go on from what last.pth holds beside the weights."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["scheduler"])
-        self._stepper.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began on a device that needs none
+            self._stepper.scaler.load_state_dict(state["scaler"])
         self._at = Position(**{field.name: state[field.name] for field in fields(Position)})
 
     def run(self) -> Path:

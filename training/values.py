@@ -174,6 +174,8 @@ class _Parts:
         return ["no validation mask has a pixel of the foreground: no epoch has a score of worth"]
 
     def _told(self, value: MaskValue) -> str:
+        if value not in self._spec.mask_values:
+            return f"value {value} (of no class)"
         name = self._spec.class_names[self._spec.mask_values.index(value)]
         return f"value {value} ({name})"
 

@@ -213,11 +213,19 @@ def test_masks_are_matched_to_images_by_their_names(tmp_path: Path) -> None:
         folder.mkdir()
         for name in names:
             (folder / name).touch()
+    spec = ModelSpec(classes=2)
+    for path in (images / "b.png", masks / "b.png"):
+        Image.new("L", (6, 4)).save(path)
     paths = sorted(images.iterdir())
-    assert truth_masks(paths, images, masks) == {1: masks / "b.png"}
-    assert truth_masks(paths, images, None) == {}
+    assert truth_masks(paths, images, masks, spec) == {1: masks / "b.png"}
+    assert truth_masks(paths, images, None, spec) == {}
     with pytest.raises(UserError, match="belongs to an image"):
-        truth_masks(paths[:1], images, masks)
+        truth_masks(paths[:1], images, masks, spec)
+    for wrong in (Image.new("L", (4, 6)), Image.new("L", (6, 4), 9)):
+        wrong.save(masks / "b.png")
+        with pytest.raises(UserError, match="cannot be judged by") as caught:
+            truth_masks(paths, images, masks, spec)
+        assert "b.png" in str(caught.value.seen)
 
 
 def test_the_bounds_of_the_gate_decide() -> None:

@@ -101,6 +101,22 @@ def test_training_lists_every_image_of_other_channels(
     assert done.err.count("another number of channels") == 8
 
 
+def test_arrays_beside_pictures_are_no_images(
+    unetrt: Command, checkpoint_file: CheckpointFile, scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As masks or features that were written there before arrays were images."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (scenes[0].parent / "drawn" / "imgs").iterdir():
+        (images / path.name).symlink_to(path)
+        np.save(images / f"{path.stem}.npy", np.zeros((SIDE, SIDE), np.float32))
+    done = unetrt("predict", "-m", checkpoint_file(), "-i", images, "--output-dir", tmp_path / "m")
+    assert done.status == 0, done.err
+    assert "arrays beside pictures" in done.err
+    names = {path.name for path in (tmp_path / "m").glob("*.png")}
+    assert names == {path.name for path in images.glob("*.png")}
+
+
 def test_arrays_beside_their_masks_are_not_read_as_images(
     unetrt: Command, model: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:

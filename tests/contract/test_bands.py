@@ -56,7 +56,9 @@ FORMS = {
     "tiff planes": tiff(planes(bands()), planarconfig="separate"),
     "tiff planes zstd": tiff(planes(bands()), planarconfig="separate", compression="zstd"),
     "tiff pages": tiff(planes(bands())),
-    "bigtiff big-endian": tiff(bands(), planarconfig="contig", bigtiff=True, byteorder=">"),
+    "bigtiff": tiff(bands(), planarconfig="contig", bigtiff=True),
+    "tiff big-endian": tiff(bands(), planarconfig="contig", byteorder=">"),
+    "tiff rows": tiff(bands(), planarconfig="contig", rowsperstrip=8, compression="zlib"),
     "tiff 16": tiff(bands().astype(np.uint16) * 257, planarconfig="contig"),
 }
 
@@ -68,8 +70,7 @@ def test_every_form_gives_the_same_pixels(form: str, tmp_path: Path) -> None:
     assert image.flags.c_contiguous
     path = tmp_path / "image"
     path.write_bytes(FORMS[form])
-    if not form.startswith("bigtiff"):  # Pillow knows those of the other byte order only
-        assert image_size(path) == bands().shape[:2]
+    assert image_size(path) == bands().shape[:2]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -131,7 +132,9 @@ REFUSED = {
     ),
     "signed": (npy(bands().astype(np.int16)), BANDS, "range of its values"),
     "one axis": (npy(bands().ravel()), BANDS, "is no image"),
-    "nothing": (npy(bands(0)), BANDS, "is no image"),
+    "nothing": (npy(bands(0)), BANDS, "an image without pixels|is no image"),
+    "cmyk jpeg": (saved(Image.new("CMYK", (20, 20)), format="JPEG"), 4, "inks"),
+    "palette": (saved(Image.new("P", (20, 20)), format="PNG"), 2, "a palette"),
     "objects": (npy(np.array([[{}]])), BANDS, "range of its values"),
 }
 
@@ -143,6 +146,72 @@ def test_what_is_not_sure_is_refused(case: str) -> None:
         read_image(data, channels)
 
 
+def _link(data: bytes, page: int) -> int:
+    """Where the offset of the page after `page` is stored."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return int(file.pages[page].offset) + 2 + 12 * len(file.pages[page].tags)
+
+
+@pytest.mark.parametrize("to", [0, 2])
+def test_pages_in_a_loop_end(to: int) -> None:
+    data = bytearray(FORMS["tiff pages"])
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        target = file.pages[to].offset
+    where = _link(FORMS["tiff pages"], 2)
+    data[where : where + 4] = int(target).to_bytes(4, "little")
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(bytes(data), BANDS)
+
+
+def test_pages_behind_a_broken_link_are_missed() -> None:
+    data = bytearray(FORMS["tiff pages"])
+    where = _link(FORMS["tiff pages"], 3)
+    data[where : where + 4] = (10**7).to_bytes(4, "little")
+    with pytest.raises(ImageError, match="incomplete"):
+        read_image(bytes(data), BANDS - 1)
+
+
+@pytest.mark.parametrize("form", ["tiff rows", "tiff deflate tiles", "tiff planes"])
+@pytest.mark.parametrize("tags", [(273, 324), (279, 325)])
+def test_a_part_that_was_never_written_is_not_black(form: str, tags: tuple[int, int]) -> None:
+    """tifffile fills it: an interrupted writer leaves such files."""
+    data = bytearray(FORMS[form])
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = next(file.pages[0].tags[code] for code in tags if code in file.pages[0].tags)
+        where, size = tag.valueoffset, {3: 2, 4: 4, 16: 8}[int(tag.dtype)]
+    data[where + size : where + 2 * size] = bytes(size)
+    with pytest.raises(ImageError, match="lacks a part"):
+        read_image(bytes(data), BANDS)
+
+
+@pytest.mark.parametrize("short", [2, 9, 300])
+def test_a_jpeg_in_a_tiff_that_ends_early_is_noticed(short: int) -> None:
+    whole = tiff(planes(bands(64, 64)), planarconfig="separate", compression="jpeg")
+    assert read_image(whole, BANDS).shape == (64, 64, BANDS)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        at, count = file.pages[0].dataoffsets[4], file.pages[0].databytecounts[4]
+    data = bytearray(whole)
+    data[at + count - short : at + count] = bytes(short)
+    with pytest.raises(ImageError):
+        read_image(bytes(data), BANDS)
+
+
+def test_the_range_of_deep_bands_is_that_of_all_of_them() -> None:
+    deep = bands().astype(np.uint16) * 257
+    deep[..., 2] //= 100
+    expected = (deep >> 8).astype(np.uint8)
+    for data in (npy(deep), tiff(planes(deep)), tiff(deep, planarconfig="contig")):
+        np.testing.assert_array_equal(read_image(data, BANDS), expected)
+
+
+def test_axes_below_nothing_are_refused() -> None:
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (-24, -31, BANDS)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with pytest.raises(ImageError):
+        read_image(header.getvalue() + bytes(5000), BANDS)
+
+
 def test_a_header_that_claims_more_than_there_is_takes_no_memory() -> None:
     header = io.BytesIO()
     shape = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, BANDS)}
@@ -151,6 +220,7 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory() -> None:
         read_image(header.getvalue() + bytes(100), BANDS)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cut_file_is_an_error_or_lacks_nothing(form: str) -> None:
     whole = FORMS[form]
@@ -159,6 +229,7 @@ def test_a_cut_file_is_an_error_or_lacks_nothing(form: str) -> None:
             np.testing.assert_array_equal(read_image(whole[:cut], BANDS), bands())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_raises_nothing_but_image_errors(form: str) -> None:
     rng = np.random.default_rng(len(form))
@@ -173,6 +244,14 @@ def test_bands_are_shown_by_the_first_three() -> None:
     np.testing.assert_array_equal(read_shown(FORMS["tiff"], BANDS), bands()[:, :, :3])
     two = npy(bands(channels=2))
     np.testing.assert_array_equal(read_shown(two, 2), np.repeat(bands(channels=2)[..., :1], 3, 2))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_is_resized_as_the_reference_does(channels: int) -> None:
+    pixels = bands(channels=channels)
+    expected = Image.fromarray(pixels).resize((15, 12), Image.Resampling.BICUBIC)
+    resized = resize_image(pixels, (12, 15), "pil-bicubic")
+    np.testing.assert_array_equal(resized, np.asarray(expected))
 
 
 @pytest.mark.parametrize("kernel", ["area", "pil-bicubic"])

@@ -143,8 +143,16 @@ def test_images_are_listed_without_hidden_ones(tmp_path: Path) -> None:
 
 def test_every_suffix_is_an_image(tmp_path: Path) -> None:
     for suffix in IMAGE_SUFFIXES:
-        (tmp_path / f"a{suffix}").touch()
+        (tmp_path / f"{suffix[1:]}{suffix}").touch()
     assert len(image_paths(tmp_path)) == len(IMAGE_SUFFIXES)
+
+
+def test_an_array_beside_a_picture_of_its_name_is_none(tmp_path: Path) -> None:
+    for name in ("a.png", "a.npy", "b.npy", "sub/a.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)]
+    assert found == ["a.png", "b.npy", "sub/a.npy"]
 
 
 def test_the_order_is_the_same_at_each_call(tmp_path: Path) -> None:

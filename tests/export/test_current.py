@@ -15,6 +15,7 @@ from unetrt.contract.errors import UserError
 from unetrt.engine.manifest import GATE, GOLDEN, MANIFEST
 from unetrt.export import build
 from unetrt.export.build import BuildOptions, build_engine
+from unetrt.export.current import request_of_gate
 from unetrt.export.gate import GateOptions
 from unetrt.export.tensorrt_build import PlanOptions
 
@@ -110,6 +111,18 @@ def test_a_changed_picture_is_another_request(
     first = min(pictures[0].iterdir())
     os.utime(first, ns=(1, 1))
     assert not build_engine(exported(), tmp_path / "engine", asked).reused
+
+
+def test_a_picture_behind_a_link_counts(tmp_path: Path) -> None:
+    real, folder = tmp_path / "real", tmp_path / "gate"
+    for path in (real, folder):
+        path.mkdir()
+    (folder / "link").symlink_to(real)
+    requests = []
+    for name in ("a.png", "b.png"):
+        (real / name).touch()
+        requests.append(request_of_gate(GateOptions(images=folder)))
+    assert requests[0] != requests[1]
 
 
 def test_a_folder_by_another_of_its_names_is_the_same(

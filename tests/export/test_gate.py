@@ -195,6 +195,14 @@ def test_a_rare_class_cannot_vanish(pixels: int, verdict: str) -> None:
     assert GateResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
+@pytest.mark.parametrize(("pixels", "verdict"), [(MIN_CLASS_PIXELS, "failed"), (99, "passed")])
+def test_a_class_cannot_be_invented(pixels: int, verdict: str) -> None:
+    """One that PyTorch's masks never hold."""
+    result = judge(Painter(pixels, 2, "int8"), [rare(0)])
+    assert result.agreement > result.min_agreement
+    assert result.verdict == verdict
+
+
 def test_the_class_bound_follows_a_looser_agreement() -> None:
     for precision, least in MIN_CLASS_IOU.items():
         assert GateOptions().class_bound(precision) == least

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,9 @@ def test_they_are_found(overflowing: Checkpoint, cases: list[GateCase], tmp_path
     path = tmp_path / "c.pth"
     write_checkpoint(path, overflowing)
     with open_engine(path, device="cpu") as reference:
-        found = find_fp32_blocks(
-            overflowing, reference, lambda: cases, GateOptions(min_agreement=0.99)
-        )
-        assert found == ("up2",)
-        hopeless = GateOptions(min_agreement=1.1)
-        assert find_fp32_blocks(overflowing, reference, lambda: cases, hopeless) == ()
+        find = partial(find_fp32_blocks, overflowing, reference, lambda: cases)
+        assert find(GateOptions(min_agreement=0.99), ("up2",)) == ("up2",)
+        assert find(GateOptions(min_agreement=1.1), ("up2",)) == ()
 
 
 @settings(deadline=None)

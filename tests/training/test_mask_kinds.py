@@ -85,6 +85,15 @@ def test_a_value_that_no_class_has_names_its_file(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_masks_of_nothing_but_such_a_value_are_told_too(tmp_path: Path) -> None:
+    """As 255 for 1, where the values are named."""
+    options = replace(folders(tmp_path, ".png", KINDS["grey"][1]), classes=2, mask_values=(0, 1))
+    for path in options.masks.rglob("[!.]*.png"):
+        Image.fromarray(np.full((32, 40), 255, np.uint8)).save(path)
+    with pytest.raises(UserError, match="255"):
+        train(options)
+
+
 @pytest.mark.parametrize("crop", [None, 16])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_mixed_sizes_train_with_any_batch_size(

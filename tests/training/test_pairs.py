@@ -52,6 +52,17 @@ def test_hidden_and_foreign_files_are_passed_over(empty_pairs: Folders) -> None:
     assert not problems
 
 
+def test_masks_are_found_through_links_as_images_are(empty_pairs: Folders, tmp_path: Path) -> None:
+    for folder, name in zip(empty_pairs, ("a.jpg", "a.png"), strict=True):
+        real = tmp_path / f"real-{folder.name}"
+        real.mkdir()
+        (real / name).touch()
+        (folder / "batch").symlink_to(real)
+    pairs, problems = match_pairs(*empty_pairs)
+    assert [pair.name for pair in pairs] == ["batch/a"]
+    assert not problems
+
+
 def test_each_file_without_one_partner_is_told(empty_pairs: Folders) -> None:
     images, masks = empty_pairs
     touch(images, "good.jpg", "lonely.jpg", "many.jpg", "twice.jpg", "twice.png")

@@ -1,0 +1,30 @@
+"""A row's process, and what ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+from unetrt.bench.process import interrupted_by_signals, run_alone
+with interrupted_by_signals():
+    run_alone(["sh", "-c", "echo $$ >&2; exec sleep 60"], 100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_bench_ends_its_rows(number: signal.Signals) -> None:
+    """They are in a session of their own: nobody but the bench can end them."""
+    command = [sys.executable, "-c", CODE]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        row = int(bench.stderr.readline())
+        bench.send_signal(number)
+        told = bench.communicate()[1]
+    assert "KeyboardInterrupt" in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(row, 0)
