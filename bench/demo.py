@@ -93,7 +93,7 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     bench = None
     if options.bench:
         with _step("bench"):
-            bench_options = BenchOptions(images=images, seconds=1.0, repeats=3)
+            bench_options = BenchOptions(images=images, seconds=0.5, repeats=3)
             bench = bench_models([checkpoint, engine_folder], bench_options)
             write_report(bench, folder / "report", command)
     picture = folder / "demo.png"

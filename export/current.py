@@ -52,7 +52,8 @@ def _digest(folder: Path | None) -> str | None:
     if folder is None:
         return None
     found = hashlib.sha256()
-    below = folders_below(folder)  # through links, as the images themselves are found
+    # Through links, as the images themselves are found; who reads them tells of a missing folder.
+    below = folders_below(folder) if folder.is_dir() else {}
     for path in sorted(root / name for root, names in below.items() for name in names):
         if path.is_file():
             status = path.stat()
