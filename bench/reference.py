@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..contract.files import ARRAY
 from ..contract.headers import decoding
 from ..contract.images import read_image
 from ..contract.masks import mask_pixels
@@ -45,7 +46,7 @@ class ReferenceLoop:
 
     def _decode(self, path: Path) -> U8:
         """By Pillow, but for what it cannot read, or would clip at 255."""
-        if self.spec.channels not in (1, 3) or path.suffix.lower() == ".npy":
+        if self.spec.channels not in (1, 3) or path.suffix.lower() == ARRAY:
             return read_image(path, self.spec.channels, bit_depth=self.bit_depth)
         with decoding(str(path)), Image.open(path) as file:
             if self.bit_depth is None and not file.mode.startswith(("I", "F")):

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..contract.errors import UserError
+from ..contract.files import ARRAY
 from ..training.batches import Batch, Batches
 from ..training.masknet import MaskNet
 from ..training.optim import optimizer_from_recipe
@@ -74,7 +75,7 @@ class ReferenceSamples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     @staticmethod
     def _image(sample: Sample) -> Image.Image:
-        if sample.pair.image.suffix.lower() == ".npy":
+        if sample.pair.image.suffix.lower() == ARRAY:
             return Image.fromarray(np.load(sample.pair.image))
         with Image.open(sample.pair.image) as file:
             return file.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[sample.spec.channels])

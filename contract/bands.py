@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from .depth import bytes_from_samples
 from .errors import ImageError
-from .headers import MAX_BYTES, check_pixels, is_tiff, open_picture, tiff_directories
+from .headers import MAX_BYTES, ORIENTATION, check_pixels, is_tiff, open_picture, tiff_directories
 from .modules import import_module
 from .types import U8, Size
 
 _NUMPY = b"\x93NUMPY"
 _COLOURS = {"P": "a palette", "PA": "a palette", "CMYK": "inks", "YCbCr": "YCbCr", "LAB": "CIELAB"}
 """Pillow's modes whose bands are not channels as they stand."""
-_ORIENTATION = 274
 _SEPARATE = 2
 """TIFF 6.0, PlanarConfiguration: a plane for each sample."""
 _JPEG, _END_OF_JPEG = (6, 7), b"\xff\xd9"
@@ -132,7 +131,7 @@ def _read_tiff(data: bytes, name: str, channels: int, bit_depth: int | None) -> 
         size = (first.imagelength, first.imagewidth)
         _check_count((*size, channels), first.dtype.itemsize, name)
         pixels = np.concatenate([_plane(page, size, data, name) for page in pages], axis=2)
-    orientation = first.tags.valueof(_ORIENTATION, 1)
+    orientation = first.tags.valueof(ORIENTATION, 1)
     bands = _eight_bits(pixels, name, bit_depth)
     return bands, orientation if orientation in range(1, 9) else 1
 

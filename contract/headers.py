@@ -75,7 +75,8 @@ DECODE_ERRORS = (
 _PNM_HEADER = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" + rb"\s")
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_FORMAT = 256, 257, 258, 339
 _NO_PIXEL_FORMATS = {2: "signed integers", 3: "float pixels"}
-_ORIENTATION = 274
+ORIENTATION = 274
+"""The tag of EXIF and TIFF."""
 _TIFF_KIND, _TIFF_OTHER_KINDS = 254, 1 | 4
 """A picture in a TIFF file that is a smaller copy of another one (1), or its mask (4)."""
 
@@ -124,7 +125,7 @@ class Picture:
         Only true once the pixels are loaded: PNG may carry it after them, and Pillow turns TIFF
         by itself.
         """
-        value = self.image.getexif().get(_ORIENTATION, 1)
+        value = self.image.getexif().get(ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -207,7 +208,7 @@ def tiff_size(data: bytes, name: str) -> Size:
     _check_samples(page, name)
     width, height = page[_TIFF_WIDTH], page[_TIFF_HEIGHT]
     check_pixels(width, height, name)
-    return (width, height) if page.get(_ORIENTATION, 1) in range(5, 9) else (height, width)
+    return (width, height) if page.get(ORIENTATION, 1) in range(5, 9) else (height, width)
 
 
 def _check_directories(data: bytes, name: str) -> None:

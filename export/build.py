@@ -131,7 +131,7 @@ def _build_repaired(
     try:
         return _build(directory, draft, wanted)
     except GateError:
-        blocks = repair.blocks_that_mend()
+        blocks = repair.blocks_that_mend
         if not blocks:
             raise
     return _build(directory, draft, repair.keep(blocks))
@@ -157,17 +157,14 @@ class _Repair:
 
     def blocks_that_overflow(self) -> tuple[str, ...]:
         """Known from the graph, before a plan is built in vain; () where nothing overflows."""
-        return self.blocks_that_mend() if self._must else ()
+        return self.blocks_that_mend if self._must else ()
 
     @cached_property
     def _must(self) -> tuple[str, ...]:
         return overflowing_blocks(self._checkpoint, self._cases()) if self._checkpoint else ()
 
-    def blocks_that_mend(self) -> tuple[str, ...]:
-        return self._mending
-
     @cached_property
-    def _mending(self) -> tuple[str, ...]:
+    def blocks_that_mend(self) -> tuple[str, ...]:
         """() where fp32 in every block would not help: the gate then says what is wrong."""
         if self._checkpoint is None:
             return ()

@@ -36,6 +36,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return images, masks
 
 
+def linked(source: Path, folder: Path) -> Path:
+    """A folder of links to the images, to which others may be added."""
+    images = folder / "images"
+    images.mkdir()
+    for path in source.iterdir():
+        (images / path.name).symlink_to(path)
+    return images
+
+
 @pytest.fixture
 def model(checkpoint_file: CheckpointFile) -> Path:
     return checkpoint_file(channels=BANDS)
@@ -69,10 +78,7 @@ def test_every_backend_gives_the_masks_of_pytorch(
 def test_an_image_of_other_channels_costs_itself(
     unetrt: Command, model: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for path in scenes[0].iterdir():
-        (images / path.name).symlink_to(path)
+    images = linked(scenes[0], tmp_path)
     np.save(images / "four.npy", np.zeros((SIDE, SIDE, 4), np.uint8))
     done = unetrt("predict", "-m", model, "-i", images, "--output-dir", tmp_path / "masks")
     assert done.status == 1, done.err
@@ -105,10 +111,8 @@ def test_arrays_beside_pictures_are_no_images(
     unetrt: Command, checkpoint_file: CheckpointFile, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """As masks or features that were written there before arrays were images."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for path in (scenes[0].parent / "drawn" / "imgs").iterdir():
-        (images / path.name).symlink_to(path)
+    images = linked(scenes[0].parent / "drawn" / "imgs", tmp_path)
+    for path in list(images.iterdir()):
         np.save(images / f"{path.stem}.npy", np.zeros((SIDE, SIDE), np.float32))
     done = unetrt("predict", "-m", checkpoint_file(), "-i", images, "--output-dir", tmp_path / "m")
     assert done.status == 0, done.err
@@ -121,10 +125,7 @@ def test_arrays_beside_their_masks_are_not_read_as_images(
     unetrt: Command, model: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """`--format npy` without --output-dir: IMAGE_OUT.npy lies among the images."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for path in scenes[0].iterdir():
-        (images / path.name).symlink_to(path)
+    images = linked(scenes[0], tmp_path)
     for _ in range(2):
         done = unetrt("predict", "-m", model, "-i", images, "--format", "npy")
         assert done.status == 0, done.err
