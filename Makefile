@@ -16,7 +16,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(BASE)
 	$(BIN)/unetrt demo --out demo
 
-test: lint types pycuda bindings unit
+# A compiler and a type checker use one core each.
+test: lint
+	$(MAKE) -j2 types bindings
+	$(MAKE) unit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -31,7 +34,8 @@ pycuda: $(INSTALLED)
 	scripts/install_pycuda.sh $(BIN)/python
 
 # To check the names that we use on TensorRT's objects; does nothing where there is no index.
-bindings: $(INSTALLED)
+# After pycuda: one pip at a time.
+bindings: $(INSTALLED) pycuda
 	scripts/install_trt_bindings.sh $(BIN)/python
 
 unit: $(INSTALLED)

@@ -7,12 +7,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shared import (
     engine_from_args,
     overrides_from_args,
+    place,
     positive,
     printable,
     show_failures,
@@ -40,7 +40,7 @@ def add_many_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray-engines", type=positive, metavar="N", help="engines in it (default: one a GPU)")
     add("--shard", type=shard, metavar="I/N", help="do part I of N, for a job array")
     text = "no images: say what the shards that wrote into these folders have done"
-    add("--merge", nargs="+", type=Path, metavar="DIR", help=text)
+    add("--merge", nargs="+", type=place, metavar="DIR", help=text)
 
 
 def shard(text: str) -> Shard:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..contract.addresses import files_below, modified_ns, written_ns
+from ..contract.addresses import modified_ns, written_ns
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
-from .journal import FOLDER, FORMAT, JournalOptions, Stamp, check_same, refuse_foreign
+from ..contract.log import log
+from .address_plan import Facts, Plan, list_files, plan_path, read_plan, unreachable, write_plan
+from .inputs import located
+from .journal import (
+    FOLDER,
+    FORMAT,
+    JournalOptions,
+    Stamp,
+    another_owner,
+    check_same,
+    refuse_foreign,
+)
 from .plan import Task
 
 NAME = "job.json"
@@ -21,7 +33,8 @@ class AddressJournal(Closing):
     """OUTPUT/.unetrt/job.json says what must match; an image is done whose mask is younger.
 
     Younger than that file and than the image. A store puts a file whole or not at all, so a mask
-    that lies there is one that was finished. Raises UserError as Journal does.
+    that lies there is one that was finished. Which image it is of, the plan beside that file says.
+    Raises UserError as Journal does.
     """
 
     shared = True
@@ -29,7 +42,6 @@ class AddressJournal(Closing):
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what must match, as JSON has it; the model is added."""
         self.output_dir = options.output_dir
-        self._path = self.output_dir / FOLDER / NAME
         wanted = {"journal": FORMAT, "model": options.model, **header}
         if options.restart and options.shard is not None:
             raise UserError(
@@ -37,52 +49,62 @@ class AddressJournal(Closing):
                 seen=f"--restart with --shard {options.shard} below {self.output_dir}",
                 hint="--output-dir ADDRESS   with another ADDRESS",
             )
-        found = None if options.restart else self._header()
+        found = None if options.restart else read_header(self.output_dir)
         if found is not None:
             check_same(found, json.loads(json.dumps(wanted)), self.output_dir)
         self._restart, self._wanted = options.restart, None if found else wanted
-        try:
-            self._files = files_below(self.output_dir)
-        except OSError as error:
-            raise _unreachable(self.output_dir, error) from error
-
-    def _header(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise _unreachable(self._path, error) from error
-        if not isinstance(found, dict):
-            raise _unreachable(self._path, ValueError("no JSON object"))
-        return found
+        self._files = list_files(self.output_dir)
+        self._plan_path = plan_path(self.output_dir, options.shard)
+        self._plan = read_plan(self._plan_path) if found else Plan()
+        self._failed = dict(self._plan.failed)
 
     def remaining(self, tasks: Sequence[Task]) -> list[Task]:
         """Tasks whose mask is not there, or older than the job or their image.
 
-        Raises UserError where a first run would replace files.
+        Raises UserError where a mask in place is that of another image, and where a first run
+        would replace files.
         """
-        if self._wanted is not None:
+        images = _images(tasks)
+        if self._wanted is None:
+            begun, owners = begun_ns(self._files), self._plan.owners
+            left = []
+            for task, image in zip(tasks, images, strict=True):
+                self._check_owner(task, image, owners)
+                if not self._is_done(task, begun):
+                    left.append(task)
+        else:
             self._begin(tasks, self._wanted)
-            return list(tasks)
-        header = self._files.get(PurePosixPath(FOLDER, NAME))
-        begun = modified_ns(header) if header else 0
-        return [task for task in tasks if not self._is_done(task, begun)]
+            left = list(tasks)
+        plan = self._plan.followed_by(
+            {image: str(self._name(task)) for image, task in zip(images, tasks, strict=True)}
+        )
+        if plan != self._plan:
+            write_plan(self._plan_path, plan)
+        self._plan, self._failed = plan, {}
+        return left
 
     def _begin(self, tasks: Sequence[Task], wanted: dict[str, Any]) -> None:
         if not self._restart:
             there = [task.output for task in tasks if task.output and self._facts(task)]
             refuse_foreign(there)
         try:
-            write_atomically(self._path, json.dumps(wanted).encode())
+            write_atomically(self.output_dir / FOLDER / NAME, json.dumps(wanted).encode())
         except OSError as error:
-            raise _unreachable(self.output_dir, error) from error
+            raise unreachable(self.output_dir, error) from error
+
+    def _check_owner(self, task: Task, image: str, owners: dict[str, str]) -> None:
+        owner = owners.get(str(self._name(task)), image)
+        if task.output is not None and owner != image and self._facts(task):
+            raise another_owner(task.output, owner, image)
+
+    def _name(self, task: Task) -> PurePosixPath:
+        """Of the mask, below the output folder."""
+        assert task.output is not None  # what keeps a journal writes masks
+        return PurePosixPath(str(task.output.relative_to(self.output_dir)))
 
     def _facts(self, task: Task) -> dict[str, Any] | None:
         """What the store said of the mask when the job began."""
-        if task.output is None:
-            return None
-        return self._files.get(PurePosixPath(str(task.output.relative_to(self.output_dir))))
+        return self._files.get(self._name(task))
 
     def owns(self, task: Task) -> bool:
         """Whether a mask was in its place, of a job before: a first run found none."""
@@ -93,7 +115,7 @@ class AddressJournal(Closing):
 
     def _is_done(self, task: Task, begun: int) -> bool:
         facts = self._facts(task)
-        if facts is None or modified_ns(facts) < begun or not facts.get("size", 1):
+        if facts is None or not is_finished(facts, begun):
             return False
         if task.overlay is not None and not task.overlay.is_file():
             return False
@@ -106,17 +128,48 @@ class AddressJournal(Closing):
         """The mask is there: that is the record."""
 
     def record_failure(self, task: Task, reason: str) -> None:
-        """Without a mask it is done again next time."""
+        """Kept for the end of the run; without a mask it is done again next time."""
+        self._failed[_images([task])[0]] = reason
 
     def recorded_masks(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, dict[str, Any]]]:
         """None: masks that no file holds need a journal that grows."""
         return iter(())
 
+    def close(self) -> None:
+        """Write down what has failed."""
+        if self._failed == self._plan.failed:
+            return
+        self._plan = replace(self._plan, failed=self._failed)
+        try:
+            write_plan(self._plan_path, self._plan)
+        except UserError as error:  # the masks are there, and what ended the job is told
+            log.warning("%s", error.reason)
 
-def _unreachable(path: object, error: Exception) -> UserError:
-    return UserError(
-        f"cannot use {path}",
-        seen=error,
-        expected="an address that this machine may read and write",
-        hint="check the name, the region and the credentials of the store",
-    )
+
+def _images(tasks: Sequence[Task]) -> list[str]:
+    return [str(path) for path in located(task.source for task in tasks)]
+
+
+def read_header(output_dir: Path) -> dict[str, Any] | None:
+    """What must match of the job below an address; None where there is none. UserError."""
+    path = output_dir / FOLDER / NAME
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise unreachable(path, error) from error
+    if not isinstance(found, dict):
+        raise unreachable(path, ValueError("no JSON object"))
+    return found
+
+
+def begun_ns(files: Facts) -> int:
+    """When the job of these files began; 0 where they hold none."""
+    header = files.get(PurePosixPath(FOLDER, NAME))
+    return modified_ns(header) if header else 0
+
+
+def is_finished(facts: dict[str, Any], begun: int) -> bool:
+    """Whether this file of a store is a mask of the job that began then."""
+    return modified_ns(facts) >= begun and bool(facts.get("size", 1))

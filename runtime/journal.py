@@ -16,11 +16,12 @@ from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
 from ..engine.manifest import MANIFEST
+from .address_plan import plans_below, read_plan
 from .lines import JsonLines, damaged, read_lines
 from .plan import Task, require_inside
-from .shards import WHOLE_JOURNAL, Shard
+from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard
 
-FOLDER, NAME = ".unetrt", WHOLE_JOURNAL
+FOLDER, NAME = JOURNAL_FOLDER, WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
 RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
 SHOWN = 3
@@ -181,12 +182,7 @@ class Journal(Closing):
             if task.output is None or owners.get(output or "", source) == source:
                 continue
             if task.output.is_file():
-                raise UserError(
-                    f"{task.output} is the mask of another image",
-                    seen=owners[output or ""],
-                    expected=source,
-                    hint=RESTART,
-                )
+                raise another_owner(task.output, owners[output or ""], source)
 
     def record(self, task: Task, stamp: Stamp, mask: dict[str, Any] | None = None) -> None:
         """Say that a task is done: its files are in place, or its mask is `mask`."""
@@ -231,6 +227,12 @@ class Journal(Closing):
         self._lines.close()
 
 
+def another_owner(mask: Path, owner: str, image: str) -> UserError:
+    return UserError(
+        f"{mask} is the mask of another image", seen=owner, expected=image, hint=RESTART
+    )
+
+
 def refuse_foreign(files: Sequence[Path]) -> None:
     """Raise UserError where there are files that a first run would replace."""
     if files:
@@ -259,12 +261,17 @@ def is_written(path: Path) -> bool:
 def recorded_outputs(output_dir: Path) -> dict[str, str]:
     """Image → mask of what the journals of a folder say is done, as they name them.
 
-    A damaged journal gives what comes before the damage; the job itself will say so.
+    Of a folder at an address: what its plans name. A damaged journal gives what comes before the
+    damage; the job itself will say so. Raises UserError for a plan that cannot be read.
     """
     found: dict[str, str] = {}
-    if not is_address(output_dir):
-        for path in sorted(output_dir.glob(f"{FOLDER}/journal*.jsonl")):
-            found |= {source: output for output, source in _owners_in(path).items()}
+    if is_address(output_dir):
+        for _, path in plans_below(output_dir):
+            plan = read_plan(path)
+            found |= plan.others | plan.images
+        return found
+    for path in sorted(output_dir.glob(f"{FOLDER}/journal*.jsonl")):
+        found |= {source: output for output, source in _owners_in(path).items()}
     return found
 
 

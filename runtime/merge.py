@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..contract.addresses import is_address
 from ..contract.errors import UserError
+from .address_journal import begun_ns, is_finished, read_header
+from .address_plan import Facts, list_files, plans_among, read_plan
 from .journal import FOLDER, check_same, image_entries, is_written, planned_images
 from .lines import read_lines
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
@@ -29,6 +33,14 @@ class Merged:
     missing_shards: list[str] = field(default_factory=list)
     missing_images: list[str] = field(default_factory=list)
 
+    def fail(self, image: str, reason: str) -> None:
+        self.failed += 1
+        self.failures.append({"input": image, "reason": reason})
+
+    def skip(self, image: str) -> None:
+        self.skipped += 1
+        self.missing_images.append(image)
+
     @property
     def complete(self) -> bool:
         return not (self.failed or self.missing_shards or self.missing_images)
@@ -46,11 +58,22 @@ class Merged:
 
 @dataclass(frozen=True)
 class _Found:
-    """A journal below an output folder."""
+    """A journal below an output folder; at an address a plan, and what its store lists there."""
 
     shard: Shard
     output_dir: Path
     path: Path
+    files: Facts | None = None
+
+    def header(self) -> dict[str, Any] | None:
+        """What must match."""
+        if self.files is not None:
+            return read_header(self.output_dir)
+        return next((entry for _, entry in read_lines(self.path)), None)
+
+    def add_to(self, merged: Merged) -> bool:
+        """Count what it says; False for a shard that was ended before it had its plan."""
+        return _add_journal(self, merged) if self.files is None else _add_plan(self, merged)
 
 
 def merge_journals(folders: Sequence[Path]) -> Merged:
@@ -65,12 +88,12 @@ def merge_journals(folders: Sequence[Path]) -> Merged:
     merged = Merged()
     begun: set[Shard] = set()
     for journal in journals:
-        header = next((entry for _, entry in read_lines(journal.path)), None)
+        header = journal.header()
         if header is None:
             continue
         first = first or header
         check_same(header, first, journal.output_dir)
-        if _add(journal, merged):
+        if journal.add_to(merged):
             begun.add(journal.shard)
     count = journals[0].shard.count
     every = (Shard(index, count) for index in range(1, count + 1))
@@ -79,8 +102,12 @@ def merge_journals(folders: Sequence[Path]) -> Merged:
 
 
 def _journals_below(folder: Path) -> Iterator[_Found]:
-    names = sorted(path.name for path in folder.glob(f"{FOLDER}/*"))
-    found = [(shard, name) for name in names if (shard := shard_from_journal(name))]
+    files = list_files(folder) if is_address(folder) else None
+    if files is not None:
+        found = list(plans_among(files, folder))
+    else:
+        paths = sorted(folder.glob(f"{FOLDER}/*"))
+        found = [(shard, path) for path in paths if (shard := shard_from_journal(path.name))]
     if not found:
         raise UserError(
             f"no journal below {folder}",
@@ -88,8 +115,8 @@ def _journals_below(folder: Path) -> Iterator[_Found]:
             expected="an --output-dir of unetrt predict",
             hint="unetrt predict -m MODEL -i IMAGES --output-dir DIR --shard 1/8",
         )
-    for shard, name in sorted(found):
-        yield _Found(shard, folder, folder / FOLDER / name)
+    for shard, path in sorted(found, key=itemgetter(0)):
+        yield _Found(shard, folder, path, files)
 
 
 def _check_numbers(journals: Sequence[_Found]) -> None:
@@ -113,8 +140,23 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
         seen[journal.shard] = journal.output_dir
 
 
-def _add(journal: _Found, merged: Merged) -> bool:
-    """Count what a journal says; False for a shard that was ended before it had its plan."""
+def _add_plan(found: _Found, merged: Merged) -> bool:
+    """At an address the masks say what is done."""
+    plan, files = read_plan(found.path), found.files or {}
+    begun = begun_ns(files)
+    merged.planned += len(plan.images)
+    for image, name in plan.images.items():
+        facts = files.get(PurePosixPath(name))
+        if image in plan.failed:
+            merged.fail(image, plan.failed[image])
+        elif facts is not None and is_finished(facts, begun):
+            merged.done += 1
+        else:
+            merged.skip(image)
+    return True
+
+
+def _add_journal(journal: _Found, merged: Merged) -> bool:
     last = {entry["input"]: entry for entry in image_entries(journal.path)}
     planned = list(last) if journal.path.name == WHOLE_JOURNAL else planned_images(journal.path)
     if planned is None:
@@ -123,13 +165,11 @@ def _add(journal: _Found, merged: Merged) -> bool:
     for source in planned:
         entry = last.get(source)
         if entry is not None and entry["status"] == "failed":
-            merged.failed += 1
-            merged.failures.append({"input": source, "reason": str(entry.get("reason", ""))})
+            merged.fail(source, str(entry.get("reason", "")))
         elif entry is not None and _is_there(journal.output_dir, entry["output"]):
             merged.done += 1
         else:
-            merged.skipped += 1
-            merged.missing_images.append(source)
+            merged.skip(source)
     return True
 
 

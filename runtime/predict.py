@@ -91,7 +91,7 @@ def run_job(
             _make_folder(options.journal.output_dir)
             header = _must_match(crew, options)
             if is_address(options.journal.output_dir):
-                journal = AddressJournal(options.journal, header)
+                journal = stack.enter_context(AddressJournal(options.journal, header))
             else:
                 journal = stack.enter_context(Journal(options.journal, header))
         _Job(crew, options, journal, summary).run(tasks, stop)

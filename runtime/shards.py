@@ -11,8 +11,9 @@ from pathlib import Path
 
 from .plan import Task
 
-WHOLE_JOURNAL = "journal.jsonl"
-_SHARD_JOURNAL = re.compile(r"journal-(\d+)-of-(\d+)\.jsonl")
+JOURNAL_FOLDER = ".unetrt"
+WHOLE_JOURNAL, _SHARD_JOURNAL = "journal.jsonl", "journal-{}-of-{}.jsonl"
+_WHOLE_PLAN, _SHARD_PLAN = "plan.json.gz", "plan-{}-of-{}.json.gz"
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +29,12 @@ class Shard:
     @property
     def journal(self) -> str:
         """The name of its journal."""
-        return f"journal-{self.index}-of-{self.count}.jsonl"
+        return _SHARD_JOURNAL.format(self.index, self.count)
+
+    @property
+    def plan(self) -> str:
+        """The name of its plan, where masks are at an address."""
+        return _WHOLE_PLAN if self.count == 1 else _SHARD_PLAN.format(self.index, self.count)
 
     def holds(self, name: str) -> bool:
         """Whether an image whose output has this name belongs to the shard."""
@@ -38,9 +44,18 @@ class Shard:
 
 def shard_from_journal(name: str) -> Shard | None:
     """The shard whose journal is called `name`; None for what is no journal."""
-    if name == WHOLE_JOURNAL:
+    return _shard_from_name(name, WHOLE_JOURNAL, _SHARD_JOURNAL)
+
+
+def shard_from_plan(name: str) -> Shard | None:
+    """The shard whose plan is called `name`; None for what is no plan."""
+    return _shard_from_name(name, _WHOLE_PLAN, _SHARD_PLAN)
+
+
+def _shard_from_name(name: str, whole: str, part: str) -> Shard | None:
+    if name == whole:
         return Shard(1, 1)
-    found = _SHARD_JOURNAL.fullmatch(name)
+    found = re.fullmatch(re.escape(part).replace(r"\{\}", r"(\d+)"), name)
     return Shard(int(found[1]), int(found[2])) if found else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +12,19 @@ from typing import Any
 import fsspec
 import pytest
 
+from tests.conftest import steel
+from tests.runtime.conftest import write_picture
 from tests.runtime.encodings import write_mixed
 from tests.runtime.test_journal import MODEL, counts
 from unetrt.contract.addresses import path_from_text
 from unetrt.contract.errors import UserError
 from unetrt.engine.base import Engine
 from unetrt.engine.open import open_engine
-from unetrt.runtime.journal import JournalOptions
+from unetrt.runtime.journal import JournalOptions, recorded_outputs
+from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.plan import plan_tasks
-from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard
+from unetrt.runtime.predict import OneEngine, PredictOptions, Summary, predict_masks
+from unetrt.runtime.shards import Shard, tasks_of_shard
 
 PICTURES = 12
 OUT = "memory://out/masks"
@@ -58,7 +62,9 @@ def job(engine: Engine, pictures: Path) -> Callable[..., Summary]:
     ) -> Summary:
         folder = path_from_text(out)
         options = JournalOptions(output_dir=folder, model=model, **journal)
-        tasks = plan_tasks([images], output_dir=folder)
+        tasks = plan_tasks([images], output_dir=folder, recorded=lambda: recorded_outputs(folder))
+        shard = journal.get("shard")
+        tasks = tasks if shard is None else tasks_of_shard(tasks, shard, folder)
         return predict_masks(engine, tasks, PredictOptions(journal=options))
 
     return run
@@ -123,18 +129,106 @@ def test_masks_of_another_model_are_not_mixed_in(job: Callable[..., Summary], st
         job()
 
 
-def test_two_shards_make_the_whole(job: Callable[..., Summary], store: Any, engine: Engine) -> None:
-    from unetrt.runtime.shards import tasks_of_shard
+def test_two_shards_make_the_whole(job: Callable[..., Summary], store: Any) -> None:
+    with pytest.raises(UserError, match="no journal below"):
+        merge_journals([path_from_text(OUT)])
+    first = job(shard=Shard(1, 2))
+    merged = merge_journals([path_from_text(OUT)])
+    assert (merged.planned, merged.done, merged.failed) == (
+        first.planned,
+        first.done,
+        first.failed,
+    )
+    assert merged.missing_shards == ["2/2"]
+    second = job(shard=Shard(2, 2))
+    assert first.done + second.done == len(masks_in(store)) == PICTURES - 1
+    merged = merge_journals([path_from_text(OUT)])
+    assert (merged.planned, merged.done, merged.failed) == (PICTURES, PICTURES - 1, 1)
+    assert merged.failures == first.failures + second.failures
+    assert not merged.complete
 
-    folder = path_from_text(OUT)
-    tasks = plan_tasks(["memory://in"], output_dir=folder)
-    done = 0
-    for index in (1, 2):
-        shard = Shard(index, 2)
-        options = JournalOptions(output_dir=folder, model=MODEL, shard=shard)
-        part = tasks_of_shard(tasks, shard, folder)
-        done += predict_masks(engine, part, PredictOptions(journal=options)).done
-    assert done == len(masks_in(store)) == PICTURES - 1
+
+def test_what_is_missing_is_named_without_the_images(
+    job: Callable[..., Summary], store: Any
+) -> None:
+    job()
+    gone = sorted(masks_in(store))[0]
+    store.rm(f"/out/masks/{gone}")
+    store.rm("/in", recursive=True)
+    merged = merge_journals([path_from_text(OUT)])
+    assert (merged.planned, merged.done, merged.failed, merged.skipped) == (
+        PICTURES,
+        PICTURES - 2,
+        1,
+        1,
+    )
+    assert Path(merged.missing_images[0]).stem == Path(gone).stem
+
+
+def test_a_job_that_ends_at_once_has_its_plan(
+    job: Callable[..., Summary], store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OneEngine, "write_masks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job()
+    merged = merge_journals([path_from_text(OUT)])
+    assert (merged.planned, merged.done, merged.skipped) == (PICTURES, 0, PICTURES)
+
+
+def test_a_new_image_takes_no_name_of_a_done_one(
+    job: Callable[..., Summary], store: Any, tmp_path: Path
+) -> None:
+    """It is older than the mask, so that time alone would call it done."""
+    images = tmp_path / "steel"
+    write_picture(images / "a.png", steel(1, 48, 48))
+    write_picture(images / "a.bmp", steel(2, 48, 48))
+    (images / "a.bmp").rename(tmp_path / "a.bmp")
+    assert counts(job(str(images))) == (1, 0, 0)
+    first = masks_in(store)
+    (tmp_path / "a.bmp").rename(images / "a.bmp")
+    assert counts(job(str(images))) == (1, 0, 1)
+    both = masks_in(store)
+    assert both.keys() == {"a.png", "a.bmp.png"}
+    assert both["a.png"] == first["a.png"] != both["a.bmp.png"]
+    assert counts(job(str(images))) == (0, 0, 2)
+    (images / "a.bmp").unlink()
+    assert counts(job(str(images))) == (0, 0, 1)
+    assert recorded_outputs(path_from_text(OUT)) == {
+        str(images / "a.png"): "a.png",
+        str(images / "a.bmp"): "a.bmp.png",
+    }, "of the last run's images and of those before"
+
+
+def test_the_mask_of_another_image_is_not_taken_for_this_ones(
+    job: Callable[..., Summary], store: Any, tmp_path: Path
+) -> None:
+    images = tmp_path / "steel"
+    write_picture(images / "a.png", steel(1, 48, 48))
+    write_picture(images / "a.bmp", steel(2, 48, 48))
+    (images / "a.bmp").rename(tmp_path / "a.bmp")
+    job(str(images))
+    first = masks_in(store)
+    (images / "a.png").unlink()
+    (tmp_path / "a.bmp").rename(images / "a.bmp")
+    with pytest.raises(UserError, match="mask of another image") as caught:
+        job(str(images))
+    assert str(caught.value.seen) == str(images / "a.png")
+    assert masks_in(store) == first
+    assert counts(job(str(images), restart=True)) == (1, 0, 0)
+
+
+def test_a_damaged_plan_is_an_error(job: Callable[..., Summary], store: Any) -> None:
+    job()
+    plan = "/out/masks/.unetrt/plan.json.gz"
+    whole = store.cat_file(plan)
+    for content in (whole[:-9], b"{}", gzip.compress(b"[]"), gzip.compress(b'{"images": 1}')):
+        store.pipe(plan, content)
+        with pytest.raises(UserError, match=r"cannot use .*plan\.json\.gz"):
+            job()
 
 
 def test_one_file_for_the_whole_job_needs_a_folder_here(engine: Engine, pictures: Path) -> None:
