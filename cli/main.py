@@ -8,12 +8,14 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ..contract.errors import UserError
 
 VERBS = {
@@ -48,16 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(verb, module.run, parser.parse_args(arguments[1:]))
 
 
-def _run(verb: str, run: object, args: argparse.Namespace) -> int:
+def _run(verb: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
 
     _show_warnings()
-    status = 0
     try:
-        status = int(run(args))  # type: ignore[operator]
+        status = run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
     except UserError as error:
         error.hint = error.hint or f"unetrt {verb} --help"
         sys.stderr.write(f"unetrt {verb}: error: {error}\n")
@@ -68,7 +68,6 @@ def _run(verb: str, run: object, args: argparse.Namespace) -> int:
     except OSError as error:
         sys.stderr.write(f"unetrt {verb}: error: {_refused(error)}\n")
         return 2
-    return status
 
 
 def _refused(error: OSError) -> UserError:
@@ -91,14 +90,36 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n  {hint}\n")
 
 
+class _Lasting(io.FileIO):
+    """Whoever read it may go, as `| head` and a tee that is interrupted do; the work goes on."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return super().write(data)
+
+
 def _open_streams() -> None:
     """A closed stream swallows what is written; names that are no Unicode are shown escaped."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open to the end
             setattr(sys, name, null)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            lasting = io.TextIOWrapper(
+                io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, lasting)
 
 
 def _show_warnings() -> None:

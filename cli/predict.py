@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
+    from ..runtime.journal import digest_if_there, require_unchanged
     from ..runtime.predict import Summary, check_reference_flags, run_job
     from ..runtime.stop import stop_on_signals
     from ..runtime.trace import NO_TRACE, Trace
@@ -72,16 +73,18 @@ def run(args: argparse.Namespace) -> int:
     summary = Summary()
     with stop_on_signals(STOPPING) as stop:
         tasks = _tasks_from_args(args)
+        digest = digest_if_there(args.model)
         with crew_from_args(args, viewer.keep if viewer else None) as crew:
-            check_reference_flags(crew.spec, args.classes, args.bilinear)
-            options = _options_from_args(args, trace)
+            require_unchanged(args.model, digest)
+            check_reference_flags(crew.opened.spec, args.classes, args.bilinear)
+            options = _options_from_args(args, digest, trace)
             try:
                 run_job(crew, tasks, options, stop, summary)
             except (UserError, OSError):
                 _report_ended(args, summary, trace)
                 raise
     if viewer and not stop.is_set():
-        viewer.show(crew.spec)
+        viewer.show(crew.opened.spec)
     interrupted = bool(summary.left) and stop.is_set()
     if interrupted:
         _report_interrupted(summary, options.journal is not None)
@@ -108,14 +111,14 @@ def _result_from_format(args: argparse.Namespace) -> str:
     return "prob"
 
 
-def _options_from_args(args: argparse.Namespace, trace: NoTrace) -> PredictOptions:
-    from ..runtime.journal import JournalOptions, digest_from_model
+def _options_from_args(args: argparse.Namespace, model: str, trace: NoTrace) -> PredictOptions:
+    """model: its digest."""
+    from ..runtime.journal import JournalOptions
     from ..runtime.pipeline import PipelineOptions
     from ..runtime.predict import PredictOptions
 
     journal = None
     if args.output_dir is not None and not args.no_save:
-        model = digest_from_model(args.model)
         journal = JournalOptions(
             output_dir=args.output_dir, model=model, restart=args.restart, shard=args.shard
         )
@@ -147,7 +150,7 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
         save=not args.no_save and args.format != "rle",
         suffix=".npy" if args.format in ("npy", "prob-npy") else ".png",
         overlay_dir=args.overlay,
-        recorded=lambda: recorded_outputs(args.output_dir) if goes_on else {},
+        recorded=recorded_outputs(args.output_dir) if goes_on else None,
     )
     return tasks if args.shard is None else tasks_of_shard(tasks, args.shard, args.output_dir)
 

@@ -90,7 +90,7 @@ def crew_from_args(args: argparse.Namespace, look: Look | None) -> Iterator[Crew
             yield OneEngine(engine, look)
         return
     with _crew_of_many(args) as crew:
-        sys.stderr.write(f"engine: {crew.label} ({crew.why})\n")
+        sys.stderr.write(f"engine: {crew.label} ({crew.opened.why})\n")
         yield crew
 
 

@@ -99,6 +99,8 @@ def place(text: str) -> Path:
     from ..contract.addresses import path_from_text
     from ..contract.errors import UserError
 
+    if not text:
+        raise wrong(text, "the name of a folder, or an address")
     try:
         return path_from_text(text)
     except UserError as error:

@@ -20,7 +20,7 @@ def bytes_from_samples(samples: Samples, maximum: int, bit_depth: int | None, na
     the file, for values above that, and for data whose high bytes would all be black.
     """
     highest = int(samples.max(initial=0))
-    if bit_depth is not None:
+    if bit_depth is not None and maximum == 65535:
         maximum = (1 << bit_depth) - 1
         if highest > maximum:
             raise ImageError(

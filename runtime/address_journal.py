@@ -37,8 +37,6 @@ class AddressJournal(Closing):
     Raises UserError as Journal does.
     """
 
-    shared = True
-
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what must match, as JSON has it; the model is added."""
         self.output_dir = options.output_dir
@@ -58,11 +56,11 @@ class AddressJournal(Closing):
         self._plan = read_plan(self._plan_path) if found else Plan()
         self._failed = dict(self._plan.failed)
 
-    def remaining(self, tasks: Sequence[Task]) -> list[Task]:
+    def remaining(self, tasks: Sequence[Task], whole: Path | None = None) -> list[Task]:
         """Tasks whose mask is not there, or older than the job or their image.
 
-        Raises UserError where a mask in place is that of another image, and where a first run
-        would replace files.
+        whole: None, as no file can grow here. Raises UserError where a mask in place is that of
+        another image, and where a first run would replace files.
         """
         images = _images(tasks)
         if self._wanted is None:

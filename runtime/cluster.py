@@ -17,7 +17,6 @@ from typing import Any
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.modules import import_module
-from ..contract.spec import ModelSpec
 from ..engine.manifest import read_manifest
 from ..engine.onnxfile import is_onnx
 from .cluster_work import (
@@ -34,7 +33,7 @@ from .plan import Task
 from .stop import SIGNALS
 from .temporaries import remove_temporaries_of
 from .trace import NO_TRACE
-from .work import Outcome, OutputError, PredictOptions, options_for
+from .work import Outcome, OutputError, PredictOptions
 from .worker import EngineOptions, Opened, travelling
 
 BLOCK = 32
@@ -84,7 +83,7 @@ class Cluster(Closing):
             self._connected = True
             self._use_resources(ray.nodes(), cluster)
             self._model = ray.put(ship_model(options.model))
-            self._opened: Opened = self._ask_for_model()
+            self.opened: Opened = self._ask_for_model()
         except BaseException:
             self.close()
             raise
@@ -122,24 +121,9 @@ class Cluster(Closing):
         return opened
 
     @property
-    def spec(self) -> ModelSpec:
-        return self._opened.spec
-
-    @property
-    def backend(self) -> str:
-        return self._opened.backend
-
-    @property
-    def precision(self) -> str:
-        return self._opened.precision
-
-    @property
     def label(self) -> str:
-        return f"{self.backend} {self.precision}, engines in Ray: {self.engines} on {self.device}"
-
-    @property
-    def why(self) -> str:
-        return self._opened.why
+        what = f"{self.opened.backend} {self.opened.precision}"
+        return f"{what}, engines in Ray: {self.engines} on {self.device}"
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
@@ -149,7 +133,7 @@ class Cluster(Closing):
             return
         pipeline = replace(options.pipeline, trace=NO_TRACE)
         options = replace(options, journal=None, pipeline=pipeline)
-        rows = self._dataset(tasks, options_for(options, len(tasks), self._opened.min_batch))
+        rows = self._dataset(tasks, options)
         found = iter(rows.iter_rows())
         try:
             while not stop():
@@ -165,7 +149,7 @@ class Cluster(Closing):
             remove_temporaries_of({path for task in tasks for path in task.files})
 
     def _dataset(self, tasks: Sequence[Task], options: PredictOptions) -> Any:
-        data, spec = self._ray.data, self.spec
+        data, spec = self._ray.data, self.opened.spec
         blocks = -(-len(tasks) // BLOCK)
         rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
         rows = rows.map(partial(load_row, spec=spec, options=options))

@@ -16,15 +16,15 @@ from multiprocessing.context import SpawnContext
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.log import log
-from ..contract.spec import ModelSpec
 from ..engine.probe import usable_cores
 from ..engine.tensorrt_backend import cuda_devices
+from .journal import digest_if_there, require_unchanged
 from .pipeline import writers_for
 from .plan import Task
 from .stop import SIGNALS
 from .temporaries import remove_temporaries_of
 from .trace import NO_TRACE
-from .work import Outcome, OutputError, PredictOptions, options_for
+from .work import Outcome, OutputError, PredictOptions
 from .worker import EngineOptions, Message, Opened, Want, Warned, serve
 
 CHUNK = 8
@@ -129,6 +129,7 @@ class Workers(Closing):
     def __init__(self, options: EngineOptions, devices: Sequence[str]) -> None:
         """Start a process a device; return as soon as one of them has opened the model."""
         self._stopping = False
+        self._model, self._digest = options.model, digest_if_there(options.model)
         self._warned: set[str] = set()
         self._suspects: deque[Task] = deque()
         self._deaths: Counter[Task] = Counter()
@@ -148,31 +149,16 @@ class Workers(Closing):
             raise
 
     @property
-    def _opened(self) -> Opened:
+    def opened(self) -> Opened:
+        """What the first worker has opened, and the others too."""
         if self._first is None:
             raise RuntimeError("no worker has opened the model")
         return self._first
 
     @property
-    def spec(self) -> ModelSpec:
-        return self._opened.spec
-
-    @property
-    def backend(self) -> str:
-        return self._opened.backend
-
-    @property
-    def precision(self) -> str:
-        return self._opened.precision
-
-    @property
     def label(self) -> str:
         devices = " ".join(worker.device for worker in self._workers)
-        return f"{self.backend} {self.precision}, a process each on {devices}"
-
-    @property
-    def why(self) -> str:
-        return self._opened.why
+        return f"{self.opened.backend} {self.opened.precision}, a process each on {devices}"
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
@@ -180,7 +166,7 @@ class Workers(Closing):
         """As work.write_masks, once: at its end the workers end too."""
         left = deque(tasks)
         for worker in self._alive:
-            worker.send(self._share_of(options, len(tasks)))
+            worker.send(self._share_of(options))
         try:
             while (left or self._suspects or self._held()) and not stop():
                 self._hand_out(left)
@@ -190,7 +176,7 @@ class Workers(Closing):
         finally:
             self.close()
 
-    def _share_of(self, options: PredictOptions, count: int) -> PredictOptions:
+    def _share_of(self, options: PredictOptions) -> PredictOptions:
         """The job as one worker sees it, with its part of the cores."""
         threads = options.pipeline.load_threads or self._threads
         pipeline = replace(
@@ -200,8 +186,7 @@ class Workers(Closing):
             memory=options.pipeline.memory // len(self._workers),
             trace=NO_TRACE,
         )
-        options = replace(options, journal=None, pipeline=pipeline)
-        return options_for(options, count, self._opened.min_batch)
+        return replace(options, journal=None, pipeline=pipeline)
 
     def _held(self) -> bool:
         return any(worker.held for worker in self._alive)
@@ -251,6 +236,7 @@ class Workers(Closing):
 
     def _open(self, worker: _Worker, opened: Opened) -> None:
         worker.opened = True
+        require_unchanged(self._model, self._digest)
         first = self._first = self._first or opened
         same = (first.spec, first.backend, first.precision)
         if (opened.spec, opened.backend, opened.precision) != same:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..contract.errors import ImageError, UserError
+from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.images import read_reduced
 from ..contract.log import log
 from ..contract.resize import network_input, resized_input
@@ -64,11 +64,12 @@ def measure_fast_decode(engine: Engine, tasks: Sequence[Task]) -> list[float]:
     for task in (task for first in range(4) for task in spread[first::4]):
         try:
             pair = _both_inputs(task, engine.spec)
-        except ImageError:
-            continue  # the job itself will say so
-        if pair is not None:
+            if pair is None or engine.refusal(pair[0].shape[:2], pair[2]) is not None:
+                continue
             whole, reduced, size = pair
             found.append(float(np.mean(engine.run(whole, size) == engine.run(reduced, size))))
+        except (ImageError, DeviceMemoryError, MemoryError):
+            continue  # the job itself will say so
         if len(found) == CHECKED:
             break
     return found

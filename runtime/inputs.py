@@ -48,6 +48,10 @@ def expand_inputs(
 def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[Input]:
     if text == STDIN:
         return _expand_lines(_standard_input(), "standard input")
+    if not text:  # pathlib takes it for the working folder
+        raise UserError(
+            "an input without a name", seen='-i ""', expected=EXPECTED, hint="is a variable unset?"
+        )
     path = path_from_text(text)
     if is_address(path):
         return _expand_address(path, outputs)
@@ -126,7 +130,8 @@ def _listed_file(line: str) -> Path:
     if MARK in line:
         return path_from_text(line.strip())
     stripped = line.strip()
-    return Path(line) if line == stripped or Path(line).exists() else Path(stripped)
+    its_own = line == stripped or os.path.lexists(line)  # no error for a long name
+    return Path(line if its_own else stripped)
 
 
 def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) -> list[Input]:
@@ -144,7 +149,14 @@ def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) ->
 def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:
     path = Path(pattern)
     # Python's own ** goes round a loop of links forty times, and through two of them for ever.
-    walks = "**" in path.parts and ".." not in path.parts
+    walks = "**" in path.parts
+    if walks and ".." in path.parts[len(_fixed_parts(path)) :]:
+        raise UserError(
+            f"cannot follow {pattern}",
+            seen=".. after ** or another part that is a pattern",
+            expected="a pattern that goes down only",
+            hint="put what is before .. into the folder that the pattern begins with",
+        )
     names = _matching(path) if walks else map(Path, glob.glob(pattern))
     files = [file for file in _shortest(names) if file.is_file()]
     if not files:
@@ -218,10 +230,15 @@ def _inside(path: Path) -> PurePath:
     return PurePath(*kept)
 
 
+def real_folder(folder: Path) -> Path:
+    """Absolute, its links followed; one that leads round in a loop is left as it is."""
+    return folder.resolve() if is_address(folder) else Path(os.path.realpath(folder))
+
+
 def located(paths: Iterable[Path]) -> Iterator[Path]:
     """Each path as one spelling: links of its folder followed, every folder asked once."""
     folders: dict[Path, Path] = {}
     for path in paths:
         if path.parent not in folders:
-            folders[path.parent] = path.parent.resolve()
+            folders[path.parent] = real_folder(path.parent)
         yield folders[path.parent] / path.name

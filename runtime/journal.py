@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -17,9 +18,10 @@ from ..contract.errors import UserError
 from ..contract.files import sha256_from_file
 from ..engine.manifest import MANIFEST
 from .address_plan import plans_below, read_plan
-from .lines import JsonLines, damaged, read_lines
+from .inputs import real_folder
+from .lines import JsonLines, damaged, in_use, locked, read_lines
 from .plan import Task, require_inside
-from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard
+from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard, shard_from_journal
 
 FOLDER, NAME = JOURNAL_FOLDER, WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
@@ -29,8 +31,8 @@ SHOWN = 3
 Stamp = tuple[int, int]
 """Size and time of modification (ns) that an input had just before it was read."""
 
-_PLAN_LINE = 1000
-"""Images that one line of a plan names."""
+_LINE = 1000
+"""Images that one line of a plan names, or of what masks were there before."""
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "input": str,
     "output": (str, type(None)),
@@ -63,6 +65,25 @@ def digest_from_model(path: Path) -> str:
     return sha256_from_file(path / MANIFEST if path.is_dir() else path)
 
 
+def digest_if_there(path: Path) -> str:
+    """digest_from_model; "" where it cannot be read, of which opening it says more."""
+    try:
+        return digest_from_model(path)
+    except OSError:
+        return ""
+
+
+def require_unchanged(model: Path, digest: str) -> None:
+    """Raise UserError where a model is another one than before it was opened (digest_if_there)."""
+    if digest_if_there(model) != digest:
+        raise UserError(
+            f"{model} has changed while it was opened",
+            seen="another digest than a moment ago, as when a training writes it",
+            expected="a file that stays",
+            hint="run the same command again, or give it a copy",
+        )
+
+
 def stamp_of(path: Path) -> Stamp:
     """Raise OSError where there is no such file."""
     status = path.stat()
@@ -86,28 +107,56 @@ class Journal(Closing):
         self._folders: dict[Path, Path] = {}
         self._header: dict[str, Any] | None = None
         self._owners: dict[str, str] = {}
-        self._restart = options.restart
+        self._former: dict[str, str] = {}
         name = NAME if options.shard is None else options.shard.journal
         path = self.output_dir / FOLDER / name
         require_inside([path], self.output_dir)
         self._lines = JsonLines(path)
+        wanted = {"journal": FORMAT, "model": options.model, **header}
         try:
-            self._begin({"journal": FORMAT, "model": options.model, **header}, options.restart)
+            self._check_others(json.loads(json.dumps(wanted)), options.restart)
+            self._begin(json.loads(json.dumps(wanted)), options.restart)
         except BaseException:
             self.close()
             raise
 
+    def _check_others(self, header: dict[str, Any], restart: bool) -> None:
+        """The journals of other shards, of a whole job, or of another number of shards.
+
+        Raises UserError where one is another job's, or in use by what is no shard beside this one.
+        A restart forgets them: a whole job all of them, a shard those of another job.
+        """
+        ours = self.shard or Shard(1, 1)
+        for path in sorted(self._lines.path.parent.glob("journal*.jsonl")):
+            shard = shard_from_journal(path.name)
+            if path == self._lines.path or shard is None:
+                continue
+            busy = in_use(path)
+            if busy and shard.count != ours.count:
+                raise locked(path)
+            first = _first_of(path)
+            if first is None or (first == header and not (restart and self.shard is None)):
+                continue
+            if not restart or busy:
+                check_same(first, header, self.output_dir)
+            else:
+                self._former |= _owners_in(path)
+                path.unlink()
+
     def _begin(self, header: dict[str, Any], restart: bool) -> None:
         if restart:
-            self._owners = _owners_in(self._lines.path)
+            self._former |= _owners_in(self._lines.path)
             self._lines.clear()
             self._lines.append(header)
+            for part in _parts(self._former):
+                self._lines.append({"former": part})
             return
-        _, first = next(self._lines.entries(), (0, None))
+        first = _first_of(self._lines.path)
         if first is None:
             self._header = header  # written with the first line: until then no job has begun
         else:
-            check_same(first, json.loads(json.dumps(header)), self.output_dir)
+            check_same(first, header, self.output_dir)
+            self._former = _former_in(self._lines.path)
 
     def _append(self, entry: dict[str, Any] | None = None) -> None:
         if self._header is not None:
@@ -116,19 +165,16 @@ class Journal(Closing):
         if entry is not None:
             self._lines.append(entry)
 
-    @property
-    def shared(self) -> bool:
-        """Whether shards write into this folder."""
-        return self.shard is not None or any(self._lines.path.parent.glob("journal-*-of-*.jsonl"))
-
-    def remaining(self, tasks: Sequence[Task]) -> list[Task]:
+    def remaining(self, tasks: Sequence[Task], whole: Path | None = None) -> list[Task]:
         """Tasks that are not done: new, failed, changed since, or without their mask.
 
-        Raises UserError where a mask in place is that of another image, and on a first run where
-        files that no job has written would be replaced.
+        whole: the one file of all masks, where there is one. Raises UserError where a mask in place
+        is that of another image, and on a first run where files that no job has written would be
+        replaced.
         """
         if self._header is not None:
             self._check_foreign(tasks)
+            refuse_foreign([path for path in (whole,) if path is not None and _is_here(path)])
         self._append()
         if self.shard is not None:
             self._record_plan([self._source(task) for task in tasks])
@@ -141,7 +187,7 @@ class Journal(Closing):
                 if output is not None:
                     self._owners[output] = source
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
-        self._check_owners(left, {} if self._restart else self._owners)
+        self._check_owners(left)
         return left
 
     def _check_foreign(self, tasks: Iterable[Task]) -> None:
@@ -153,7 +199,8 @@ class Journal(Closing):
 
     def owns(self, task: Task) -> bool:
         """Whether the mask in its place was made of this image by a job before."""
-        return self._owners.get(self._output(task) or "") == self._source(task)
+        output, source = self._output(task) or "", self._source(task)
+        return source in (self._owners.get(output), self._former.get(output))
 
     def require_in_place(self) -> None:
         """Raise UserError where the journal has been removed while the job ran."""
@@ -162,8 +209,8 @@ class Journal(Closing):
     def _record_plan(self, sources: list[str]) -> None:
         if planned_images(self._lines.path) == sources:
             return
-        for start in range(0, max(1, len(sources)), _PLAN_LINE):
-            part = sources[start : start + _PLAN_LINE]
+        for start in range(0, max(1, len(sources)), _LINE):
+            part = sources[start : start + _LINE]
             self._append({"planned": part, "from": start, "of": len(sources)})
 
     def _is_done(self, task: Task, done: _Done | None) -> bool:
@@ -176,13 +223,12 @@ class Journal(Closing):
         except OSError:  # the image has gone; its mask is there
             return True
 
-    def _check_owners(self, tasks: Iterable[Task], owners: dict[str, str]) -> None:
+    def _check_owners(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             output, source = self._output(task), self._source(task)
-            if task.output is None or owners.get(output or "", source) == source:
-                continue
-            if task.output.is_file():
-                raise another_owner(task.output, owners[output or ""], source)
+            owner = self._owners.get(output or "", source)
+            if task.output is not None and owner != source and task.output.is_file():
+                raise another_owner(task.output, owner, source)
 
     def record(self, task: Task, stamp: Stamp, mask: dict[str, Any] | None = None) -> None:
         """Say that a task is done: its files are in place, or its mask is `mask`."""
@@ -216,7 +262,7 @@ class Journal(Closing):
         """Absolute, the links of its folder followed: the same from every working folder."""
         folder = task.source.parent
         if folder not in self._folders:
-            self._folders[folder] = folder.resolve()
+            self._folders[folder] = real_folder(folder)
         return f"{self._folders[folder]}{os.sep}{task.source.name}"
 
     def _output(self, task: Task) -> str | None:
@@ -275,10 +321,32 @@ def recorded_outputs(output_dir: Path) -> dict[str, str]:
     return found
 
 
+def _first_of(path: Path) -> dict[str, Any] | None:
+    """What must match."""
+    return next((entry for _, entry in read_lines(path)), None)
+
+
+def _parts(owners: dict[str, str]) -> Iterator[dict[str, str]]:
+    items = iter(owners.items())
+    while part := dict(itertools.islice(items, _LINE)):
+        yield part
+
+
+def _former_in(path: Path) -> dict[str, str]:
+    """Mask → image of what was there before a restart; these lines follow the first one."""
+    found: dict[str, str] = {}
+    for start, entry in read_lines(path):
+        if start and "former" not in entry:
+            break
+        found |= entry.get("former", {})
+    return found
+
+
 def _owners_in(path: Path) -> dict[str, str]:
     """Mask → image."""
     found: dict[str, str] = {}
     with suppress(UserError, OSError):
+        found = _former_in(path)
         for entry in image_entries(path):
             if entry["status"] == "done" and entry["output"] is not None:
                 found[entry["output"]] = entry["input"]
@@ -288,7 +356,7 @@ def _owners_in(path: Path) -> dict[str, str]:
 def image_entries(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a journal that are about an image, their fields checked. UserError: damaged."""
     for number, (start, entry) in enumerate(read_lines(path), 1):
-        if start == 0 or "planned" in entry:
+        if start == 0 or "planned" in entry or "former" in entry:
             continue
         kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
         for name, kind in kinds.items():

@@ -108,12 +108,37 @@ def _entry(line: bytes, number: int, path: Path) -> dict[str, Any]:
     return entry
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process has this file open as JsonLines."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # some network file systems have no locks
+            return False
+    return False
+
+
 def damaged(path: Path, number: int, seen: object) -> UserError:
     return UserError(
         f"{path} is damaged",
         seen=f"line {number}: {seen}",
         expected="the lines that unetrt predict has written",
         hint="--restart   makes every mask again",
+    )
+
+
+def locked(path: Path) -> UserError:
+    return UserError(
+        f"another job writes below {path.parent.parent}",
+        seen=f"a lock on {path}",
+        expected="one job at a time, or shards of one job",
+        hint="wait for it, or --output-dir DIR   with another DIR",
     )
 
 
@@ -135,12 +160,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(
-            f"another job writes below {path.parent.parent}",
-            seen=f"a lock on {path}",
-            expected="one job at a time, or shards of one job",
-            hint="wait for it, or --output-dir DIR   with another DIR",
-        ) from error
+        raise locked(path) from error
     except OSError:  # some network file systems have no locks
         return
 

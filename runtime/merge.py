@@ -157,16 +157,19 @@ def _add_plan(found: _Found, merged: Merged) -> bool:
 
 
 def _add_journal(journal: _Found, merged: Merged) -> bool:
-    last = {entry["input"]: entry for entry in image_entries(journal.path)}
+    last = {
+        entry["input"]: (entry["status"], entry["output"], entry.get("reason", ""))
+        for entry in image_entries(journal.path)  # without the mask that an rle job records in it
+    }
     planned = list(last) if journal.path.name == WHOLE_JOURNAL else planned_images(journal.path)
     if planned is None:
         return False
     merged.planned += len(planned)
     for source in planned:
-        entry = last.get(source)
-        if entry is not None and entry["status"] == "failed":
-            merged.fail(source, str(entry.get("reason", "")))
-        elif entry is not None and _is_there(journal.output_dir, entry["output"]):
+        status, output, reason = last.get(source, ("skipped", None, ""))
+        if status == "failed":
+            merged.fail(source, str(reason))
+        elif status == "done" and _is_there(journal.output_dir, output):
             merged.done += 1
         else:
             merged.skip(source)

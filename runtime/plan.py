@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
@@ -13,9 +14,6 @@ from ..contract.errors import UserError
 from ..contract.files import IMAGE_SUFFIXES
 from ..contract.log import log
 from .inputs import REFERENCE_SUFFIX, Input, expand_inputs, input_roots, located
-
-Recorded = Callable[[], Mapping[str, str]]
-"""Image → mask of what is done already, as the journal names them."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ def plan_tasks(
     save: bool = True,
     suffix: str = ".png",
     overlay_dir: Path | None = None,
-    recorded: Recorded = dict,
+    recorded: Mapping[str, str] | None = None,
 ) -> list[Task]:
     """Expand files, folders, globs and lists; name every output, no two alike.
 
     suffix: of the masks that are not named by `outputs`. overlay_dir: where overlays (JPEG) go.
-    recorded: asked where two images want one name; who has it keeps it.
+    recorded: image → mask of what is done, as the journal names them; these keep their names.
 
     Raises UserError for what names no image, for outputs that do not match the inputs, for a mask
     that would take the place of an image or lie among the images, and for one outside its folder.
@@ -58,12 +56,12 @@ def plan_tasks(
     if save and outputs:
         masks = _named_outputs(found, outputs)
     elif save and output_dir is not None:
-        masks = _tree_outputs(found, output_dir, suffix, recorded)
+        masks = _tree_outputs(found, output_dir, suffix, recorded or {})
     elif save:
         masks = _reference_outputs(found, suffix)
     overlays: Sequence[Path | None] = [None] * len(found)
     if overlay_dir is not None:
-        overlays = _tree_outputs(found, overlay_dir, ".jpg", recorded)
+        overlays = _tree_outputs(found, overlay_dir, ".jpg", recorded or {})
     tasks = [Task(item.path, *paths) for item, *paths in zip(found, masks, overlays, strict=True)]
     _check_sources_kept(tasks)
     for folder, paths in ((output_dir, masks), (overlay_dir, overlays)):
@@ -127,12 +125,12 @@ def _resolved(folder: Path) -> Path:
 
 def _reference_outputs(found: list[Input], suffix: str) -> list[Path]:
     """STEM_OUT.png beside the image; a later image of the same stem gets STEM.EXT_OUT.png."""
-    taken: set[Path] = set()
+    taken: set[str] = set()
     outputs = []
     for item, place in zip(found, located(item.path for item in found), strict=True):
         names = (stem + REFERENCE_SUFFIX + suffix for stem in _stems(place))
-        name = next(name for name in names if place.with_name(name) not in taken)
-        taken.add(place.with_name(name))
+        name = next(name for name in names if _folded(place.with_name(name)) not in taken)
+        taken.add(_folded(place.with_name(name)))
         outputs.append(item.path.with_name(name))
     return outputs
 
@@ -154,18 +152,18 @@ def _named_outputs(found: list[Input], outputs: Sequence[Path]) -> list[Path]:
 
 
 def _tree_outputs(
-    found: list[Input], output_dir: Path, suffix: str, recorded: Recorded
+    found: list[Input], output_dir: Path, suffix: str, recorded: Mapping[str, str]
 ) -> list[Path]:
     """<tree>/<stem>.png; a later input of the same stem gets <stem>.<ext>.png, then a number."""
     folders = {item.relative.parent for item in found}
-    taken: set[PurePath] = {name for folder in folders for name in (folder, *folder.parents)}
+    taken = {_folded(name) for folder in folders for name in (folder, *folder.parents)}
     kept = _kept_names(found, suffix, recorded, taken)
     names, renamed = [], 0
     for item in found:
         wanted = (item.relative.with_name(stem + suffix) for stem in _stems(item.relative))
-        name = kept.get(item) or next(name for name in wanted if name not in taken)
+        name = kept.get(item) or next(name for name in wanted if _folded(name) not in taken)
         renamed += name.name != item.relative.stem + suffix
-        taken.add(name)
+        taken.add(_folded(name))
         names.append(output_dir / name)
     if renamed:
         log.warning("inputs that share a stem with another: %d, named STEM.EXT%s", renamed, suffix)
@@ -173,19 +171,24 @@ def _tree_outputs(
 
 
 def _kept_names(
-    found: list[Input], suffix: str, recorded: Recorded, taken: set[PurePath]
+    found: list[Input], suffix: str, recorded: Mapping[str, str], taken: set[str]
 ) -> dict[Input, PurePath]:
     """Take the names that images have already: a new image that comes first might want one."""
-    if len({item.relative.with_suffix("") for item in found}) == len(found):
-        return {}
-    done, kept = recorded(), {}
+    kept: dict[Input, PurePath] = {}
+    if not recorded:
+        return kept
     for item, place in zip(found, located(item.path for item in found), strict=True):
-        stem = PurePath(done.get(str(place), "")).stem  # an overlay has the stem of its mask
+        stem = PurePath(recorded.get(str(place), "")).stem  # an overlay has the stem of its mask
         name = item.relative.with_name(stem + suffix) if stem else item.relative
-        if stem.startswith(item.relative.stem) and name not in taken:
+        if stem.startswith(item.relative.stem) and _folded(name) not in taken:
             kept[item] = name
-            taken.add(name)
+            taken.add(_folded(name))
     return kept
+
+
+def _folded(path: PurePath) -> str:
+    """Equal for two names that some file system takes for one: of case or of Unicode's forms."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _stems(path: PurePath) -> Iterable[str]:

@@ -21,10 +21,11 @@ from .encode import check_output_suffix, resolve_format
 from .fast_decode import require_fast_decode
 from .journal import Journal
 from .plan import Task
-from .temporaries import remove_temporaries, remove_temporaries_of
+from .temporaries import remove_temporaries_of
 from .work import Look as Look
 from .work import Outcome, OutputError, options_for, write_masks, writing
 from .work import PredictOptions as PredictOptions
+from .worker import Opened, opened_from_engine
 
 
 @dataclass
@@ -78,18 +79,21 @@ def run_job(
     `planned` stays 0 until the first image may be touched.
     """
     summary = Summary() if summary is None else summary
-    options = replace(options, format=resolve_format(options.format, crew.spec))
+    opened = crew.opened
+    options = replace(options, format=resolve_format(options.format, opened.spec))
+    # Of all that is planned, not of what is left: a job that goes on makes its batches as before.
+    options = options_for(options, len(tasks), opened.min_batch)
     _check_rle(options)
     for task in tasks:
         if task.output is not None:
-            check_output_suffix(task.output, crew.spec, options.format)
+            check_output_suffix(task.output, opened.spec, options.format)
     if options.fast_decode:
         require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
     with ExitStack() as stack:
         journal: Journal | AddressJournal | None = None
         if options.journal is not None:
             _make_folder(options.journal.output_dir)
-            header = _must_match(crew, options)
+            header = _must_match(opened, options)
             if is_address(options.journal.output_dir):
                 journal = stack.enter_context(AddressJournal(options.journal, header))
             else:
@@ -98,15 +102,15 @@ def run_job(
     return summary
 
 
-def _must_match(crew: Crew, options: PredictOptions) -> dict[str, Any]:
+def _must_match(opened: Opened, options: PredictOptions) -> dict[str, Any]:
     """What changes a mask or its name."""
     return {
-        "backend": crew.backend,
-        "precision": crew.precision,
+        "backend": opened.backend,
+        "precision": opened.precision,
         "format": options.format,
         "bit_depth": options.bit_depth,
         "fast_decode": options.fast_decode,
-        "spec": asdict(crew.spec),
+        "spec": asdict(opened.spec),
     }
 
 
@@ -128,11 +132,8 @@ class Crew(Protocol):
     """Who makes the masks of a job: one engine here, workers on several devices, a cluster."""
 
     @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def backend(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
+    def opened(self) -> Opened:
+        """The engine, or that of every worker."""
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
@@ -148,21 +149,12 @@ class OneEngine:
     look: Look | None
 
     @property
-    def spec(self) -> ModelSpec:
-        return self.engine.spec
-
-    @property
-    def backend(self) -> str:
-        return self.engine.backend
-
-    @property
-    def precision(self) -> str:
-        return self.engine.precision
+    def opened(self) -> Opened:
+        return opened_from_engine(self.engine)
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        options = options_for(options, len(tasks), self.engine.min_batch)
         return write_masks(self.engine, tasks, options, self.look, stop)
 
 
@@ -179,8 +171,12 @@ class _Job:
         self.crew, self.options, self.journal, self.summary = crew, options, journal, summary
 
     def run(self, tasks: Sequence[Task], stop: threading.Event) -> None:
-        left = tasks if self.journal is None else self.journal.remaining(tasks)
-        self._remove_temporaries(tasks, left)
+        left = tasks
+        if self.journal is not None:
+            whole = self.journal.output_dir / rle.NAME if self.options.format == "rle" else None
+            left = self.journal.remaining(tasks, whole)
+            ours = {path for task in left for path in task.files}
+            remove_temporaries_of(ours if whole is None else ours | {whole})
         wanted = {path.parent for task in left for path in task.files}
         folders = [folder for folder in wanted if _make_folder(folder)]
         summary = self.summary
@@ -219,17 +215,6 @@ class _Job:
                     hint="run the same command again: it makes what is not there",
                 )
 
-    def _remove_temporaries(self, tasks: Sequence[Task], left: Sequence[Task]) -> None:
-        """What a killed job has left; where other shards write too, only what is this one's."""
-        if self.journal is None:
-            return
-        if self.journal.shared:
-            remove_temporaries_of({path for task in left for path in task.files})
-            return
-        overlays = {task.overlay.parent for task in tasks if task.overlay is not None}
-        for folder in (self.journal.output_dir, *_topmost(overlays)):
-            remove_temporaries(folder)
-
     def _count(self, outcome: Outcome) -> None:
         task = outcome.task
         if not outcome.reason:
@@ -249,12 +234,7 @@ class _Job:
             return
         path = journal.output_dir / rle.NAME
         with writing(path):
-            rle.write_coco(path, lambda: journal.recorded_masks(tasks), self.crew.spec)
-
-
-def _topmost(folders: set[Path]) -> list[Path]:
-    """Those that lie in none of the others."""
-    return [folder for folder in folders if folders.isdisjoint(folder.parents)]
+            rle.write_coco(path, lambda: journal.recorded_masks(tasks), self.crew.opened.spec)
 
 
 def _remove_stale(task: Task) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +25,8 @@ def stop_on_signals(answer: str) -> Iterator[threading.Event]:
         for name in before:
             signal.signal(name, signal.SIG_DFL)
         stop.set()
-        os.write(2, answer.encode())  # sys.stderr may be in the middle of a write
+        with suppress(OSError):  # who read it may have gone by the same Ctrl-C, as tee does
+            os.write(2, answer.encode())  # sys.stderr may be in the middle of a write
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

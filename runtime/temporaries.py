@@ -12,24 +12,10 @@ from ..contract.files import temporary_key
 _TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed job was writing below `folder`, known by its name."""
-    try:
-        entries = os.scandir(folder)
-    except (FileNotFoundError, PermissionError):  # such a folder is not one of ours
-        return
-    with entries:  # one at a time: there may be a million
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_temporaries(Path(entry))
-            elif _TEMPORARY.fullmatch(entry.name):
-                Path(entry).unlink(missing_ok=True)
-
-
 def remove_temporaries_of(targets: set[Path]) -> None:
     """Remove what a killed job was writing in place of `targets`, and of no other file.
 
-    For a folder in which others write at the same time: their files are not ours to remove.
+    Another job may write into the same folder, or below it: its files are not ours to remove.
     """
     here = [path for path in targets if not is_address(path)]
     # Older versions had the whole name in that of the temporary.
@@ -37,9 +23,9 @@ def remove_temporaries_of(targets: set[Path]) -> None:
     for folder in {path.parent for path in here}:
         try:
             entries = os.scandir(folder)
-        except (FileNotFoundError, PermissionError):
+        except OSError:  # it is not there, or has a name too long: none of ours is in it
             continue
-        with entries:
+        with entries:  # one at a time: there may be a million
             for entry in entries:
                 found = _TEMPORARY.fullmatch(entry.name)
                 if found and (folder, found[1]) in keys:

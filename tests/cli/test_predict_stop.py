@@ -66,6 +66,43 @@ def test_a_signal_ends_the_job_with_whole_masks_and_the_command_that_goes_on(
     assert summary["done"] + summary["failed"] + summary["skipped"] == 2000
 
 
+def test_a_job_whose_reader_goes_away_is_done_all_the_same(
+    checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """`unetrt predict … 2>&1 | true`, which once ended the job, with status 0."""
+    images = many_pictures(tmp_path / "in", 40)
+    (images / "bad.png").write_bytes(b"no image")
+    job = f"{sys.executable} -m unetrt.cli predict -m {checkpoint_file()} -i {images}"
+    script = f"set -o pipefail; {job} --output-dir {tmp_path / 'out'} --json {tmp_path / 'j'} 2>&1"
+    done = subprocess.run(["bash", "-c", f"{script} | true"], check=False)
+    assert done.returncode == 1, "one image failed"
+    assert len(files_below(tmp_path / "out")) == 40
+    assert json.loads((tmp_path / "j").read_text())["done"] == 40
+
+
+def test_a_stopped_job_says_so_by_its_status_where_nobody_reads(
+    checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """`unetrt predict … 2>&1 | tee log` and Ctrl-C, which ends tee too."""
+    images, out = many_pictures(tmp_path / "in", 2000), tmp_path / "out"
+    arguments = ["predict", "-m", checkpoint_file(), "-i", images, "--output-dir", out]
+    arguments += ["--json", tmp_path / "j"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "unetrt.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert job.stdout is not None
+    while job.poll() is None and not any(out.glob("*.png")):
+        time.sleep(0.02)
+    job.stdout.close()
+    job.send_signal(signal.SIGINT)
+    assert job.wait(60) == 130
+    summary = json.loads((tmp_path / "j").read_text())
+    assert 0 < summary["done"] == len(files_below(out)) < 2000
+
+
 def test_the_same_command_goes_on_and_another_is_refused(
     unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,12 @@ def test_values_above_the_given_depth_are_an_error() -> None:
         read_image(data, 1, bit_depth=10)
 
 
+def test_bit_depth_leaves_alone_what_a_file_says_itself() -> None:
+    data = b"P5 2 1 1023\n" + np.array([512, 1023], ">u2").tobytes()
+    for depth in (None, 12):
+        assert read_image(data, 1, bit_depth=depth)[..., 0].tolist() == [[128, 255]]
+
+
 def test_bit_depth_leaves_8_bits_alone() -> None:
     data = GREYS["png l"](scene()[:, :, 0])
     np.testing.assert_array_equal(read_image(data, 1, bit_depth=12), read_image(data, 1))

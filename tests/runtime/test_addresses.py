@@ -62,7 +62,7 @@ def job(engine: Engine, pictures: Path) -> Callable[..., Summary]:
     ) -> Summary:
         folder = path_from_text(out)
         options = JournalOptions(output_dir=folder, model=model, **journal)
-        tasks = plan_tasks([images], output_dir=folder, recorded=lambda: recorded_outputs(folder))
+        tasks = plan_tasks([images], output_dir=folder, recorded=recorded_outputs(folder))
         shard = journal.get("shard")
         tasks = tasks if shard is None else tasks_of_shard(tasks, shard, folder)
         return predict_masks(engine, tasks, PredictOptions(journal=options))

@@ -22,14 +22,13 @@ from tests.runtime.test_devices import (
 from tests.runtime.test_journal import counts
 from unetrt.contract.errors import UserError
 from unetrt.contract.modules import is_installed
-from unetrt.contract.spec import ModelSpec
 from unetrt.engine.open import open_engine
 from unetrt.runtime.cluster import Cluster, ClusterOptions
 from unetrt.runtime.journal import FOLDER, NAME
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
 from unetrt.runtime.work import Outcome
-from unetrt.runtime.worker import EngineOptions
+from unetrt.runtime.worker import EngineOptions, Opened
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,16 +57,8 @@ class Disturbed:
     happened: list[int] = field(default_factory=list)
 
     @property
-    def spec(self) -> ModelSpec:
-        return self.cluster.spec
-
-    @property
-    def backend(self) -> str:
-        return self.cluster.backend
-
-    @property
-    def precision(self) -> str:
-        return self.cluster.precision
+    def opened(self) -> Opened:
+        return self.cluster.opened
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]

@@ -18,7 +18,6 @@ from tests.runtime.encodings import write_mixed
 from tests.runtime.test_journal import MODEL, counts
 from tests.runtime.test_predict import files_below
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import ModelSpec
 from unetrt.engine.open import open_engine
 from unetrt.runtime import devices
 from unetrt.runtime.devices import Workers, devices_from_text
@@ -26,7 +25,7 @@ from unetrt.runtime.journal import FOLDER, NAME, JournalOptions
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
 from unetrt.runtime.work import Outcome
-from unetrt.runtime.worker import EngineOptions
+from unetrt.runtime.worker import EngineOptions, Opened
 
 PICTURES = 60
 
@@ -40,16 +39,8 @@ class Disturbed:
     victims: list[int] = field(default_factory=list)
 
     @property
-    def spec(self) -> ModelSpec:
-        return self.workers.spec
-
-    @property
-    def backend(self) -> str:
-        return self.workers.backend
-
-    @property
-    def precision(self) -> str:
-        return self.workers.precision
+    def opened(self) -> Opened:
+        return self.workers.opened
 
     def write_masks(
         self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import torch_engine
-from unetrt.contract.errors import ImageError, UserError
+from unetrt.contract.errors import DeviceMemoryError, ImageError, UserError
 from unetrt.contract.images import read_image, read_reduced
 from unetrt.contract.types import U8, Size
 from unetrt.runtime.fast_decode import measure_fast_decode, require_fast_decode
@@ -134,6 +134,23 @@ def test_a_bad_image_is_left_to_the_job(tmp_path: Path) -> None:
         assert len(measure_fast_decode(engine, tasks)) == 1
         summary = predict_masks(engine, tasks, PredictOptions(fast_decode=True))
     assert (summary.done, summary.failed) == (1, 1)
+
+
+def test_an_image_that_the_engine_does_not_take_is_left_to_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = folder_of(tmp_path / "in", smooth(3))
+    with torch_engine(balanced_checkpoint(classes=2, scale=0.5)) as engine:
+        refused = [ImageError("outside the profiles"), None, None]
+        monkeypatch.setattr(engine, "refusal", lambda *sizes: refused.pop(0))
+        assert len(measure_fast_decode(engine, tasks)) == 2
+        monkeypatch.undo()
+
+        def full(*_: object) -> U8:
+            raise DeviceMemoryError("no memory for this batch")
+
+        monkeypatch.setattr(engine, "run", full)
+        assert measure_fast_decode(engine, tasks) == []
 
 
 def test_a_job_is_not_resumed_with_the_other_decoder(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from unetrt.runtime.journal import (
 )
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.temporaries import remove_temporaries
+from unetrt.runtime.temporaries import remove_temporaries_of
 
 MODEL = "m" * 64
 
@@ -268,12 +268,13 @@ def test_what_a_killed_job_was_writing_is_removed_and_nothing_else(
 ) -> None:
     write_pictures(tmp_path / "in", 2)
     out = tmp_path / "out"
-    kept = [".a.png.tmp", "a.png.12-0011aabb.tmp", ".x.12-0011AABB.tmp", ".b.png.12-0011aab.tmp"]
-    stale = [
-        ".a.png.12-0011aabb.tmp",
-        "d0/.steel 0.png.99999-ffffffff.tmp",
+    kept = [
+        "d0/steel 0.png.12-0011aabb.tmp",
+        "d0/.steel 0.png.12-0011AABB.tmp",
+        "d0/.steel 1.png.12-0011aabb.tmp",  # what another job may be writing at this moment
         "z/.m.json.1-0a0a0a0a.tmp",
     ]
+    stale = ["d0/.steel 0.png.99999-ffffffff.tmp"]
     for name in kept + stale:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("half")
@@ -336,7 +337,7 @@ def test_folders_without_a_right_to_read_are_not_looked_into(
         (tmp_path / name).mkdir()
         (tmp_path / name / ".a.png.1-00000000.tmp").touch()
     monkeypatch.setattr(os, "scandir", scandir)
-    remove_temporaries(tmp_path)
+    folders = [tmp_path / name for name in ("lost+found", "own", "none")]
+    remove_temporaries_of({folder / "a.png" for folder in folders})
     monkeypatch.undo()
     assert files_below(tmp_path) == ["lost+found/.a.png.1-00000000.tmp"]
-    remove_temporaries(tmp_path / "none")

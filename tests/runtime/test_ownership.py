@@ -41,7 +41,7 @@ def job(tmp_path: Path) -> Job:
             [str(tmp_path / "in")],
             output_dir=folder,
             overlay_dir=overlay,
-            recorded=lambda: {} if restart else recorded_outputs(folder),
+            recorded=None if restart else recorded_outputs(folder),
         )
         tasks = tasks if shard is None else tasks_of_shard(tasks, shard, folder)
         journal = JournalOptions(output_dir=folder, model=MODEL, restart=restart, shard=shard)
@@ -181,9 +181,7 @@ def test_names_in_a_journal_that_do_not_fit_are_passed_over(job: Job, tmp_path: 
         dict.fromkeys(sources, "b.png"),
         dict.fromkeys(sources, ""),
     ):
-        tasks = plan_tasks(
-            [str(tmp_path / "in")], output_dir=tmp_path / "out", recorded=recorded.copy
-        )
+        tasks = plan_tasks([str(tmp_path / "in")], output_dir=tmp_path / "out", recorded=recorded)
         assert [task.output for task in tasks] == [
             tmp_path / "out" / "a.png",
             tmp_path / "out" / "a.tif.png",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -88,6 +89,35 @@ def test_a_glob_with_dots_cannot_leave_the_output_folder() -> None:
         (task,) = plan_tasks([pattern], output_dir=Path("out"))
         assert task.output is not None
         assert ".." not in task.output.parts
+
+
+def test_two_stars_go_through_all_folders_above_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    touch("in/a.png", "in/x/b.png", "in/x/y/c.png", "here/d.png")
+    monkeypatch.chdir("here")
+    tasks = plan_tasks(["../in/**/*.png"], output_dir=Path("out"))
+    assert [str(task.output) for task in tasks] == ["out/a.png", "out/x/b.png", "out/x/y/c.png"]
+    with pytest.raises(UserError, match="goes down only"):
+        plan_tasks(["../**/../*.png"], output_dir=Path("out"))
+
+
+def test_names_that_a_file_system_may_take_for_one_stay_two() -> None:
+    """As macOS, Windows and exFAT do with case, and macOS with the forms of ü."""
+    touch("in/A.jpg", "in/a.jpg", "in/X/c.png", "in/x/c.tif", "in/u\u0308.png", "in/\xfc.png")
+    tasks = plan_tasks(["in"], output_dir=Path("out"))
+    names = [unicodedata.normalize("NFC", str(task.output)).casefold() for task in tasks]
+    assert len(set(names)) == 6
+    assert {"out/A.png", "out/a.jpg.png"} <= {str(task.output) for task in tasks}
+    names = [str(task.output).casefold() for task in plan_tasks(["in/A.jpg", "in/a.jpg"])]
+    assert len(set(names)) == 2
+
+
+def test_a_line_that_leads_nowhere_costs_no_other() -> None:
+    """A loop of links, and a name too long for the system with a space before it."""
+    touch("a.png")
+    Path("loop").symlink_to("loop")
+    Path("list.txt").write_text(f"a.png\nloop/x.png\n {'y' * 300}.png\n")
+    tasks = plan_tasks(["@list.txt"], output_dir=Path("out"))
+    assert [str(task.source)[:10] for task in tasks] == ["a.png", "loop/x.png", "yyyyyyyyyy"]
 
 
 def test_a_name_with_magic_letters_is_that_file_when_it_is_there() -> None:
@@ -198,6 +228,12 @@ def test_what_names_no_image_is_refused(inputs: list[str], message: str) -> None
         plan_tasks(inputs, output_dir=Path("out"))
     assert caught.value.seen is not None
     assert caught.value.expected is not None
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
+    touch("a.png")
+    with pytest.raises(UserError, match="without a name"):
+        plan_tasks([""])
 
 
 def test_two_ways_to_name_outputs_exclude_each_other() -> None:

@@ -151,10 +151,9 @@ def test_one_shard_twice_at_once_is_refused(job: Job, tmp_path: Path) -> None:
     assert "another job writes" in str(caught[0])
 
 
-@pytest.mark.parametrize("whole_job", [False, True])
 @pytest.mark.parametrize("named", [temporary_key, str])
 def test_what_other_shards_are_writing_stays(
-    named: Callable[[str], str], whole_job: bool, job: Job, tmp_path: Path
+    named: Callable[[str], str], job: Job, tmp_path: Path
 ) -> None:
     """Older versions had the whole name of the mask in that of the temporary."""
     write_pictures(tmp_path / "in", 8)
@@ -170,14 +169,13 @@ def test_what_other_shards_are_writing_stays(
         path.write_text("half")
     foreign = tmp_path / "out" / ".of-nobody.png.77-00ff00ff.tmp"
     foreign.write_text("half")
-    job(None if whole_job else Shard(1, 2))
+    job(Shard(1, 2))
     left = {path for path in own if path.exists()}
     assert len(left) <= 2, "but of what was done before"
     assert foreign.exists()
-    assert all(path.exists() for path in others) != whole_job
-    if not whole_job:
-        job(Shard(2, 2))
-        assert not any(path.exists() for path in others)
+    assert all(path.exists() for path in others)
+    job(Shard(2, 2))
+    assert not any(path.exists() for path in others)
 
 
 def test_rle_is_no_work_for_a_shard(job: Job, tmp_path: Path) -> None:
@@ -245,7 +243,7 @@ def test_a_long_plan_takes_several_lines_and_half_a_plan_is_none(
 ) -> None:
     from unetrt.runtime import journal
 
-    monkeypatch.setattr(journal, "_PLAN_LINE", 3)
+    monkeypatch.setattr(journal, "_LINE", 3)
     write_pictures(tmp_path / "in", 8)
     job(Shard(1, 1))
     path = tmp_path / "out" / FOLDER / "journal-1-of-1.jsonl"
