@@ -17,7 +17,7 @@ class BenchOptions:
     row_timeout: seconds after which a row is given up. samples: images whose masks are kept for
     the report. peaks: probe what the device can do at most. layers: run the engines' profilers.
     bit_depth: of the data in 16-bit images. sweep_batches: of every point of the sweep, if its
-    patience allows.
+    patience allows. skip: rows of a checkpoint alone that are left out.
     """
 
     images: Path
@@ -37,3 +37,4 @@ class BenchOptions:
     layers: bool = False
     bit_depth: int | None = None
     sweep_batches: int = 0
+    skip: tuple[str, ...] = ()

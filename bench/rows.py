@@ -33,7 +33,10 @@ GPU_ENGINES = (
     ("tensorrt-rtx", "fp32"),
     ("tensorrt-rtx", "fp16"),
 )
+ENGINES = CPU_ENGINES + GPU_ENGINES
 """Built from a checkpoint that is given alone; in the order of the waterfall."""
+
+SKIPPED = "left out by --skip"
 
 GPU_STEPS = (
     ("", 1, 1, False),
@@ -90,12 +93,32 @@ def reference_entry(checkpoint: Path) -> Entry:
     return Entry(name="reference loop", model=checkpoint, backend=REFERENCE)
 
 
+def check_skipped(skip: Sequence[str], alone: bool) -> None:
+    """Raise UserError for rows that there are not, and where the user has named the rows."""
+    known = [*VARIANTS, *(f"{backend}-{precision}" for backend, precision in ENGINES)]
+    unknown = [name for name in skip if name not in known]
+    if unknown:
+        seen, expected = ", ".join(unknown), ", ".join(known)
+        raise UserError("no such row to skip", seen=seen, expected=expected)
+    if skip and not alone:
+        raise UserError(
+            "--skip is of a checkpoint alone, which brings its rows",
+            seen="several models",
+            hint="leave out the models that are not to be measured",
+        )
+
+
 def entries_from_checkpoint(
-    checkpoint: Path, folder: Path, sizes: Sequence[Size], device: str, scale: float | None
+    checkpoint: Path,
+    folder: Path,
+    sizes: Sequence[Size],
+    device: str,
+    scale: float | None,
+    skip: Sequence[str] = (),
 ) -> list[Entry]:
     """Every row of the waterfall, the engines built below `folder`, those that cannot run too.
 
-    sizes: (H, W) of the images, which plans are built for.
+    sizes: (H, W) of the images, which plans are built for. skip: names of rows to leave out.
     """
     entries = [
         reference_entry(checkpoint),
@@ -106,15 +129,16 @@ def entries_from_checkpoint(
                 model=checkpoint,
                 backend=name,
                 required=False,
-                reason=_no_variant(name, device),
+                reason=SKIPPED if name in skip else _no_variant(name, device),
             )
             for name in VARIANTS
         ),
     ]
     statuses = {status.name: status for status in probe_backends()}
-    for backend, precision in CPU_ENGINES + GPU_ENGINES:
+    for backend, precision in ENGINES:
         name = f"{backend}-{precision}"
-        reason = _obstacle(statuses[backend], precision, device)
+        skipped = SKIPPED if name in skip else ""
+        reason = skipped or _obstacle(statuses[backend], precision, device)
         if reason:
             entries += entry_steps(
                 Entry(name=name, model=checkpoint, reason=reason), backend, precision

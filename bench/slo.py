@@ -66,26 +66,22 @@ def slo_from_text(text: str) -> Slo:
     return Slo(found[1], float(found[2]) * (1000 if found[3] == "s" else 1))
 
 
-def best_under(sweep: Sweep, slo: Slo, slots_flag: bool) -> SweepPoint | None:
-    """The fastest point under the bound that the flags of `predict` can give."""
-    reachable = [
-        point
-        for point in sweep.points
-        if point.size == sweep.size and (slots_flag or point.slots == sweep.default_slots)
-    ]
-    return max(filter(slo.met_by, reachable), key=lambda p: p.rate, default=None)
+def best_under(sweep: Sweep, slo: Slo) -> SweepPoint | None:
+    """The fastest point of the commonest size under the bound."""
+    own = [point for point in sweep.points if point.size == sweep.size]
+    return max(filter(slo.met_by, own), key=lambda p: p.rate, default=None)
 
 
-def answer_slo(sweep: Sweep | None, slo: Slo, slots_flag: bool) -> SloAnswer:
+def answer_slo(sweep: Sweep | None, slo: Slo) -> SloAnswer:
     """The throughput and the commands that give it, or what is nearest."""
     if sweep is None:
         return _unmet(slo, "no engine with trusted masks to sweep")
-    best = best_under(sweep, slo, slots_flag)
+    best = best_under(sweep, slo)
     if best is None:
         return _unmet(slo, _nearest(sweep, slo))
     found = f"{best.rate:.3g} images/s, {slo.told(best.latency)}"
     line = f"{slo.text}: {found}, at batch {best.batch}, slots {best.slots}"
-    return SloAnswer(bound=slo.text, met=True, lines=(line, *_commands(sweep, best, slots_flag)))
+    return SloAnswer(bound=slo.text, met=True, lines=(line, *_commands(sweep, best)))
 
 
 def _unmet(slo: Slo, why: str) -> SloAnswer:
@@ -103,13 +99,13 @@ def _nearest(sweep: Sweep, slo: Slo) -> str:
     )
 
 
-def _commands(sweep: Sweep, best: SweepPoint, slots_flag: bool) -> list[str]:
+def _commands(sweep: Sweep, best: SweepPoint) -> list[str]:
     """What builds the engine, where it is not there already, and what then runs it."""
     lines = []
     if sweep.build:
         batches = f" --batch 1,{best.batch},{best.batch}" if sweep.plan else ""
         lines.append(f"  {sweep.build}{batches}")
     model, images = shlex.quote(sweep.target or sweep.model), shlex.quote(sweep.images or "IMAGES")
-    flags = f"--batch {best.batch}" + (f" --slots {best.slots}" if slots_flag else "")
+    flags = f"--batch {best.batch} --slots {best.slots}"
     flags += f" {sweep.flags}" if sweep.flags else ""
     return [*lines, f"  unetrt predict -m {model} {flags} -i {images} --output-dir MASKS"]

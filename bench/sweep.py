@@ -65,16 +65,15 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """size: of most images, whose points come first. default_slots: what `predict` keeps in flight.
+    """size: of most images, whose points come first.
 
     build: the command that makes the engine, '' for one that is there; target: what `predict` is
     then given, with `flags` and `images`. plan: it takes the batches that it was built for.
-    refused: sizes that the engine does not run, and why.
+    refused: what the engine does not run, a size or a batch of it, and why.
     """
 
     model: str
     points: tuple[SweepPoint, ...]
-    default_slots: int
     size: Size = (0, 0)
     build: str = ""
     target: str = ""
@@ -109,7 +108,7 @@ def sweep_model(name: str, job: SweepJob, timeout: float) -> Sweep:
     """Sweep in a fresh process; without points and with the reason when it fails."""
     answer = answer_from_process("unetrt.bench.sweep", job, timeout)
     if isinstance(answer, str):
-        return Sweep(model=name, points=(), default_slots=1, reason=answer)
+        return Sweep(model=name, points=(), reason=answer)
     return replace(sweep_from_dict(answer), model=name)
 
 
@@ -121,17 +120,15 @@ def run_sweep(job: SweepJob) -> Sweep:
     overrides = SpecOverrides(scale=job.scale)
     with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
         own = commonest_batch(engine.spec, job.images, 1, job.bit_depth).size
-        points = _points_of_size(engine, own, job, job.slots)
         refused: dict[str, str] = {}
+        points = _points_of_size(engine, own, job, job.slots, refused)
+        if not points:
+            raise UserError(next(iter(refused.values()), "no batch was swept"))
         for size in _other_sizes(own, job.sizes):
-            try:
-                points += _points_of_size(engine, size, job, (engine.slots,))
-            except UserError as error:
-                refused[f"{size[0]}×{size[1]}"] = error.reason
+            points += _points_of_size(engine, size, job, (engine.slots,), refused)
         return Sweep(
             model=job.model,
             points=tuple(points),
-            default_slots=engine.slots,
             size=own,
             plan=engine.backend.startswith("tensorrt"),
             refused=refused,
@@ -146,17 +143,18 @@ def _other_sizes(own: Size, sizes: Sequence[Size]) -> list[Size]:
 
 
 def _points_of_size(
-    engine: Engine, size: Size, job: SweepJob, slots: Sequence[int]
+    engine: Engine, size: Size, job: SweepJob, slots: Sequence[int], refused: dict[str, str]
 ) -> list[SweepPoint]:
+    """Batches that grow until one is refused, as by a plan's profiles or for want of memory."""
     points: list[SweepPoint] = []
     for count in (count for count in job.batches if count >= engine.min_batch):
         batch = _batch_of_size(engine, job, size, count)
         try:
             found = [_point(engine, batch, n, job) for n in slots]
-        except UserError:
-            if not points:
-                raise
-            break  # more images than a plan's profiles or the memory take
+        except UserError as error:
+            text = f"{size[0]}×{size[1]}"
+            refused[f"{text}, batch {count}" if points else text] = error.reason
+            break
         points += found
         if count / max(point.rate for point in found) > job.seconds:
             break
@@ -226,7 +224,7 @@ def main() -> int:
     try:
         found = run_sweep(job)
     except UserError as error:
-        found = Sweep(model=job.model, points=(), default_slots=1, reason=error.reason)
+        found = Sweep(model=job.model, points=(), reason=error.reason)
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return 0
 

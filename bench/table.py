@@ -16,7 +16,12 @@ from .options import BenchOptions as BenchOptions
 from .peak import Peaks, probe_peaks
 from .process import interrupted_by_signals
 from .result import Bench
-from .rows import baseline_checkpoint, entries_from_checkpoint, entries_from_models
+from .rows import (
+    baseline_checkpoint,
+    check_skipped,
+    entries_from_checkpoint,
+    entries_from_models,
+)
 from .run import Run
 
 
@@ -32,6 +37,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     spec = _spec(checkpoint, options)
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
+    check_skipped(options.skip, alone)
     with (
         interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
@@ -40,7 +46,12 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
         peaks = probe_peaks(options.device, options.seconds) if options.peaks else Peaks()
         if alone:
             entries = entries_from_checkpoint(
-                checkpoint, run.folder, run.sizes(), options.device, options.scale
+                checkpoint,
+                run.folder,
+                run.sizes(),
+                options.device,
+                options.scale,
+                options.skip,
             )
         else:
             entries = entries_from_models(models, checkpoint)

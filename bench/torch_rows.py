@@ -58,6 +58,8 @@ class VariantEngine(TorchEngine):
         super().__init__(checkpoint, device, net)
         self.precision = precision
         if self.variant.compiled:
+            if on_gpu:
+                self.slots = 1  # its CUDA graph has one input and one output, whatever the stream
             net.compile(dynamic=False, options=_compile_options(on_gpu))
 
     @property

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import predict
 from .shared import (
     MODEL_HELP,
     add_bit_depth_argument,
     add_device_argument,
     add_scale_argument,
+    names,
     number,
     positive,
     seconds,
@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", action="store_true", help=help_text)
     help_text = "as p99=20ms: the highest throughput under it and the flags for it; sweeps"
     add("--slo", metavar="BOUND", help=help_text)
+    help_text = "rows of a checkpoint alone that are left out, as torch-compile"
+    add("--skip", type=names, default=(), metavar="ROW,…", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
     add("--row-timeout", type=seconds, default=1800.0, metavar="SECONDS", help=help_text)
     add("--report", type=Path, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
@@ -133,6 +135,7 @@ def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
         row_timeout=args.row_timeout,
         samples=SAMPLES if args.report else 0,
         layers=args.layers,
+        skip=args.skip,
     )
 
 
@@ -164,7 +167,4 @@ def _with_answer(bench: Bench, slo: Slo | None) -> Bench:
 
     if slo is None:
         return bench
-    parser = argparse.ArgumentParser()
-    predict.add_arguments(parser)
-    slots_flag = "--slots" in parser.format_usage()
-    return replace(bench, slo=answer_slo(bench.sweep, slo, slots_flag))
+    return replace(bench, slo=answer_slo(bench.sweep, slo))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract.log import log
-from .shared import add_override_arguments, number, overrides_from_args, positive, wrong
+from .shared import add_override_arguments, names, number, overrides_from_args, positive, wrong
 
 if TYPE_CHECKING:
     from ..export.borders import BorderGate
@@ -255,7 +255,3 @@ def size_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def blocks(text: str) -> tuple[str, ...] | None:
     return None if text == "auto" else () if text == "none" else names(text)
-
-
-def names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))

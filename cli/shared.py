@@ -94,6 +94,11 @@ def device(text: str) -> str:
     return text
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Separated by commas."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def place(text: str) -> Path:
     """A folder, or its address in a store."""
     from ..contract.addresses import path_from_text

@@ -10,13 +10,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import number, wrong
+from .shared import names, number, wrong
 
 if TYPE_CHECKING:
     from ..contract.spec import MaskValue
     from ..training.options import RecipeOptions, TrainOptions
-
-HELP = "learn from images and masks; writes best.pth, last.pth, metrics.csv and curve.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +44,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument("--classes", "-c", type=int, help="(default: 2)")
     network.add_argument(
-        "--class-names", type=_names, metavar="NAME,NAME…", help="in the order of mask values"
+        "--class-names", type=names, metavar="NAME,NAME…", help="in the order of mask values"
     )
     network.add_argument(
         "--mask-values", type=_mask_values, metavar="VALUE,VALUE…",
@@ -151,10 +149,6 @@ def _recipe_from_arguments(args: argparse.Namespace) -> RecipeOptions:
 def _class_weights(text: str) -> tuple[float, ...] | str:
     expected = "auto, or numbers such as 1,5,5,9"
     return text if text == "auto" else tuple(number(part, expected) for part in text.split(","))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
 
 
 def _mask_values(text: str) -> tuple[MaskValue, ...]:

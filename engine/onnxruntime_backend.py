@@ -89,6 +89,8 @@ def session_from_onnx(
     runtime = import_module("onnxruntime")
     # The GPU build warns about CUDA libraries that a CPU machine does not have.
     runtime.set_default_logger_severity(3)
+    if any("CUDA" in str(provider) for provider in providers) and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA's libraries may be pip packages, which no loader finds
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     if profile is not None:

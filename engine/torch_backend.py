@@ -60,6 +60,7 @@ class TorchEngine(HostEngine):
     def close(self) -> None:
         super().close()
         if self._cuda is not None:
+            _give_back()
             self._cuda.close()
 
     def infer(self, images: U8, masks: U8) -> None:
@@ -79,6 +80,7 @@ class TorchKernel(Kernel):
 
     def __init__(self, net: MaskNet, index: int = 0) -> None:
         self._net, self._device = net, f"cuda:{index}"
+        self._short = False
 
     def enqueue(
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
@@ -92,13 +94,26 @@ class TorchKernel(Kernel):
             images = torch.as_tensor(DeviceView(image, shape.images), device=device)
             like = torch.as_tensor(DeviceView(size_like, shape.mask_size), device=device)
             masks = torch.as_tensor(DeviceView(mask, shape.masks), device=device)
-            masks.copy_(self._net(images, like))
+            try:
+                masks.copy_(self._net(images, like))
+            except RuntimeError as error:
+                self._short = self._short or tells_of_memory(error)
+                raise
 
     def close(self) -> None:
-        """Own nothing but what PyTorch's pool holds for later: other slots may need it."""
-        import torch
+        """Leave PyTorch's pool to the slots that come next, but where memory was short.
 
-        torch.cuda.empty_cache()
+        To give it back is to allocate all of it anew in the next pass.
+        """
+        if self._short:
+            _give_back()
+
+
+def _give_back() -> None:
+    """What PyTorch's pool holds for later, to whoever else needs device memory."""
+    import torch
+
+    torch.cuda.empty_cache()
 
 
 @contextmanager

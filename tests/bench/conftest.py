@@ -90,7 +90,7 @@ def sweep() -> Sweep:
         sweep_point(1, 2, 390, 4, (100, 90)),
         sweep_point(2, 2, 400, 8, (100, 90)),
     )
-    return Sweep(model="engine", points=points, default_slots=2, size=(200, 180))
+    return Sweep(model="engine", points=points, size=(200, 180))
 
 
 @pytest.fixture

@@ -273,43 +273,42 @@ def p_dict(point: object) -> dict[str, object]:
 
 
 def test_a_bound_is_met_by_flags_that_exist(sweep: Sweep) -> None:
-    assert best_under(sweep, slo_from_text("p99=20ms"), slots_flag=False) == sweep.points[1]
-    assert best_under(sweep, slo_from_text("p99=14ms"), slots_flag=False) is None
-    assert best_under(sweep, slo_from_text("p99=0.014s"), slots_flag=True) == sweep.points[2]
-    assert best_under(sweep, slo_from_text("p50=60ms"), slots_flag=False) == sweep.points[3]
-    answer = answer_slo(sweep, slo_from_text("p99=20ms"), slots_flag=False)
+    assert best_under(sweep, slo_from_text("p99=20ms")) == sweep.points[1]
+    assert best_under(sweep, slo_from_text("p99=9ms")) is None
+    assert best_under(sweep, slo_from_text("p99=0.014s")) == sweep.points[2]
+    assert best_under(sweep, slo_from_text("p50=60ms")) == sweep.points[3]
+    answer = answer_slo(sweep, slo_from_text("p99=20ms"))
     assert answer.met
     assert "97 images/s" in answer.lines[0]
-    assert "unetrt predict -m engine --batch 1 -i IMAGES" in answer.lines[-1]
-    assert "--slots" not in answer.lines[-1]
+    assert "unetrt predict -m engine --batch 1 --slots 2 -i IMAGES" in answer.lines[-1]
     assert len(answer.lines) == 2, "an engine that is there is not built again"
     built = replace(sweep, build="unetrt build a.pth -o new", target="new", flags="--device cpu")
-    lines = answer_slo(replace(built, images="my imgs"), slo_from_text("p99=20ms"), True).lines
+    lines = answer_slo(replace(built, images="my imgs"), slo_from_text("p99=20ms")).lines
     assert lines[1].strip() == built.build
     assert "-m new --batch 1 --slots 2 --device cpu -i 'my imgs'" in lines[-1]
-    lines = answer_slo(replace(built, plan=True), slo_from_text("p50=60ms"), False).lines
+    lines = answer_slo(replace(built, plan=True), slo_from_text("p50=60ms")).lines
     assert lines[1].endswith("-o new --batch 1,4,4")
 
 
 def test_a_bound_that_is_not_met_says_what_is_nearest(sweep: Sweep) -> None:
-    missed = answer_slo(sweep, slo_from_text("p99=1ms"), slots_flag=False)
+    missed = answer_slo(sweep, slo_from_text("p99=1ms"))
     assert not missed.met
     assert missed.lines == (
         "p99 ≤ 1 ms: no setting meets it; the lowest is p99 10 ms over 200 batches, at batch 1, "
         "slots 1",
     )
-    nothing = answer_slo(replace(sweep, points=()), slo_from_text("p50=1s"), True)
+    nothing = answer_slo(replace(sweep, points=()), slo_from_text("p50=1s"))
     assert "nothing was swept" in nothing.lines[0]
     assert not nothing.met
-    assert not answer_slo(None, slo_from_text("p50=1s"), True).met
+    assert not answer_slo(None, slo_from_text("p50=1s")).met
 
 
 def test_a_p99_of_few_batches_is_the_slowest_of_them(sweep: Sweep) -> None:
     few = replace(sweep.points[0].latency, count=40, slowest=30.0)
     thin = replace(sweep, points=(replace(sweep.points[0], latency=few),))
-    assert best_under(thin, slo_from_text("p99=20ms"), True) is None
-    assert best_under(thin, slo_from_text("p95=20ms"), True) is not None
-    (line, *_) = answer_slo(thin, slo_from_text("p99=40ms"), True).lines
+    assert best_under(thin, slo_from_text("p99=20ms")) is None
+    assert best_under(thin, slo_from_text("p95=20ms")) is not None
+    (line, *_) = answer_slo(thin, slo_from_text("p99=40ms")).lines
     assert "30 ms, the slowest of 40 batches (of fewer than 100 a p99 is not believed)" in line
 
 

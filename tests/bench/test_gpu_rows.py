@@ -21,10 +21,13 @@ from unetrt.bench.report import detail_lines, warnings
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import choose_graphs
 from unetrt.bench.rows import (
+    GPU_ENGINES,
     GPU_STEPS,
+    SKIPPED,
     Entry,
     _no_variant,
     build_options,
+    check_skipped,
     entries_from_checkpoint,
     entry_steps,
 )
@@ -134,7 +137,7 @@ def test_steps_that_cannot_run_here_are_listed_with_the_reason(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    monkeypatch.setattr("unetrt.bench.rows.CPU_ENGINES", ())
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", GPU_ENGINES)
     entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
     statuses = {status.name: status for status in probe_backends()}
     for backend in ("tensorrt", "tensorrt-rtx"):
@@ -166,10 +169,29 @@ def test_a_build_is_said_before_it_starts(
         raise UserError(f"said: {capsys.readouterr().err}")
 
     monkeypatch.setattr("unetrt.bench.rows.build_engine", build)
-    monkeypatch.setattr("unetrt.bench.rows.CPU_ENGINES", (("onnxruntime", "fp32"),))
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (("onnxruntime", "fp32"),))
     entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
     (entry,) = [entry for entry in entries if entry.name == "onnxruntime-fp32"]
     assert "bench: build onnxruntime-fp32" in entry.reason
+
+
+def test_rows_that_are_left_out_are_listed_and_not_built(
+    checkpoint_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (("onnxruntime", "fp32"),))
+    skip = ("torch-compile", "onnxruntime-fp32")
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None, skip)
+    assert {entry.name for entry in entries if entry.reason == SKIPPED} == set(skip)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_to_skip_is_one_that_there_is() -> None:
+    check_skipped(("torch-compile", "openvino-int8"), alone=True)
+    with pytest.raises(UserError, match="no such row") as caught:
+        check_skipped(("torch",), alone=True)
+    assert "torch-compile" in str(caught.value.expected)
+    with pytest.raises(UserError, match="a checkpoint alone"):
+        check_skipped(("torch-compile",), alone=False)
 
 
 def test_gpus_are_named_by_whoever_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import balanced_checkpoint
 from unetrt.bench.sweep import SweepJob, _points_of_size
 from unetrt.contract.errors import UserError
@@ -27,7 +25,10 @@ def test_what_was_measured_before_it_stays(pictures: Path) -> None:
     images = [str(path) for path in sorted(pictures.iterdir())[:2]]
     job = SweepJob(model="m", device="cpu", images=images, seconds=0.2, batches=(1, 8, 16))
     with EightAtMost(balanced_checkpoint(), "cpu") as engine:
-        points = _points_of_size(engine, (48, 64), job, [1])
+        refused: dict[str, str] = {}
+        points = _points_of_size(engine, (48, 64), job, [1], refused)
         assert [point.batch for point in points] == [1, 8]
-        with pytest.raises(UserError, match="no profile"):
-            _points_of_size(engine, (48, 64), replace(job, batches=(16,)), [1])
+        assert refused == {"48×64, batch 16": "no profile for this"}, "why it ends is told"
+        refused.clear()
+        assert _points_of_size(engine, (48, 64), replace(job, batches=(16,)), [1], refused) == []
+        assert refused == {"48×64": "no profile for this"}

@@ -185,6 +185,9 @@ Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *strea
 Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *stream) {
   return append(stream, (Op){.kind = COPY, .to = to, .from = (void *)from, .bytes = n});
 }
+Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void *stream) {
+  return append(stream, (Op){.kind = COPY, .to = (void *)to, .from = (void *)from, .bytes = n});
+}
 static Result copy_now(void *to, const void *from, size_t n) {
   if (!depth) return INVALID_CONTEXT;
   if (ends_capture()) return CAPTURE_UNSUPPORTED;
@@ -441,7 +444,7 @@ NONE(cuMemAllocPitch_v2) NONE(cuMemGetAddressRange_v2) NONE(cuMemHostGetDevicePo
 NONE(cuMemHostGetFlags) NONE(cuMemHostRegister_v2) NONE(cuMemHostUnregister)
 NONE(cuMemcpy2DAsync_v2) NONE(cuMemcpy2DUnaligned_v2) NONE(cuMemcpy2D_v2) NONE(cuMemcpy3DAsync_v2)
 NONE(cuMemcpy3DPeer) NONE(cuMemcpy3DPeerAsync) NONE(cuMemcpy3D_v2) NONE(cuMemcpyAtoA_v2)
-NONE(cuMemcpyAtoD_v2) NONE(cuMemcpyAtoH_v2) NONE(cuMemcpyDtoA_v2) NONE(cuMemcpyDtoDAsync_v2)
+NONE(cuMemcpyAtoD_v2) NONE(cuMemcpyAtoH_v2) NONE(cuMemcpyDtoA_v2)
 NONE(cuMemcpyDtoD_v2) NONE(cuMemcpyHtoA_v2) NONE(cuMemcpyPeer) NONE(cuMemcpyPeerAsync)
 NONE(cuMemsetD16Async) NONE(cuMemsetD16_v2) NONE(cuMemsetD2D16Async) NONE(cuMemsetD2D16_v2)
 NONE(cuMemsetD2D32Async) NONE(cuMemsetD2D32_v2) NONE(cuMemsetD2D8Async) NONE(cuMemsetD2D8_v2)

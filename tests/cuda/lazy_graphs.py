@@ -12,6 +12,7 @@ import pytest
 
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import drive, make_slots
+from tests.gpu.test_gpu_slot import CopyKernel, wrong_masks
 from unetrt.contract.errors import UserError
 from unetrt.engine import cuda_graph
 from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot, Kernel
@@ -45,6 +46,16 @@ def test_a_static_shape_is_captured_once_and_replayed(
     assert driver.lazy_graphs() == 2
     for slot in slots:
         slot.close()
+        slot.close()
+
+
+@pytest.mark.parametrize("eager", ["", "asked for"])
+def test_the_slots_of_the_gpu_tests_run_here_too(eager: str, device: CudaDevice) -> None:
+    kernels = [CopyKernel(eager) for _ in range(3)]
+    slots = [CudaSlot(device, 1, kernel) for kernel in kernels]
+    assert wrong_masks(slots, 60) == 0
+    assert [kernel.queued for kernel in kernels] == ([20] * 3 if eager else [2] * 3)
+    for slot in slots:
         slot.close()
 
 

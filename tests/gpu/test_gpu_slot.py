@@ -1,0 +1,100 @@
+"""On an NVIDIA GPU: the slot by itself, with a network that a CUDA graph can hold."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from unetrt.contract.types import U8
+from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
+
+SIZE = (96, 128)
+BATCH = 4
+
+
+class CopyKernel(Kernel):
+    """The mask is the image: a copy on the device, which needs no library but the driver."""
+
+    name = "a copy"
+
+    def __init__(self, eager: str = "") -> None:
+        self.eager = eager
+        self.queued = 0
+
+    def enqueue(
+        self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
+    ) -> None:
+        self.queued += 1
+        count = int(np.prod(shape.masks))
+        copy = ctypes.CDLL("libcuda.so.1").cuMemcpyDtoDAsync_v2
+        copy.argtypes = (ctypes.c_ulonglong, ctypes.c_ulonglong, ctypes.c_size_t, ctypes.c_void_p)
+        assert copy(mask, image, count, stream) == 0
+
+    def close(self) -> None:
+        """Own nothing."""
+
+
+@pytest.fixture
+def device() -> Iterator[CudaDevice]:
+    pytest.importorskip("pycuda.driver")
+    with_device = CudaDevice()
+    yield with_device
+    with_device.close()
+
+
+def wrong_masks(slots: list[CudaSlot], count: int, seed: int = 0) -> int:
+    """Batches of noise through slots that are kept in flight: how many come back changed."""
+    rng = np.random.default_rng(seed)
+    sent: list[U8] = []
+    wrong = 0
+    for index in range(count + len(slots)):
+        slot = slots[index % len(slots)]
+        if index >= len(slots):
+            wrong += not np.array_equal(slot.masks(), sent.pop(0))
+        if index < count:
+            images = rng.integers(0, 256, (BATCH, *SIZE), dtype=np.uint8)
+            slot.reserve(BATCH, SIZE)[..., 0] = images
+            slot.submit(BATCH, SIZE)
+            sent.append(images)
+    return wrong
+
+
+@pytest.mark.parametrize("eager", ["", "asked for"], ids=["graph", "no graph"])
+def test_three_slots_in_flight_give_every_batch_its_own_masks(
+    eager: str, device: CudaDevice
+) -> None:
+    kernels = [CopyKernel(eager) for _ in range(3)]
+    slots = [CudaSlot(device, 1, kernel) for kernel in kernels]
+    assert wrong_masks(slots, 600) == 0
+    assert [kernel.queued for kernel in kernels] == ([200] * 3 if eager else [2] * 3)
+    for slot in slots:
+        slot.close()
+
+
+def test_a_short_run_for_the_sanitizer(device: CudaDevice) -> None:
+    slots = [CudaSlot(device, 1, CopyKernel()) for _ in range(2)]
+    assert wrong_masks(slots, 12) == 0
+    for slot in slots:
+        slot.close()
+
+
+def test_ten_thousand_replays_grow_neither_memory(device: CudaDevice) -> None:
+    slots = [CudaSlot(device, 1, CopyKernel()) for _ in range(2)]
+    assert wrong_masks(slots, 100) == 0
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    free = torch.cuda.mem_get_info()[0]
+    assert wrong_masks(slots, 10_000, seed=1) == 0
+    assert free - torch.cuda.mem_get_info()[0] < 1 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - host < 8 << 10, "KiB"
+    for slot in slots:
+        slot.close()
