@@ -174,4 +174,4 @@ def _wrong_truth(image: Path, mask: Path, spec: ModelSpec) -> str:
         return error.reason
     if true.shape == size:
         return ""
-    return f"{mask} has {true.shape[1]}×{true.shape[0]} pixels, its image {size[1]}×{size[0]}"
+    return f"{mask} has {true.shape[0]}×{true.shape[1]} pixels, its image {size[0]}×{size[1]}"

@@ -199,6 +199,12 @@ def gate_text(gate: GateResult, published: bool = True) -> str:
         f"  images with a NaN or an infinity: {gate.not_finite}",
     ]
     lines += [f"  {_class_text(score, gate)}" for score in gate.classes]
+    if gate.unseen:
+        drawn = "; these were drawn" if gate.inputs == "synthetic" else ""
+        lines.append(
+            f"  NOT JUDGED: {', '.join(gate.unseen)}: too few pixels{drawn}."
+            " --gate-images DIR with images that hold them"
+        )
     return "\n".join([*lines, *(f"  {failure}" for failure in gate.failures)])
 
 

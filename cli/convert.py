@@ -16,17 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..contract.errors import UserError
     from ..contract.log import log
     from ..training.checkpoint import bare_differences, read_checkpoint, write_bare
 
-    if not args.output.parent.is_dir():
-        raise UserError(
-            f"no folder {args.output.parent} to write to",
-            seen=args.output,
-            expected="a file in a folder that is there",
-            hint=f"mkdir -p {args.output.parent}",
-        )
+    _check_output(args.output)
     checkpoint = read_checkpoint(args.checkpoint).with_overrides(overrides_from_args(args))
     write_bare(args.output, checkpoint)
     spec = checkpoint.spec
@@ -37,3 +30,27 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: for predict.py --classes {spec.classes} --scale {spec.scale}{bilinear}\n"
     )
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Raise UserError where the bare form, which says less, would take the place of what is there.
+
+    A checkpoint of a run cannot be made again from it.
+    """
+    from ..contract.errors import UserError
+    from ..training.checkpoint import is_bare
+
+    if not path.parent.is_dir():
+        raise UserError(
+            f"no folder {path.parent} to write to",
+            seen=path,
+            expected="a file in a folder that is there",
+            hint=f"mkdir -p {path.parent}",
+        )
+    if path.exists() and not is_bare(path):
+        raise UserError(
+            f"convert would replace {path}",
+            seen="a file that is no bare checkpoint",
+            expected="a new file, or one that convert has written",
+            hint=f"-o {path.with_name('bare.pth')}",
+        )

@@ -14,6 +14,7 @@ from .shared import (
     add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
+    named,
     place,
     positive,
     require_done,
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
     from ..runtime.predict import PredictOptions, Summary
     from ..runtime.trace import NoTrace
 
+DEFAULT = Path("MODEL.pth")
+"""As in Pytorch-UNet's predict.py."""
+
 INTERRUPTED = 130
 STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", "-m", type=Path, default=Path("MODEL.pth"), metavar="MODEL", help=MODEL_HELP)
+    add("--model", "-m", type=named, default=DEFAULT, metavar="MODEL", help=MODEL_HELP)
     add("--input", "-i", nargs="+", default=[], help="images, folders, globs, @LIST, or -")
     add("--output", "-o", nargs="+", type=Path, default=[], metavar="FILE", help="one an image")
     add("--output-dir", type=place, metavar="DIR", help="masks below DIR, the inputs' tree kept")
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
-    from ..runtime.journal import digest_if_there, require_unchanged
+    from ..runtime.digest import digest_if_there, require_unchanged
     from ..runtime.predict import Summary, check_reference_flags, run_job
     from ..runtime.stop import stop_on_signals
     from ..runtime.trace import NO_TRACE, Trace
@@ -69,10 +73,13 @@ def run(args: argparse.Namespace) -> int:
     check_many_arguments(args)
     args.result = _result_from_format(args)
     viewer = MaskViewer(args.bit_depth) if args.viz else None
+    if viewer is not None:
+        viewer.require_display()
     trace = NO_TRACE if args.trace is None else Trace()
     summary = Summary()
     with stop_on_signals(STOPPING) as stop:
         tasks = _tasks_from_args(args)
+        _check_model(args.model)
         digest = digest_if_there(args.model)
         with crew_from_args(args, viewer.keep if viewer else None) as crew:
             require_unchanged(args.model, digest)
@@ -92,6 +99,15 @@ def run(args: argparse.Namespace) -> int:
         _report(args, summary)
     _write_results(args, summary, trace)
     return INTERRUPTED if interrupted else _status(summary)
+
+
+def _check_model(model: Path) -> None:
+    """Raise UserError where no model is named and none has the default's name."""
+    from ..contract.errors import UserError
+
+    if model == DEFAULT and not model.exists():
+        hint = "-m CHECKPOINT, ONNX file or ENGINE_DIR"
+        raise UserError("no model is named", seen=f"no {model}, the default", hint=hint)
 
 
 def _result_from_format(args: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..contract.spec import SpecOverrides
+    from ..contract.spec import MaskValue, SpecOverrides
     from ..engine.base import Engine
 
 MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
@@ -40,6 +40,8 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-threshold", "-t", type=threshold, help="for a one-class checkpoint (default: 0.5)"
     )
+    help_text = "of the classes in masks, for a checkpoint that does not say them (default: 0,1,…)"
+    parser.add_argument("--mask-values", type=mask_values, metavar="VALUE,…", help=help_text)
 
 
 def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
@@ -48,7 +50,7 @@ def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_bit_depth_argument(parser: argparse.ArgumentParser) -> None:
-    help_text = "of the data in 16-bit images"
+    help_text = "bits really used in 16-bit images"
     parser.add_argument(
         "--bit-depth", type=int, choices=range(9, 17), metavar="9-16", help=help_text
     )
@@ -99,6 +101,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+def named(text: str) -> Path:
+    if not text:
+        raise wrong(text, "the name of a file or folder")
+    return Path(text)
+
+
+def mask_values(text: str) -> tuple[MaskValue, ...]:
+    """As 0,128,255 or, for colours, 0:0:0,255:0:0."""
+    try:
+        parts = [tuple(int(x) for x in value.split(":")) for value in text.split(",")]
+    except ValueError:
+        raise wrong(text, "whole numbers such as 0,1,2 or colours such as 0:0:0,255:0:0") from None
+    return tuple(part[0] if len(part) == 1 else part for part in parts)
+
+
 def place(text: str) -> Path:
     """A folder, or its address in a store."""
     from ..contract.addresses import path_from_text
@@ -142,7 +159,12 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
     from ..contract.spec import SpecOverrides
 
     result: Any = getattr(args, "result", "mask")
-    return SpecOverrides(scale=args.scale, threshold=args.mask_threshold, result=result)
+    return SpecOverrides(
+        scale=args.scale,
+        threshold=args.mask_threshold,
+        mask_values=args.mask_values,
+        result=result,
+    )
 
 
 def engine_from_args(args: argparse.Namespace) -> Engine:

@@ -10,10 +10,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import names, number, wrong
+from .shared import mask_values, names, number
 
 if TYPE_CHECKING:
-    from ..contract.spec import MaskValue
     from ..training.options import RecipeOptions, TrainOptions
 
 
@@ -47,7 +46,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-names", type=names, metavar="NAME,NAME…", help="in the order of mask values"
     )
     network.add_argument(
-        "--mask-values", type=_mask_values, metavar="VALUE,VALUE…",
+        "--mask-values", type=mask_values, metavar="VALUE,VALUE…",
         help="of the classes in the masks, R:G:B for colours (default: 0 to classes - 1 where no "
         "mask holds another, else those that occur)",
     )  # fmt: skip
@@ -58,7 +57,9 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--bilinear", action="store_true", default=None, help="upsample without weights"
     )
-    network.add_argument("--load", "-f", type=Path, metavar="CHECKPOINT", help="start from it")
+    network.add_argument(
+        "--load", "-f", type=Path, metavar="CHECKPOINT", help="start from these weights"
+    )
 
 
 def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,12 +150,3 @@ def _recipe_from_arguments(args: argparse.Namespace) -> RecipeOptions:
 def _class_weights(text: str) -> tuple[float, ...] | str:
     expected = "auto, or numbers such as 1,5,5,9"
     return text if text == "auto" else tuple(number(part, expected) for part in text.split(","))
-
-
-def _mask_values(text: str) -> tuple[MaskValue, ...]:
-    """As 0,128,255 or, for colours, 0:0:0,255:0:0."""
-    try:
-        parts = [tuple(int(x) for x in value.split(":")) for value in text.split(",")]
-    except ValueError:
-        raise wrong(text, "whole numbers such as 0,1,2 or colours such as 0:0:0,255:0:0") from None
-    return tuple(part[0] if len(part) == 1 else part for part in parts)

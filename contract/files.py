@@ -25,6 +25,9 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 
+REFERENCE_SUFFIX = "_OUT"
+"""Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -97,6 +100,7 @@ def image_paths(folder: Path) -> list[Path]:
 
     Linked folders are read too, each folder once: by its own path where it has one below `folder`.
     An array (.npy) beside a picture of the same stem is what somebody made of it, and no image.
+    Nor is a mask that predict has written beside its image (X_OUT.png).
     Raises UserError when the folder is missing or holds no image, or a folder cannot be read.
     """
     if is_address(folder):
@@ -112,8 +116,21 @@ def image_paths(folder: Path) -> list[Path]:
             if _names_image(PurePath(name))
         ]
     )
+    found = _without_outputs(found)
     _require_images(found, folder, sum(1 for _ in folder.iterdir()))
     return found
+
+
+def _without_outputs(paths: list[Path]) -> list[Path]:
+    """X_OUT.png goes where an image X.jpg stands, a.jpg_OUT.png where a.jpg does."""
+    names = {path.with_suffix("") for path in paths} | set(paths)
+    endings = tuple(f"{REFERENCE_SUFFIX}{suffix}" for suffix in (".png", ".npy"))
+    return [
+        path
+        for path in paths
+        if not path.name.endswith(endings)
+        or path.with_name(path.stem.removesuffix(REFERENCE_SUFFIX)) not in names
+    ]
 
 
 def folders_below(folder: Path, hidden: bool = False) -> dict[Path, list[str]]:

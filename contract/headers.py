@@ -260,7 +260,7 @@ def _check_size(picture: Picture) -> None:
 
 def check_pixels(width: int, height: int, name: str) -> None:
     """Raise ImageError for an image of none, or of more than are read."""
-    seen = f"{width}×{height}"
+    seen = f"{height}×{width}"
     if width < 1 or height < 1:
         raise ImageError(f"{name}: an image without pixels", seen=seen)
     if width * height > MAX_PIXELS:

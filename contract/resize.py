@@ -68,7 +68,7 @@ def resized_input(
         name = "image in memory" if isinstance(source, bytes) else source
         raise ImageError(
             f"{name}: at scale {spec.scale} it has more than {MAX_PIXELS} pixels",
-            seen=f"{size[1]}×{size[0]}",
+            seen=f"{size[0]}×{size[1]}",
         )
     return resize_image(image, size, spec.resize), (height, width)
 

@@ -184,14 +184,18 @@ class SpecOverrides:
 
     scale: float | None = None
     threshold: float | None = None
+    mask_values: tuple[MaskValue, ...] | None = None
     result: Result = "mask"
 
-    def given(self) -> dict[str, float | str]:
+    def given(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
-        return replace(spec, **self.given())  # type: ignore[arg-type]
+        """A palette's indices are the values that it came with: other values have none."""
+        palette = spec.palette if self.mask_values in (None, spec.mask_values) else ()
+        return replace(spec, **{**self.given(), "palette": palette})
 
     def conflicts_with(self, spec: ModelSpec) -> list[str]:
-        """List the names whose values differ from those of `spec`."""
-        return [name for name, value in self.given().items() if value != getattr(spec, name)]
+        """List the names whose values differ from those of `spec`, and tell in its masks."""
+        differ = [name for name, value in self.given().items() if value != getattr(spec, name)]
+        return [name for name in differ if name != "threshold" or spec.classes == 1]

@@ -152,9 +152,16 @@ def read_manifest(directory: Path) -> Manifest:
     """Raise UserError unless `directory` holds a manifest of this format."""
     path = directory / MANIFEST
     if not path.is_file():
+        if (run := directory / "best.pth").is_file():
+            raise UserError(
+                f"{directory} is not an engine directory",
+                seen="the folder of a training",
+                expected="a model",
+                hint=f"{run}   is its best checkpoint",
+            )
         raise UserError(
             f"{directory} is not an engine directory",
-            seen=f"no {MANIFEST} in it",
+            seen=f"no {MANIFEST} in it" if directory.is_dir() else "a file",
             hint=REBUILD.format(directory) if _was_engine(directory) else BUILD,
         )
     try:

@@ -26,7 +26,11 @@ BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 AS_A_JOB = 3
 """Batches: one as it comes, one that is captured, one that is the graph of before."""
 
-FLAGS = {"scale": "--scale", "threshold": "--mask-threshold"}
+FLAGS = {
+    "scale": "--scale",
+    "threshold": "--mask-threshold",
+    "mask_values": "--mask-values",
+}
 """What is asked for on the command line → by which flag."""
 
 NO_OVERRIDES = SpecOverrides()
@@ -91,11 +95,12 @@ def _engine_from_directory(
     verify_files(path, manifest)
     check_overrides(path, manifest.spec, overrides)
     if backend not in ("auto", manifest.backend):
+        build = f"unetrt build CHECKPOINT -o OTHER_DIR --backend {backend}"
         raise UserError(
             f"{path} was built for another backend",
             seen=manifest.backend,
             expected=backend,
-            hint=f"unetrt build CHECKPOINT -o OTHER_DIR --backend {backend}",
+            hint="-m CHECKPOINT   runs in PyTorch" if backend == "torch" else build,
         )
     engine = engine_from_manifest(path, manifest, device, threads)
     engine.why = "the directory's own backend"
@@ -192,13 +197,20 @@ def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> No
     if overrides.result != spec.result:
         raise _other_result(path, spec.result)
     for name in overrides.conflicts_with(spec):
-        wanted, built_in = getattr(overrides, name), getattr(spec, name)
+        wanted, built_in = (_typed(getattr(values, name)) for values in (overrides, spec))
         raise UserError(
             f"{path} was made with another {name}",
             seen=f"{wanted} asked",
             expected=f"{built_in}, or no flag",
             hint=f"unetrt build CHECKPOINT -o OTHER_DIR {FLAGS[name]} {wanted}",
         )
+
+
+def _typed(value: object) -> str:
+    """A value as its flag takes it."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
 
 
 def _other_result(path: Path, result: Result) -> UserError:

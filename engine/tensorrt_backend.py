@@ -108,7 +108,7 @@ class TensorRtEngine(Engine):
             return None
         height, width = size
         return ImageError(
-            f"the plan was not built for an image of {width}×{height} pixels",
+            f"the plan was not built for an image of {height}×{width} pixels",
             seen=f"images {shape.images}, masks {shape.mask_size}",
             expected=_ranges(self._profiles),
             hint=f"unetrt build … --size {height}x{width}   adds a profile; so does --sizes-from",

@@ -121,6 +121,11 @@ class GateResult:
         return cls(**{**raw, "borders": BorderGate(**raw["borders"]), "classes": classes})
 
     @property
+    def unseen(self) -> list[str]:
+        """Classes of which no image held enough to judge their masks."""
+        return [score.name for score in self.classes if not score.counts]
+
+    @property
     def failures(self) -> list[str]:
         """Why it did not pass, a sentence each."""
         found = []

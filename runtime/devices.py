@@ -18,7 +18,7 @@ from ..contract.errors import UserError
 from ..contract.log import log
 from ..engine.probe import usable_cores
 from ..engine.tensorrt_backend import cuda_devices
-from .journal import digest_if_there, require_unchanged
+from .digest import digest_if_there, require_unchanged
 from .pipeline import writers_for
 from .plan import Task
 from .stop import SIGNALS

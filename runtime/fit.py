@@ -60,7 +60,7 @@ class Fit:
 def no_memory(size: Size, seen: object) -> ImageError:
     height, width = size
     return ImageError(
-        f"no memory for an image of {width}×{height} pixels",
+        f"no memory for an image of {height}×{width} pixels",
         seen=seen,
         hint="cut it into tiles, or take a device with more memory",
     )

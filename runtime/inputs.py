@@ -14,12 +14,6 @@ from ..contract.addresses import MARK, files_matching, is_address, path_from_tex
 from ..contract.errors import UserError
 from ..contract.files import folders_below, image_paths
 
-REFERENCE_SUFFIX = "_OUT"
-"""Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
-
-BESIDE = (f"{REFERENCE_SUFFIX}.png", f"{REFERENCE_SUFFIX}.npy")
-"""How the names of masks end that lie beside their images."""
-
 STDIN = "-"
 EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
 
@@ -32,11 +26,9 @@ class Input:
     relative: PurePath
 
 
-def expand_inputs(
-    inputs: Sequence[str], outputs: Sequence[Path], keep_outputs: bool
-) -> list[Input]:
+def expand_inputs(inputs: Sequence[str], outputs: Sequence[Path]) -> list[Input]:
     """Every image once, in the order given."""
-    items = [item for text in inputs for item in _expand_one(text, outputs, keep_outputs)]
+    items = [item for text in inputs for item in _expand_one(text, outputs)]
     found: dict[Path, Input] = {}
     for item, path in zip(items, located(item.path for item in items), strict=True):
         found.setdefault(path, item)
@@ -45,7 +37,7 @@ def expand_inputs(
     return list(found.values())
 
 
-def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[Input]:
+def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
     if text == STDIN:
         return _expand_lines(_standard_input(), "standard input")
     if not text:  # pathlib takes it for the working folder
@@ -56,10 +48,7 @@ def _expand_one(text: str, outputs: Sequence[Path], keep_outputs: bool) -> list[
     if is_address(path):
         return _expand_address(path, outputs)
     if path.is_dir():
-        images = image_paths(path)
-        if not keep_outputs:  # masks of an earlier run lie beside their images
-            images = [image for image in images if not image.name.endswith(BESIDE)]
-        items = [Input(image, image.relative_to(path)) for image in images]
+        items = [Input(image, image.relative_to(path)) for image in image_paths(path)]
         return _without_outputs(items, path, outputs)
     if path.exists():
         return [Input(path, PurePath(path.name))]

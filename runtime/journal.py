@@ -7,7 +7,6 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 from ..contract.addresses import is_address
 from ..contract.closing import Closing
 from ..contract.errors import UserError
-from ..contract.files import sha256_from_file
-from ..engine.manifest import MANIFEST
 from .address_plan import plans_below, read_plan
+from .entries import first_of, former_in, image_entries, owners_in, planned_images
 from .inputs import real_folder
-from .lines import JsonLines, damaged, in_use, locked, read_lines
+from .lines import JsonLines, in_use, locked
 from .plan import Task, require_inside
 from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard, shard_from_journal
 
@@ -33,12 +31,6 @@ Stamp = tuple[int, int]
 
 _LINE = 1000
 """Images that one line of a plan names, or of what masks were there before."""
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "input": str,
-    "output": (str, type(None)),
-    "status": str,
-}
-_STAMP_KINDS: dict[str, type | tuple[type, ...]] = {"size": int, "mtime_ns": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +50,6 @@ class JournalOptions:
 class _Done:
     output: str | None
     stamp: Stamp
-
-
-def digest_from_model(path: Path) -> str:
-    """SHA-256 of a checkpoint or ONNX file; of an engine's manifest, which names all the others."""
-    return sha256_from_file(path / MANIFEST if path.is_dir() else path)
-
-
-def digest_if_there(path: Path) -> str:
-    """digest_from_model; "" where it cannot be read, of which opening it says more."""
-    try:
-        return digest_from_model(path)
-    except OSError:
-        return ""
-
-
-def require_unchanged(model: Path, digest: str) -> None:
-    """Raise UserError where a model is another one than before it was opened (digest_if_there)."""
-    if digest_if_there(model) != digest:
-        raise UserError(
-            f"{model} has changed while it was opened",
-            seen="another digest than a moment ago, as when a training writes it",
-            expected="a file that stays",
-            hint="run the same command again, or give it a copy",
-        )
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -134,29 +102,29 @@ class Journal(Closing):
             busy = in_use(path)
             if busy and shard.count != ours.count:
                 raise locked(path)
-            first = _first_of(path)
+            first = first_of(path)
             if first is None or (first == header and not (restart and self.shard is None)):
                 continue
             if not restart or busy:
                 check_same(first, header, self.output_dir)
             else:
-                self._former |= _owners_in(path)
+                self._former |= owners_in(path)
                 path.unlink()
 
     def _begin(self, header: dict[str, Any], restart: bool) -> None:
         if restart:
-            self._former |= _owners_in(self._lines.path)
+            self._former |= owners_in(self._lines.path)
             self._lines.clear()
             self._lines.append(header)
             for part in _parts(self._former):
                 self._lines.append({"former": part})
             return
-        first = _first_of(self._lines.path)
+        first = first_of(self._lines.path)
         if first is None:
             self._header = header  # written with the first line: until then no job has begun
         else:
             check_same(first, header, self.output_dir)
-            self._former = _former_in(self._lines.path)
+            self._former = former_in(self._lines.path)
 
     def _append(self, entry: dict[str, Any] | None = None) -> None:
         if self._header is not None:
@@ -273,6 +241,12 @@ class Journal(Closing):
         self._lines.close()
 
 
+def _parts(owners: dict[str, str]) -> Iterator[dict[str, str]]:
+    items = iter(owners.items())
+    while part := dict(itertools.islice(items, _LINE)):
+        yield part
+
+
 def another_owner(mask: Path, owner: str, image: str) -> UserError:
     return UserError(
         f"{mask} is the mask of another image", seen=owner, expected=image, hint=RESTART
@@ -317,67 +291,8 @@ def recorded_outputs(output_dir: Path) -> dict[str, str]:
             found |= plan.others | plan.images
         return found
     for path in sorted(output_dir.glob(f"{FOLDER}/journal*.jsonl")):
-        found |= {source: output for output, source in _owners_in(path).items()}
+        found |= {source: output for output, source in owners_in(path).items()}
     return found
-
-
-def _first_of(path: Path) -> dict[str, Any] | None:
-    """What must match."""
-    return next((entry for _, entry in read_lines(path)), None)
-
-
-def _parts(owners: dict[str, str]) -> Iterator[dict[str, str]]:
-    items = iter(owners.items())
-    while part := dict(itertools.islice(items, _LINE)):
-        yield part
-
-
-def _former_in(path: Path) -> dict[str, str]:
-    """Mask → image of what was there before a restart; these lines follow the first one."""
-    found: dict[str, str] = {}
-    for start, entry in read_lines(path):
-        if start and "former" not in entry:
-            break
-        found |= entry.get("former", {})
-    return found
-
-
-def _owners_in(path: Path) -> dict[str, str]:
-    """Mask → image."""
-    found: dict[str, str] = {}
-    with suppress(UserError, OSError):
-        found = _former_in(path)
-        for entry in image_entries(path):
-            if entry["status"] == "done" and entry["output"] is not None:
-                found[entry["output"]] = entry["input"]
-    return found
-
-
-def image_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal that are about an image, their fields checked. UserError: damaged."""
-    for number, (start, entry) in enumerate(read_lines(path), 1):
-        if start == 0 or "planned" in entry or "former" in entry:
-            continue
-        kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
-        for name, kind in kinds.items():
-            if not isinstance(entry.get(name, ...), kind):
-                raise damaged(path, number, f"no {name}")
-        yield entry
-
-
-def planned_images(path: Path) -> list[str] | None:
-    """The images that the last plan in a journal names; None where there is no whole plan."""
-    found: list[str] | None = None
-    of = 0
-    for number, (_, entry) in enumerate(read_lines(path), 1):
-        if "planned" not in entry:
-            continue
-        part, start, of = entry["planned"], entry.get("from"), entry.get("of", -1)
-        found = [] if start == 0 else found
-        if not isinstance(part, list) or found is None or len(found) != start:
-            raise damaged(path, number, "a plan without its beginning")
-        found += part
-    return found if found is None or len(found) == of else None
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) -> None:

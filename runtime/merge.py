@@ -12,8 +12,8 @@ from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, list_files, plans_among, read_plan
-from .journal import FOLDER, check_same, image_entries, is_written, planned_images
-from .lines import read_lines
+from .entries import first_of, image_entries, planned_images
+from .journal import FOLDER, check_same, is_written
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 
 
@@ -69,7 +69,7 @@ class _Found:
         """What must match."""
         if self.files is not None:
             return read_header(self.output_dir)
-        return next((entry for _, entry in read_lines(self.path)), None)
+        return first_of(self.path)
 
     def add_to(self, merged: Merged) -> bool:
         """Count what it says; False for a shard that was ended before it had its plan."""

@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 
 from ..contract.addresses import is_address
 from ..contract.errors import UserError
-from ..contract.files import IMAGE_SUFFIXES
+from ..contract.files import IMAGE_SUFFIXES, REFERENCE_SUFFIX
 from ..contract.log import log
-from .inputs import REFERENCE_SUFFIX, Input, expand_inputs, input_roots, located
+from .inputs import Input, expand_inputs, input_roots, located
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def plan_tasks(
     if outputs and output_dir:
         raise UserError("-o and --output-dir exclude each other", seen="both", expected="one")
     folders = [folder for folder in (output_dir, overlay_dir) if folder is not None]
-    found = expand_inputs(inputs, folders, keep_outputs=output_dir is not None)
+    found = expand_inputs(inputs, folders)
     masks: Sequence[Path | None] = [None] * len(found)
     if save and outputs:
         masks = _named_outputs(found, outputs)

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ..contract.errors import UserError
 from ..contract.images import read_shown
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from .encode import class_colour
 from .plan import Task
+
+FILES_ONLY = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+"""Matplotlib's backends without windows; one of them is taken where there is no display."""
 
 
 class MaskViewer:
@@ -26,6 +30,19 @@ class MaskViewer:
     def keep(self, task: Task, mask: U8) -> None:
         with self._lock:
             self._masks[task] = mask
+
+    @staticmethod
+    def require_display() -> None:
+        """Raise UserError where matplotlib would draw and show nothing."""
+        from matplotlib import pyplot
+
+        backend = pyplot.get_backend().lower()
+        if backend in FILES_ONLY:
+            raise UserError(
+                "--viz needs a display",
+                seen=f"matplotlib's {backend}, which shows no window",
+                hint="--overlay DIR   writes the images with their masks as files",
+            )
 
     def show(self, spec: ModelSpec) -> None:
         """One window after the other, as closing the last one opens the next."""

@@ -125,6 +125,6 @@ class Batches:
 def _too_large(count: int, shape: tuple[int, ...]) -> UserError:
     return UserError(
         "a batch does not fit into the machine's memory",
-        seen=f"{count} images of {shape[1]}×{shape[0]} pixels",
+        seen=f"{count} images of {shape[0]}×{shape[1]} pixels",
         hint="a smaller --batch-size, --crop or --scale, or fewer --workers",
     )

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from ..contract.types import U8, Size
 from .unet import UNet
 
 FORMAT = "unetrt-checkpoint-1"
+FIRST_WEIGHT = "inc.double_conv.0.weight"
+WRAPPED_BY = ("state_dict", "model_state_dict", "model")
+"""Keys below which other training scripts keep the state_dict."""
+
+WHOLE_HINT = (
+    "where the model was made: "
+    'torch.save(torch.load("old.pth", weights_only=False).state_dict(), "weights.pth")'
+)
 TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
 
 LOAD_ERRORS = (
@@ -58,6 +67,8 @@ class Checkpoint:
 
     def with_overrides(self, overrides: SpecOverrides) -> Checkpoint:
         """A bare checkpoint says neither scale nor threshold; where ours does, warn."""
+        if self.bare and overrides.scale is None:
+            _say_scale(self.spec.scale)
         for name in [] if self.bare else overrides.conflicts_with(self.spec):
             if name == "result":
                 continue  # a checkpoint gives either
@@ -66,6 +77,13 @@ class Checkpoint:
                 "the checkpoint was trained with %s %s, another one is asked", name, trained
             )
         return replace(self, spec=overrides.applied_to(self.spec))
+
+
+@cache
+def _say_scale(scale: float) -> None:
+    """Once a process: a bench and a job with several devices open the same file many times."""
+    text = "the checkpoint does not say its scale: %s is taken, as predict.py does; --scale 1 if it"
+    log.warning(text + " was trained so", scale)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -134,6 +152,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def is_bare(path: Path) -> bool:
+    """Whether a file is a state_dict of Pytorch-UNet."""
+    try:
+        return read_checkpoint(path).bare
+    except UserError:
+        return False
+
+
 def unet_from_checkpoint(checkpoint: Checkpoint) -> UNet:
     """The network in evaluation mode, fp32."""
     spec = checkpoint.spec
@@ -150,8 +176,9 @@ def _load(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = "Unsupported global" in str(error) or "weights_only" in str(error).lower()
-        seen = "a pickle that would run code" if code and _is_pickle(path) else _describe(path)
-        raise _not_a_checkpoint(path, seen) from error
+        if code and _is_pickle(path):
+            raise _not_a_checkpoint(path, "a pickle that would run code", WHOLE_HINT) from error
+        raise _not_a_checkpoint(path, _describe(path)) from error
     except LOAD_ERRORS as error:
         raise _not_a_checkpoint(path, _describe(path)) from error
     if not isinstance(content, dict):
@@ -159,12 +186,12 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _not_a_checkpoint(path: Path, seen: str) -> UserError:
+def _not_a_checkpoint(path: Path, seen: str, hint: str = TRAIN_HINT) -> UserError:
     return UserError(
         f"{path} is not a checkpoint",
         seen=seen,
         expected="a .pth file of unetrt, or a state_dict of Pytorch-UNet",
-        hint=TRAIN_HINT,
+        hint=hint,
     )
 
 
@@ -180,6 +207,9 @@ def _describe(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(24)
     if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                return "a TorchScript archive, which is a program and no state_dict"
         return f"a damaged or foreign zip archive of {path.stat().st_size} bytes"
     return f"{path.stat().st_size} bytes that begin {head!r}"
 
@@ -198,9 +228,17 @@ def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
 def _bare(path: Path, content: dict[str, Any]) -> Checkpoint:
     """Read every property off the tensors' shapes."""
     values = content.pop("mask_values", None)
-    state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    first, last = state.get("inc.double_conv.0.weight"), state.get("outc.conv.weight")
+    state = _unwrapped(content)
+    values = state.pop("mask_values", values)
+    first, last = state.get(FIRST_WEIGHT), state.get("outc.conv.weight")
     if not isinstance(first, Tensor) or not isinstance(last, Tensor):
+        if "inc.conv.conv.0.weight" in state:
+            raise UserError(
+                f"{path} is of an older Pytorch-UNet, whose parameters have other names",
+                seen="inc.conv.conv.0.weight",
+                expected=FIRST_WEIGHT,
+                hint=TRAIN_HINT,
+            )
         keys = ", ".join(list(state)[:3]) or "no keys"
         raise _not_a_checkpoint(path, f"a dictionary with {keys} …")
     try:
@@ -215,6 +253,20 @@ def _bare(path: Path, content: dict[str, Any]) -> Checkpoint:
     except UserError as error:
         raise _not_a_checkpoint(path, error.reason) from error
     return Checkpoint(spec, state, bare=True)
+
+
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict itself: as training scripts wrap it, and wrappers of the network name it."""
+    inner = (content.get(key) for key in WRAPPED_BY)
+    state = next((part for part in inner if isinstance(part, dict)), content)
+    names = [str(key) for key in state]
+    found = next((name for name in names if name.endswith(f".{FIRST_WEIGHT}")), FIRST_WEIGHT)
+    prefix = found.removesuffix(FIRST_WEIGHT)
+    return {
+        str(key).removeprefix(prefix): value
+        for key, value in state.items()
+        if str(key).startswith(prefix) or key == "mask_values"
+    }
 
 
 def _bare_values(path: Path, raw: object, count: int) -> tuple[MaskValue, ...]:
@@ -274,6 +326,7 @@ def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
                 f"{path} does not hold the network that it names: {name}",
                 seen=seen,
                 expected=tuple(tensor.shape),
+                hint="the U-Net of milesial/Pytorch-UNet, unchanged, of any width, is what runs",
             )
     unknown = sorted(set(checkpoint.state) - set(expected))
     if unknown:

@@ -40,6 +40,7 @@ class Problem(NamedTuple):
 
     name: str
     text: str
+    hint: str = ""
 
 
 def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[Problem]]:
@@ -97,7 +98,8 @@ def raise_problems(problems: Iterable[Problem], folder: Path | None = None) -> N
 
     folder: where a list that is too long is written, if it is there already.
     """
-    texts = [problem.text for problem in sorted(set(problems))]
+    found = sorted(set(problems))
+    texts = [problem.text for problem in found]
     if not texts:
         return
     lines = [f"  - {text}" for text in texts[:SHOWN_PROBLEMS]]
@@ -107,6 +109,7 @@ def raise_problems(problems: Iterable[Problem], folder: Path | None = None) -> N
     raise UserError(
         "\n".join([f"{count} with the images and masks:", *lines]),
         expected="for each image one mask of the same name and size, with known values",
+        hint=next((problem.hint for problem in found if problem.hint), None),
     )
 
 
@@ -162,7 +165,7 @@ def _problem(images: list[Path], masks: list[Path]) -> str | None:
 
 
 def _text(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}×{shape[0]}"
+    return f"{shape[0]}×{shape[1]}"
 
 
 def _listed(paths: list[Path]) -> str:

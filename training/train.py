@@ -92,7 +92,12 @@ def device_from_name(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         seen = str(error).splitlines()[0]
-        raise UserError(f"no device {name}", seen=seen, expected="auto, cpu or cuda") from error
+        raise UserError(
+            f"no device {name}",
+            seen=seen,
+            expected="auto, cpu or cuda",
+            hint="unetrt doctor   says what this machine can run",
+        ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -13,8 +13,11 @@ from .mask_files import MaskFile, MaskSet, Values, read_mask_set
 from .options import TrainOptions
 from .pairs import Pair, Problem
 
-SHOWN_VALUES = 12
+SHOWN_VALUES = 8
 SHOWN_FILES = 3
+MOST_CLASSES = 20
+"""Of so many values each may be a class; more are those of a photograph, or of a JPEG."""
+
 FEW_FILES = 3
 """Below so many files it says nothing that a value is in one of them only."""
 
@@ -107,7 +110,8 @@ def _count_problem(masks: MaskSet, values: Sequence[MaskValue], options: TrainOp
         f"{'; '.join(listed) or 'none'}{more}; --mask-values names those of the classes, "
         f"--ignore-index one that is none{jpeg}"
     )
-    return Problem("", text)
+    takes_all = 2 < len(values) <= MOST_CLASSES
+    return Problem("", text, f"--classes {len(values)}" if takes_all else "--mask-values 0,1,…")
 
 
 def named(files: Sequence[Path]) -> str:

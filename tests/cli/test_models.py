@@ -131,6 +131,20 @@ def test_convert_writes_the_bare_form_with_the_same_masks(
     assert "checkpoint of Pytorch-UNet" in unetrt("inspect", bare).out
 
 
+def test_convert_replaces_nothing_but_what_it_has_written(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    own, photo = tmp_path / "best.pth", tmp_path / "photo.png"
+    own.write_bytes(checkpoint_file().read_bytes())
+    photo.write_bytes(b"a photo")
+    for path in (own, photo):
+        before = path.read_bytes()
+        assert "would replace" in unetrt("convert", own, "-o", path).error
+        assert path.read_bytes() == before
+    for _ in range(2):
+        assert unetrt("convert", own, "-o", tmp_path / "bare.pth").status == 0
+
+
 def test_convert_needs_a_folder_to_write_to(
     unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
 ) -> None:

@@ -147,6 +147,16 @@ def test_every_suffix_is_an_image(tmp_path: Path) -> None:
     assert len(image_paths(tmp_path)) == len(IMAGE_SUFFIXES)
 
 
+def test_a_mask_that_predict_wrote_beside_its_image_is_no_image(tmp_path: Path) -> None:
+    images = ("a.jpg", "b.png", "b.tif", "d/c.png", "alone_OUT.png", "a_OUT.jpg")
+    masks = ("a_OUT.png", "b_OUT.png", "b.tif_OUT.png", "d/c_OUT.npy")
+    for name in (*images, *masks):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = {str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)}
+    assert found == set(images)
+
+
 def test_an_array_beside_a_picture_of_its_name_is_none(tmp_path: Path) -> None:
     for name in ("a.png", "a.npy", "b.npy", "sub/a.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -133,10 +133,15 @@ class TestOverrides:
             caplog.at_level(logging.WARNING, "unetrt"),
             open_engine(checkpoint_file(), device="cpu", overrides=self.ASKED) as engine,
         ):
-            assert (engine.spec.scale, engine.spec.threshold) == (0.5, 0.3)
+            assert engine.spec.scale == 0.5
         messages = [record.getMessage() for record in caplog.records]
-        assert len(messages) == 2
+        assert len(messages) == 1, "a threshold means nothing to four classes, as in predict.py"
         assert "scale 1.0" in messages[0]
+        caplog.clear()
+        one = checkpoint_file(classes=1)
+        with caplog.at_level(logging.WARNING, "unetrt"):
+            open_engine(one, device="cpu", overrides=SpecOverrides(threshold=0.3)).close()
+        assert "threshold 0.5" in caplog.text
 
     def test_its_own_values_are_no_news(
         self, checkpoint_file: Export, caplog: pytest.LogCaptureFixture
@@ -146,16 +151,28 @@ class TestOverrides:
             open_engine(checkpoint_file(), device="cpu", overrides=own).close()
         assert not caplog.records
 
-    @pytest.mark.parametrize("name", ["scale", "threshold"])
+    @pytest.mark.parametrize(
+        ("asked", "flag"),
+        [
+            (SpecOverrides(scale=0.25), "--scale 0.25"),
+            (SpecOverrides(mask_values=(0, 9, (1, 2, 3), 255)), "--mask-values 0,9,1:2:3,255"),
+        ],
+    )
     def test_an_exported_model_refuses_others(
-        self, exported: Export, built_directory: Path, name: str
+        self, exported: Export, built_directory: Path, asked: SpecOverrides, flag: str
     ) -> None:
         for path in (exported(), built_directory):
-            with pytest.raises(UserError, match=f"another {name}") as caught:
-                open_engine(path, overrides=SpecOverrides(**{name: 0.25}))
-            assert "0.25" in str(caught.value.seen)
-            flag = {"scale": "--scale", "threshold": "--mask-threshold"}[name]
-            assert f"{flag} 0.25" in str(caught.value.hint)
+            with pytest.raises(UserError, match="made with another") as caught:
+                open_engine(path, overrides=asked)
+            assert flag.split()[1] in str(caught.value.seen)
+            assert flag in str(caught.value.hint)
+
+    def test_a_threshold_counts_where_there_is_one_class(self, exported: Export) -> None:
+        asked = SpecOverrides(threshold=0.25)
+        open_engine(exported(), overrides=asked).close()
+        with pytest.raises(UserError, match="another threshold") as caught:
+            open_engine(exported(classes=1), overrides=asked)
+        assert "--mask-threshold 0.25" in str(caught.value.hint)
 
     def test_an_exported_model_takes_its_own(self, exported: Export, built_directory: Path) -> None:
         own = SpecOverrides(scale=1.0, threshold=0.5)

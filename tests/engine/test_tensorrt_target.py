@@ -187,7 +187,7 @@ def test_an_image_that_no_profile_holds_costs_itself_alone(
     assert (refusal is None) == taken
     if refusal is not None:
         assert isinstance(refusal, ImageError)
-        assert f"{size[1]}×{size[0]} pixels" in refusal.message
+        assert f"{size[0]}×{size[1]} pixels" in refusal.message
         assert str(refusal.seen).startswith(f"images (4, {input_size[0]}, {input_size[1]}, 1)")
         assert str(refusal.expected).count("size_like") == 2
         assert f"--size {size[0]}x{size[1]}" in str(refusal.hint)

@@ -235,6 +235,8 @@ def test_the_table_names_reference_and_bounds() -> None:
     assert "class 2: IoU to theirs 0.0000 (at least 0.9)" in text
     assert "masks like those of the ONNX file's own graph" in str(result.error(Path("e")))
     few = gate_text(judge(Painter(), [rare(20)]))
+    assert "NOT JUDGED: " in few
+    assert "--gate-images" in few
     assert "class 2: IoU to theirs 1.0000 (not judged: 20 pixels)" in few
 
 

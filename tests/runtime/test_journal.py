@@ -19,12 +19,12 @@ from tests.runtime.test_predict import files_below, write_pictures
 from unetrt.contract import progress
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
+from unetrt.runtime.digest import digest_from_model
 from unetrt.runtime.journal import (
     FOLDER,
     NAME,
     Journal,
     JournalOptions,
-    digest_from_model,
 )
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks

@@ -14,7 +14,8 @@ from tests.runtime.conftest import ThresholdEngine, write_picture
 from tests.runtime.test_journal import MODEL, counts, flat
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
-from unetrt.runtime.journal import FOLDER, JournalOptions, recorded_outputs, require_unchanged
+from unetrt.runtime.digest import digest_if_there, require_unchanged
+from unetrt.runtime.journal import FOLDER, JournalOptions, recorded_outputs
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import (
     Look,
@@ -196,8 +197,6 @@ def test_one_image_that_is_left_is_inferred_as_it_was_in_the_whole(
 
 
 def test_a_model_that_changes_while_it_is_opened_is_noticed(tmp_path: Path) -> None:
-    from unetrt.runtime.journal import digest_if_there
-
     model = tmp_path / "m.pth"
     assert digest_if_there(model) == ""
     model.write_bytes(np.arange(9).tobytes())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import balanced_checkpoint
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import ModelSpec
+from unetrt.contract.spec import ModelSpec, SpecOverrides
 from unetrt.training.checkpoint import (
     Checkpoint,
+    _say_scale,
     read_checkpoint,
     unet_from_checkpoint,
     write_bare,
@@ -84,6 +87,61 @@ def test_a_bare_file_keeps_weights_and_colours(tmp_path: Path) -> None:
     assert raw.pop("mask_values") == [[0, 0, 0], [255, 0, 9]]
     UNet(3, 2, 2).load_state_dict(raw)
     assert read_checkpoint(tmp_path / "bare.pth").spec.mask_values == ((0, 0, 0), (255, 0, 9))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", ""])
+@pytest.mark.parametrize("prefix", ["", "module.", "net.", "model.module."])
+def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path: Path) -> None:
+    checkpoint = balanced_checkpoint(classes=2)
+    state = {f"{prefix}{name}": tensor for name, tensor in checkpoint.state.items()}
+    if prefix:
+        state["loss.weight"] = torch.zeros(2)  # beside the network, as Lightning has it
+    content = {key: state, "epoch": 3, "optimizer": {"lr": 0.1}} if key else state
+    torch.save(content, tmp_path / "old.pth")
+    read = read_checkpoint(tmp_path / "old.pth")
+    assert read.bare
+    assert read.state.keys() == checkpoint.state.keys()
+
+
+def test_older_names_a_whole_model_and_a_program_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"inc.conv.conv.0.weight": torch.zeros(4, 3, 3, 3)}, path)
+    with pytest.raises(UserError, match="older Pytorch-UNet"):
+        read_checkpoint(path)
+    torch.save(UNet(1, 2, 4), path)
+    with pytest.raises(UserError, match="not a checkpoint") as caught:
+        read_checkpoint(path)
+    assert ".state_dict()" in str(caught.value.hint)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
+    with pytest.raises(UserError, match="not a checkpoint") as caught:
+        read_checkpoint(path)
+    assert "TorchScript" in str(caught.value.seen)
+
+
+def test_a_scale_that_nobody_has_stated_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = bare_with([0, 255], tmp_path / "bare.pth", classes=2)
+    _say_scale.cache_clear()
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        for _ in range(2):
+            assert read_checkpoint(path).with_overrides(SpecOverrides()).spec.scale == 0.5
+    assert caplog.text.count("does not say its scale: 0.5") == 1
+    caplog.clear()
+    _say_scale.cache_clear()
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        read_checkpoint(path).with_overrides(SpecOverrides(scale=0.5))
+    assert not caplog.records
+
+
+def test_mask_values_of_a_file_that_does_not_say_them(tmp_path: Path) -> None:
+    torch.save(balanced_checkpoint(classes=2).state, tmp_path / "bare.pth")
+    bare = read_checkpoint(tmp_path / "bare.pth")
+    assert bare.spec.mask_values == (0, 1)
+    asked = bare.with_overrides(SpecOverrides(mask_values=(0, 255)))
+    assert asked.spec.mask_values == (0, 255)
+    with pytest.raises(UserError, match="mask_values"):
+        bare.with_overrides(SpecOverrides(mask_values=(0, 1, 2)))
 
 
 def bare_with(values: object, path: Path, classes: int = 4) -> Path:

@@ -111,7 +111,7 @@ def test_every_problem_is_listed_at_once(empty_pairs: Folders) -> None:
     assert f"several masks for {images / 'many.png'}" in text
     assert f"{images / 'image.png'} is not an image" in text
     assert f"{masks / 'mask.png'} is damaged" in text
-    assert "image 20×13, mask 20×12" in text
+    assert "image 13×20, mask 12×20" in text
     assert f"7 in {masks / 'stray.png'}" in text
 
 
@@ -123,6 +123,7 @@ def test_values_must_number_the_classes(empty_pairs: Folders) -> None:
     for classes in (1, 2):
         text = message(options_for(empty_pairs, classes=classes))
         assert f"hold 3 values, --classes {classes} needs 2: 2 in {masks / 'c.png'}; 0 in" in text
+        assert text.endswith("Hint: --classes 3")
         assert f"{masks / 'a.png'}, {masks / 'b.png'}, {masks / 'c.png'} (+2)" in text
         assert "JPEG" not in text
 

@@ -1,0 +1,71 @@
+"""What the lines of a journal say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import UserError
+from .lines import damaged, read_lines
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "input": str,
+    "output": (str, type(None)),
+    "status": str,
+}
+_STAMP_KINDS: dict[str, type | tuple[type, ...]] = {"size": int, "mtime_ns": int}
+
+
+def first_of(path: Path) -> dict[str, Any] | None:
+    """What must match."""
+    return next((entry for _, entry in read_lines(path)), None)
+
+
+def former_in(path: Path) -> dict[str, str]:
+    """Mask → image of what was there before a restart; these lines follow the first one."""
+    found: dict[str, str] = {}
+    for start, entry in read_lines(path):
+        if start and "former" not in entry:
+            break
+        found |= entry.get("former", {})
+    return found
+
+
+def owners_in(path: Path) -> dict[str, str]:
+    """Mask → image."""
+    found: dict[str, str] = {}
+    with suppress(UserError, OSError):
+        found = former_in(path)
+        for entry in image_entries(path):
+            if entry["status"] == "done" and entry["output"] is not None:
+                found[entry["output"]] = entry["input"]
+    return found
+
+
+def image_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal that are about an image, their fields checked. UserError: damaged."""
+    for number, (start, entry) in enumerate(read_lines(path), 1):
+        if start == 0 or "planned" in entry or "former" in entry:
+            continue
+        kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
+        for name, kind in kinds.items():
+            if not isinstance(entry.get(name, ...), kind):
+                raise damaged(path, number, f"no {name}")
+        yield entry
+
+
+def planned_images(path: Path) -> list[str] | None:
+    """The images that the last plan in a journal names; None where there is no whole plan."""
+    found: list[str] | None = None
+    of = 0
+    for number, (_, entry) in enumerate(read_lines(path), 1):
+        if "planned" not in entry:
+            continue
+        part, start, of = entry["planned"], entry.get("from"), entry.get("of", -1)
+        found = [] if start == 0 else found
+        if not isinstance(part, list) or found is None or len(found) != start:
+            raise damaged(path, number, "a plan without its beginning")
+        found += part
+    return found if found is None or len(found) == of else None
