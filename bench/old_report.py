@@ -73,8 +73,9 @@ def _require(
 
 
 def _is_rate(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 < value < math.inf
 
 
 def _malformed(path: Path, what: str, seen: object) -> UserError:

@@ -14,7 +14,6 @@ INSTALL = {
     "google.protobuf.text_format": "pip install protobuf",
     "grpc": "pip install 'unetrt[triton]'",
     "onnx": "pip install onnx",
-    "onnxscript": "pip install onnxscript",
     "onnxruntime": "pip install onnxruntime-gpu",
     "openvino": "pip install openvino",
     "pycuda.driver": "pip install 'unetrt[trt]'",
@@ -24,7 +23,6 @@ INSTALL = {
     "pynvml": "pip install nvidia-ml-py",
     "ray": "pip install 'unetrt[ray]'",
     "ray.data": "pip install 'unetrt[ray]'",
-    "wandb": "pip install 'unetrt[wandb]'",
     "tensorrt_rtx": "pip install 'unetrt[rtx]'",
     "tritonclient.grpc.model_config_pb2": "pip install 'unetrt[triton]'",
 }

@@ -168,7 +168,7 @@ def read_manifest(directory: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
         known = raw["format"] == FORMAT
         if known:
-            _check_digest(directory, raw)
+            _check_digest(raw)
             return Manifest.from_dict(raw)
     except UserError as error:
         raise _damaged(directory, f"{MANIFEST}: {error.reason}") from error
@@ -187,7 +187,7 @@ def _was_engine(directory: Path) -> bool:
     return any(p.name in (GOLDEN, GATE) or p.stem == "model" for p in directory.glob("*"))
 
 
-def _check_digest(directory: Path, raw: dict[str, Any]) -> None:
+def _check_digest(raw: dict[str, Any]) -> None:
     """Raise UserError unless the manifest still says what it said when it was written."""
     if DIGEST not in raw:
         raise UserError(

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..contract.errors import UserError
+from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, is_installed
 from .tensorrt_backend import cuda_devices
 from .tensorrt_flavour import RTX_TARGETS
@@ -67,7 +68,7 @@ def describe_machine() -> dict[str, str]:
         "unetrt": package_version("unetrt"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "memory": f"{_memory_bytes() / 2**30:.1f} GiB",
+        "memory": f"{memory_bytes() / 2**30:.1f} GiB",
         "gpu": f"{cuda_devices()} CUDA devices",
     }
 
@@ -94,12 +95,6 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _memory_bytes() -> int:
-    if not hasattr(os, "sysconf"):
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def package_version(*names: str) -> str:

@@ -42,9 +42,8 @@ def _describe_directory(path: Path) -> dict[str, Any]:
         "kind": "engine",
         **asdict(manifest),
         "precisions": _precisions(manifest),
-        **_ends_of_engine(path, manifest),
+        **_of_graph(path, manifest),
         "files_verified": True,
-        "memory": _memory(path, manifest),
         "gate": read_gate(path),
     }
 
@@ -58,11 +57,20 @@ def _precisions(manifest: Manifest) -> dict[str, Any]:
     return manifest.precisions
 
 
-def _ends_of_engine(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """The graph's, a side that is the same in all of a plan's profiles as the number it is."""
+def _of_graph(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Inputs, outputs and memory, of an engine that has its graph."""
     if not (path / GRAPH).is_file():
-        return {}
-    ends = _ends_of_graph(read_onnx(path / GRAPH).graph)
+        return {"memory": {}}
+    model = read_onnx(path / GRAPH)
+    return {
+        **_ends_of_engine(model, manifest),
+        "memory": _memory(model, path, manifest),
+    }
+
+
+def _ends_of_engine(model: Any, manifest: Manifest) -> dict[str, Any]:
+    """The graph's, a side that is the same in all of a plan's profiles as the number it is."""
+    ends = _ends_of_graph(model.graph)
     fixed: dict[str, int] = {}
     for name, end in ends["inputs"].items():
         for index, side in enumerate(end["shape"]):
@@ -73,16 +81,13 @@ def _ends_of_engine(path: Path, manifest: Manifest) -> dict[str, Any]:
     return ends
 
 
-def _memory(path: Path, manifest: Manifest) -> dict[str, Any]:
+def _memory(model: Any, path: Path, manifest: Manifest) -> dict[str, Any]:
     """Bytes. The features' are estimated for the largest shape of the profiles or golden images."""
-    graph = path / GRAPH
-    if not graph.is_file():
-        return {}
     image, mask = _largest(path, manifest)
     found: dict[str, Any] = {
         "model_file": (path / manifest.model).stat().st_size,
-        "weights": weight_bytes(graph),
-        "features_estimated": activation_bytes(graph, image, mask),
+        "weights": weight_bytes(model),
+        "features_estimated": activation_bytes(model, image, mask),
         "features_of": {"image": list(image), "size_like": list(mask)},
     }
     if manifest.backend.startswith("tensorrt"):

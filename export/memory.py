@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from ..contract.modules import import_module
 from ..contract.spec import MIN_SIDE
 from ..contract.types import Size
-from ..engine.onnxfile import read_onnx
 
 Shape = tuple[int, ...]
 
@@ -29,21 +27,21 @@ class Feature:
     bytes: int
 
 
-def weight_bytes(path: Path) -> int:
-    """Of all the numbers that an ONNX file holds."""
+def weight_bytes(model: Any) -> int:
+    """Of all the numbers that an ONNX model holds."""
     sizes = import_module("onnx").helper.tensor_dtype_to_np_dtype
-    values = read_onnx(path).graph.initializer
+    values = model.graph.initializer
     return sum(prod(value.dims) * int(sizes(value.data_type).itemsize) for value in values)
 
 
-def activation_bytes(path: Path, image: Shape, mask: Size) -> int:
+def activation_bytes(model: Any, image: Shape, mask: Size) -> int:
     """The most that is alive at once, for images (N, h, w, C) and masks (H, W): an estimate.
 
     Each tensor lives from the node that makes it to the last that reads it. ReLU and quantising
     are taken as part of their convolutions; an engine that fuses more needs less.
     """
-    graph = read_onnx(path).graph
-    features = {f.name: f.bytes for f in features_of_graph(path, image, mask)}
+    graph = model.graph
+    features = {f.name: f.bytes for f in features_of_graph(model, image, mask)}
     owner: dict[str, str] = {}
     last: dict[str, int] = {}
     for index, node in enumerate(graph.node):
@@ -62,14 +60,14 @@ def activation_bytes(path: Path, image: Shape, mask: Size) -> int:
     return most
 
 
-def features_of_graph(path: Path, image: Shape, mask: Size) -> Iterator[Feature]:
+def features_of_graph(model: Any, image: Shape, mask: Size) -> Iterator[Feature]:
     """Every tensor that is computed from the image, in order, in the shape that it takes.
 
     ONNX's own shape inference ends at the first padding, whose widths are computed; a U-Net's
     paddings keep the size of the features they are joined with.
     """
     onnx = import_module("onnx")
-    model = onnx.shape_inference.infer_shapes(read_onnx(path))
+    model = onnx.shape_inference.infer_shapes(model)
     kinds = {v.name: v.type.tensor_type.elem_type for v in _values(model.graph)}
     constants = _constants(model.graph)
     last = max(i for i, node in enumerate(model.graph.node) if node.op_type == "Conv")

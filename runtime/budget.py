@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from contextlib import suppress
-from pathlib import Path
 
 SHARE = 8
 """Loaded images may take this part of the memory, 1/8 of it, and masks to be written as much."""
-
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container says what it may use, by the second and the first version of cgroups."""
-
-_UNKNOWN = 8 << 30
-
-
-def memory_bytes() -> int:
-    """The memory of this machine, or of the container that it is."""
-    found = []
-    for name in _LIMITS:
-        with suppress(OSError, ValueError):  # "max" where there is no limit
-            found.append(int(Path(name).read_text(encoding="ascii")))
-    if hasattr(os, "sysconf"):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min(found, default=_UNKNOWN)
 
 
 class Budget:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..contract.errors import ImageError, UserError
 from ..contract.log import log
+from ..contract.memory import memory_bytes
 from ..contract.types import Size
-from .budget import memory_bytes
 
 MOST_UNFIT = 100
 """Images that find no memory, one by one, before the job ends where none has ever fitted."""

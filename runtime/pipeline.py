@@ -14,11 +14,12 @@ from typing import Generic, TypeVar
 from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
+from ..contract.memory import memory_bytes
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
 from ..engine.probe import usable_cores
 from .buckets import Buckets, Key, bytes_of
-from .budget import SHARE, Budget, memory_bytes
+from .budget import SHARE, Budget
 from .fit import MOST_UNFIT, Fit, no_memory, require_batch
 from .trace import NO_TRACE, NoTrace
 

@@ -50,11 +50,10 @@ class Interrupts:
 
 
 def _signals() -> list[int]:
-    """Who starts a run by nohup wants it to outlive the terminal: what is ignored stays so."""
-    found: list[int] = [signal.SIGINT, signal.SIGTERM]
-    if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
-        found.append(SIGHUP)
-    return found
+    """What is ignored stays so: under nohup the terminal, in a background job Ctrl-C."""
+    names = (signal.SIGINT, signal.SIGTERM, SIGHUP)
+    found = [name for name in names if name is not None]
+    return [name for name in found if signal.getsignal(name) is not signal.SIG_IGN]
 
 
 def _leave_terminal() -> None:

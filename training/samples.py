@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from ..contract.errors import ImageError
 from ..contract.log import log
 from ..contract.masks import true_classes
+from ..contract.memory import memory_bytes
 from ..contract.progress import show_progress
 from ..contract.resize import resize_mask
 from ..contract.spec import ModelSpec
@@ -193,13 +193,5 @@ def _read(
 
 
 def half_of_memory() -> int:
-    """Bytes of half the machine's memory, or of what its container may take; 4 GiB if unknown.
-
-    Each process on a machine holds the images for itself: it has its part of that half.
-    """
-    if not hasattr(os, "sysconf"):
-        return (4 << 30) // processes_here()
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(total, int(text) if text.isdigit() else total) // 2 // processes_here()
+    """Bytes of half of it: each process of a machine holds the images for itself."""
+    return memory_bytes() // 2 // processes_here()

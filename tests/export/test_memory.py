@@ -20,7 +20,7 @@ def computed(path: Path, image: tuple[int, ...], mask: tuple[int, int]) -> dict[
     """Every feature by its name, run without any fusion."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
     values = {value.name: value for value in model.graph.value_info}
-    names = [f.name for f in features_of_graph(path, image, mask) if f.name in values]
+    names = [f.name for f in features_of_graph(onnx.load(path), image, mask) if f.name in values]
     model.graph.output.extend([values[name] for name in names])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -45,7 +45,7 @@ def test_features_have_their_sizes(
 ) -> None:
     path = exported(precision, **net)
     image, mask = (2, 48, 64, net.get("channels", 1)), (96, 80)
-    found = {f.name: f for f in features_of_graph(path, image, mask)}  # type: ignore[arg-type]
+    found = {f.name: f for f in features_of_graph(onnx.load(path), image, mask)}  # type: ignore[arg-type]
     real = computed(path, image, mask)  # type: ignore[arg-type]
     assert len(real) > 50
     for name, array in real.items():
@@ -80,12 +80,14 @@ def test_what_lives_at_once(tmp_path: Path) -> None:
     path = small_graph(tmp_path)
     pixels = 3 * 10 * 20
     # b and the skip r, whose memory is a's, while c is made; x, t and image are gone.
-    assert activation_bytes(path, (3, 10, 20, 1), (10, 20)) == pixels * 4 * (4 + 8 + 2)
-    assert weight_bytes(path) == 4 * (4 + 32 + 16)
+    assert activation_bytes(onnx.load(path), (3, 10, 20, 1), (10, 20)) == pixels * 4 * (4 + 8 + 2)
+    assert weight_bytes(onnx.load(path)) == 4 * (4 + 32 + 16)
 
 
 def test_half_the_precision_takes_less(exported: Export) -> None:
     shapes = (4, 64, 96, 1), (64, 96)
-    whole, half = (activation_bytes(exported(p), *shapes) for p in ("fp32", "fp16"))
+    whole, half = (activation_bytes(onnx.load(exported(p)), *shapes) for p in ("fp32", "fp16"))
     assert half < 0.75 * whole  # the end, in bytes and indices, is the same
-    assert weight_bytes(exported("fp16")) / weight_bytes(exported()) == pytest.approx(0.5, rel=0.05)
+    assert weight_bytes(onnx.load(exported("fp16"))) / weight_bytes(
+        onnx.load(exported())
+    ) == pytest.approx(0.5, rel=0.05)

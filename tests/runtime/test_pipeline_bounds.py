@@ -14,12 +14,14 @@ import pytest
 
 from tests.runtime.conftest import ThresholdEngine
 from tests.runtime.test_pipeline import ignore, plain, threads_left
+from unetrt.contract import memory
 from unetrt.contract.errors import ImageError, UserError
+from unetrt.contract.memory import memory_bytes
 from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
 from unetrt.engine.probe import usable_cores
 from unetrt.runtime import budget
-from unetrt.runtime.budget import Budget, memory_bytes
+from unetrt.runtime.budget import Budget
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline, writers_for
 
 
@@ -244,7 +246,7 @@ def test_the_memory_is_that_of_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(budget, "_LIMITS", (str(limit),))
+    monkeypatch.setattr(memory, "_LIMITS", (str(limit),))
     whole = memory_bytes()
     assert whole > 1 << 28
     limit.write_text("max\n")

@@ -337,11 +337,15 @@ def test_a_lost_terminal_saves_first(quick_options: TrainOptions, tmp_path: Path
     assert last["step"] == 3 * last["epoch"] + last["batch"] >= before
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are lost here")
-def test_who_starts_a_run_by_nohup_keeps_it() -> None:
-    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
+def test_what_is_ignored_stays_so(name: str) -> None:
+    """Under nohup the terminal, in a shell's background job Ctrl-C."""
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} here")
+    number = getattr(signal, name)
+    handler = signal.signal(number, signal.SIG_IGN)
     try:
         with Interrupts():
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, handler)
+        signal.signal(number, handler)

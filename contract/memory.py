@@ -1,0 +1,23 @@
+"""How much memory there is."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container says what it may use, by the second and the first version of cgroups."""
+
+_UNKNOWN = 8 << 30
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or of the container that it is; 8 GiB where nothing tells."""
+    found = []
+    for name in _LIMITS:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(int(Path(name).read_text(encoding="ascii")))
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=_UNKNOWN)
