@@ -10,17 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..contract.types import U8, Size
-from ..engine.base import Engine, Slot
+from ..runtime.trace import NoTrace
 
 START = "start threads and slots"
 LOAD = "wait for loaded images"
 COPY = "copy into the slots"
 SUBMIT = "start batches"
 ENGINE = "wait for the engine"
-HAND_OVER = "hand masks over, wait for the writers"
-STEPS = (START, LOAD, COPY, SUBMIT, ENGINE, HAND_OVER)
-"""Of the main thread, in their order; together they are the wall time."""
+WRITERS_BUSY = "wait for the writers"
+REST = "queues, copies of masks"
+STEPS = (START, LOAD, COPY, SUBMIT, ENGINE, WRITERS_BUSY, REST)
+"""Of the main thread, in their order; together they are the wall time, REST what others leave."""
+
+_SPANS = {
+    LOAD: "wait for an image",
+    COPY: "fill a slot",
+    SUBMIT: "start a batch",
+    ENGINE: "wait for a batch",
+    WRITERS_BUSY: "wait for a writer",
+}
+"""What the pipeline calls them."""
 
 DECODE, RESIZE, ENCODE, WRITE = "decode", "resize", "encode", "write"
 LOADERS, WRITERS = (DECODE, RESIZE), (ENCODE, WRITE)
@@ -67,109 +76,70 @@ def stage_table_from_dict(raw: dict[str, Any]) -> StageTable:
     return StageTable(**{**raw, "stages": tuple(Stage(**stage) for stage in raw["stages"])})
 
 
-class Timeline:
-    """The main thread's time cut into steps: to enter one is to leave the last."""
+class StageClock(NoTrace):
+    """Sums what the job's own spans take, as `predict --trace` notes them, in any threads.
 
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = defaultdict(float)
-        self._step, self._since = START, time.perf_counter()
-
-    def enter(self, step: str) -> None:
-        now = time.perf_counter()
-        self.spent[self._step] += now - self._since
-        self._step, self._since = step, now
-
-
-class WorkerClock:
-    """Seconds that threads spend in each stage: by the clock, and computing."""
+    seconds: by the clock; cpu: computing. ran: images that the engine ran, padding counted.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.cpu: dict[str, float] = defaultdict(float)
+        self.ran = 0
+        self.first = float("inf")
+        """When the first span began, in time.perf_counter(): all threads and slots are there."""
         self._lock = threading.Lock()
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def span(self, name: str, **arguments: Any) -> Iterator[None]:
         start, cpu = time.perf_counter(), time.thread_time()
-        yield
-        spent, computed = time.perf_counter() - start, time.thread_time() - cpu
-        with self._lock:
-            self.seconds[stage] += spent
-            self.cpu[stage] += computed
+        try:
+            yield
+        finally:
+            spent, computed = time.perf_counter() - start, time.thread_time() - cpu
+            with self._lock:
+                self.first = min(self.first, start)
+                self.seconds[name] += spent
+                self.cpu[name] += computed
 
-
-class TimedEngine(Engine):
-    """An engine whose slots tell a timeline when they are filled, started and waited for."""
-
-    def __init__(self, engine: Engine, timeline: Timeline) -> None:
-        super().__init__(engine.spec)
-        self.backend, self.precision, self.device = engine.backend, engine.precision, engine.device
-        self.slots, self.batch, self.min_batch = engine.slots, engine.batch, engine.min_batch
-        self.inner, self.timeline = engine, timeline
-        self.ran = 0
-        """Images that the engine ran, padding counted."""
-
-    def slot(self) -> Slot:
-        return TimedSlot(self.inner.slot(), self)
-
-
-class TimedSlot(Slot):
-    """A slot, its calls noted in the engine's timeline; all come from the main thread."""
-
-    def __init__(self, inner: Slot, engine: TimedEngine) -> None:
-        self._inner, self._engine = inner, engine
-
-    def reserve(self, batch: int, size: Size) -> U8:
-        self._engine.timeline.enter(COPY)
-        return self._inner.reserve(batch, size)
-
-    @property
-    def images(self) -> U8:
-        return self._inner.images
-
-    def submit(self, n: int, size: Size) -> None:
-        self._engine.timeline.enter(SUBMIT)
-        self._inner.submit(n, size)
-        self._engine.ran += len(self._inner.images)
-        self._engine.timeline.enter(LOAD)
-
-    def masks(self) -> U8:
-        self._engine.timeline.enter(ENGINE)
-        masks = self._inner.masks()
-        self._engine.timeline.enter(HAND_OVER)
-        return masks
-
-    def close(self) -> None:
-        self._inner.close()
+    def note(self, name: str, slot: int, start: int, **arguments: Any) -> None:
+        """Of a batch that has landed; from the main thread."""
+        self.ran += arguments["of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What a timed pass left: its clocks, and how many threads and images it had."""
+    """What a timed pass left: its clock, start and end, and how many threads and images it had."""
 
-    timeline: Timeline
-    clock: WorkerClock
+    clock: StageClock
+    start: float
     wall: float
     images: int
-    ran: int
     load_threads: int
     write_threads: int
     shared_cores: int | None = None
     """Cores that compute everything; None for an engine with a device of its own."""
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of the main thread in each of STEPS."""
+        found = {START: min(self.wall, self.clock.first - self.start)}
+        found |= {step: self.clock.seconds[span] for step, span in _SPANS.items()}
+        return {**found, REST: max(0.0, self.wall - sum(found.values()))}
 
 
 def stage_table(done: Pass, engine_rate: float) -> StageTable:
     """engine_rate: images a second, engine-only, from which its busy share is derived."""
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
-        for step, s in ((step, done.timeline.spent[step]) for step in STEPS)
+        for step, s in ((step, done.spent[step]) for step in STEPS)
     ]
     for names, where, threads in (
         (LOADERS, "load threads", done.load_threads),
         (WRITERS, "write threads", done.write_threads),
     ):
         stages += [_worker_stage(done, name, where, threads) for name in names]
-    computing = done.ran / engine_rate
+    computing = done.clock.ran / engine_rate
     busy = computing / done.wall
     stages.append(Stage(name="compute", where="engine", threads=1, seconds=computing, busy=busy))
     bottleneck, bound = _bottleneck(done, stages, engine_rate)
@@ -187,7 +157,8 @@ def _shared_bound(done: Pass, engine_rate: float) -> float | None:
     """Every image takes the engine all cores for a while, and its threads a core for another."""
     if done.shared_cores is None:
         return None
-    beside = sum(done.clock.cpu.values()) + done.timeline.spent[COPY] + done.timeline.spent[SUBMIT]
+    workers = sum(done.clock.cpu[name] for name in LOADERS + WRITERS)
+    beside = workers + done.spent[COPY] + done.spent[SUBMIT]
     return 1 / (1 / engine_rate + beside / done.images / done.shared_cores)
 
 
@@ -200,12 +171,12 @@ def _worker_stage(done: Pass, name: str, where: str, threads: int) -> Stage:
 
 def _bottleneck(done: Pass, stages: list[Stage], engine_rate: float) -> tuple[str, float]:
     """What the main thread waits for longest, or its own work; and the rate that it allows."""
-    spent = done.timeline.spent
+    spent = done.spent
     waits = {
         "engine": spent[ENGINE],
         "load threads": spent[LOAD],
-        "write threads": spent[HAND_OVER],
-        "main thread": spent[START] + spent[COPY] + spent[SUBMIT],
+        "write threads": spent[WRITERS_BUSY],
+        "main thread": spent[START] + spent[COPY] + spent[SUBMIT] + spent[REST],
     }
     name = max(waits, key=lambda key: waits[key])
     if name == "engine":

@@ -4,82 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..contract.errors import UserError
-from ..contract.files import write_atomically
-from ..contract.images import read_image
-from ..contract.resize import resize_image
-from ..contract.types import U8, Size
 from ..engine.base import Engine
 from ..engine.probe import usable_cores
-from ..runtime.encode import encode_mask, resolve_format
-from ..runtime.pipeline import run_pipeline
 from ..runtime.plan import Task
-from ..runtime.predict import PredictOptions
-from .stages import (
-    DECODE,
-    ENCODE,
-    LOAD,
-    RESIZE,
-    WRITE,
-    Pass,
-    StageTable,
-    TimedEngine,
-    Timeline,
-    WorkerClock,
-    stage_table,
-)
-
-
-class _Tasks:
-    """Tasks in turn; whoever took one goes back to waiting for what is loaded."""
-
-    def __init__(self, tasks: Sequence[Task], timeline: Timeline) -> None:
-        self._tasks, self._timeline = iter(tasks), timeline
-
-    def __iter__(self) -> _Tasks:
-        return self
-
-    def __next__(self) -> Task:
-        self._timeline.enter(LOAD)
-        return next(self._tasks)
+from ..runtime.predict import PredictOptions, predict_masks
+from .stages import Pass, StageClock, StageTable, stage_table
 
 
 def time_stages(
     engine: Engine, tasks: Sequence[Task], options: PredictOptions, engine_rate: float
 ) -> StageTable:
-    """One more pass over the files, as `predict_masks` does it, with a clock at every stage."""
-    spec = engine.spec
-    fmt = resolve_format(options.format, spec)
-    clock, start = WorkerClock(), time.perf_counter()
-    timeline = Timeline()
-    timed = TimedEngine(engine, timeline)
-
-    def load(task: Task) -> tuple[U8, Size]:
-        with clock.timed(DECODE):
-            image = read_image(task.source, spec.channels, bit_depth=options.bit_depth)
-        height, width = image.shape[:2]
-        with clock.timed(RESIZE):
-            small = resize_image(image, spec.input_size((height, width)), spec.resize)
-        return small, (height, width)
-
-    def consume(task: Task, mask: U8) -> None:
-        assert task.output is not None
-        with clock.timed(ENCODE):
-            data = encode_mask(mask, spec, fmt, task.output.suffix)
-        with clock.timed(WRITE):
-            write_atomically(task.output, data)
-
-    for result in run_pipeline(timed, _Tasks(tasks, timeline), load, consume, options.pipeline):
-        if result.error is not None:
-            raise UserError("an image failed in the bench", seen=result.reason)
-    timeline.enter("")
+    """One more pass of `predict_masks` over the files, its spans summed. UserError: one failed."""
+    clock = StageClock()
+    pipeline = replace(options.pipeline, trace=clock)
+    start = time.perf_counter()
+    summary = predict_masks(engine, tasks, replace(options, pipeline=pipeline))
+    wall = time.perf_counter() - start
+    if summary.failed:
+        raise UserError("images failed in the bench", seen=summary.failures[:3])
     done = Pass(
-        timeline=timeline,
         clock=clock,
-        wall=time.perf_counter() - start,
+        start=start,
+        wall=wall,
         images=len(tasks),
-        ran=timed.ran,
         load_threads=options.pipeline.load_threads or usable_cores(),
         write_threads=options.pipeline.write_threads,
         shared_cores=usable_cores() if engine.device == "cpu" else None,

@@ -246,7 +246,8 @@ class Pipeline(Closing, Generic[T]):
             return
         self.fit.ran(flight.batch, len(self.slots))
         yield from self._tell_unfit()
-        self.trace.note("batch", flight.row, flight.started, batch=number, images=len(tasks))
+        told = {"batch": number, "images": len(tasks), "of": flight.batch}
+        self.trace.note("batch", flight.row, flight.started, **told)
         for task, mask in zip(tasks, masks, strict=True):
             if (mask[..., 0, 0] == NO_CLASS).all():
                 yield Result(task, ImageError("the network's output is not finite"))

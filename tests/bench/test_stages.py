@@ -13,22 +13,12 @@ import pytest
 from PIL import Image
 
 from tests.conftest import balanced_checkpoint, steel
-from unetrt.bench import timed_pass
-from unetrt.bench.stages import (
-    COPY,
-    ENGINE,
-    HAND_OVER,
-    LOAD,
-    STEPS,
-    SUBMIT,
-    TimedEngine,
-    Timeline,
-    stage_table_from_dict,
-)
+from unetrt.bench.stages import REST, STEPS, stage_table_from_dict
 from unetrt.bench.timed_pass import time_stages
 from unetrt.contract.masks import read_mask
 from unetrt.contract.types import U8
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.runtime import work
 from unetrt.runtime.pipeline import PipelineOptions
 from unetrt.runtime.plan import Task
 from unetrt.runtime.predict import PredictOptions, predict_masks
@@ -59,6 +49,7 @@ def test_the_main_threads_steps_are_the_wall_time(engine: TorchEngine, tmp_path:
     assert table.images == 6
     by_name = {stage.name: stage for stage in table.stages}
     assert by_name["compute"].seconds == pytest.approx(6 / 100)
+    assert by_name[REST].seconds < 0.5 * table.wall, "what no step accounts for"
     for name in ("decode", "encode", "write"):
         assert 0 < by_name[name].seconds < table.wall
         assert by_name[name].cpu is not None
@@ -79,18 +70,18 @@ def test_the_timed_pass_writes_the_masks_that_predict_writes(
 
 
 def slowed(name: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = getattr(timed_pass, name)
+    real = getattr(work, name)
 
     def slow(*args: object, **named: object) -> object:
         time.sleep(seconds)
         return real(*args, **named)
 
-    monkeypatch.setattr(timed_pass, name, slow)
+    monkeypatch.setattr(work, name, slow)
 
 
 @pytest.mark.parametrize(
     ("function", "bottleneck", "stage"),
-    [("read_image", "load threads", "decode"), ("encode_mask", "write threads", "encode")],
+    [("read_reduced", "load threads", "decode"), ("encode_mask", "write threads", "encode")],
 )
 def test_a_slow_stage_is_the_bottleneck_and_bounds_the_rate(
     function: str,
@@ -116,6 +107,13 @@ class SlowEngine(TorchEngine):
         super().infer(images, masks)
 
 
+def test_padding_is_counted_as_what_the_engine_ran(engine: TorchEngine, tmp_path: Path) -> None:
+    options = PredictOptions(pipeline=PipelineOptions(batch=4))
+    table = time_stages(engine, tasks_in(tmp_path), options, 100.0)
+    compute = next(stage for stage in table.stages if stage.name == "compute")
+    assert compute.seconds == pytest.approx(8 / 100)
+
+
 def test_a_slow_engine_is_the_bottleneck(tmp_path: Path) -> None:
     with SlowEngine(balanced_checkpoint(), "cpu") as engine:
         table = time_stages(engine, tasks_in(tmp_path), PredictOptions(), 20.0)
@@ -123,14 +121,3 @@ def test_a_slow_engine_is_the_bottleneck(tmp_path: Path) -> None:
     assert table.bound == 20
     compute = next(stage for stage in table.stages if stage.name == "compute")
     assert 0.5 < compute.busy < 1.1
-
-
-def test_a_timed_slot_runs_as_its_own(engine: TorchEngine) -> None:
-    timeline = Timeline()
-    timed = TimedEngine(engine, timeline)
-    picture = steel(1, 40, 56)
-    np.testing.assert_array_equal(timed.run(picture, (40, 56)), engine.run(picture, (40, 56)))
-    timeline.enter("")
-    assert timed.ran == 1
-    assert timed.label == engine.label
-    assert {COPY, SUBMIT, ENGINE, HAND_OVER, LOAD} & timeline.spent.keys() >= {COPY, ENGINE}
