@@ -17,12 +17,12 @@ from ..contract.types import U8, Size
 
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
-    r"|(out of|not enough|insufficient) memory|alloc_failed",
+    r"|(out ?of ?|not enough |insufficient )memory|alloc_failed",
     re.IGNORECASE,
 )
 
 
-def tells_of_memory(error: Exception) -> bool:
+def tells_of_memory(error: Exception | str) -> bool:
     """Whether any backend's error says that memory did not suffice: few have a class for it."""
     return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 

@@ -34,11 +34,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         self._driver = import_module("pycuda.driver")
         with cuda_errors("open the device"):
-            self._driver.init()
-            count = self._driver.Device.count()
-            if index >= count:
-                raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
-            self.device = self._driver.Device(index)
+            self.device = _device(self._driver, index)
             self._context = self.device.retain_primary_context()
         self.index = index
         self._thread = threading.get_ident()
@@ -87,11 +83,20 @@ def capability_of(index: int) -> str:
     """As CudaDevice.capability, without a context. UserError when there is no such device."""
     driver = import_module("pycuda.driver")
     with cuda_errors("ask the device"):
-        driver.init()
-        count = driver.Device.count()
-        if index >= count:
-            raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
-        return _capability(driver.Device(index))
+        return _capability(_device(driver, index))
+
+
+def cuda_index(device: str) -> int:
+    """Of `cuda:1`; 0 where none is named."""
+    return int(device.partition(":")[2] or 0)
+
+
+def _device(driver: Any, index: int) -> Any:
+    driver.init()
+    count = driver.Device.count()
+    if index >= count:
+        raise UserError(f"no CUDA device {index}", seen=f"{count} devices")
+    return driver.Device(index)
 
 
 @contextmanager

@@ -83,9 +83,12 @@ def _giving_back() -> Any:
 
 
 def session_from_onnx(
-    model: Path, providers: Providers, profile: Path | None = None, threads: int | None = None
+    model: Path | bytes,
+    providers: Providers,
+    profile: Path | None = None,
+    threads: int | None = None,
 ) -> Any:
-    """Open a session on the providers named, on no others. Raises UserError for a bad file."""
+    """Open a session on the providers named, on no others. Raises UserError for a bad model."""
     runtime = import_module("onnxruntime")
     # The GPU build warns about CUDA libraries that a CPU machine does not have.
     runtime.set_default_logger_severity(3)
@@ -96,9 +99,11 @@ def session_from_onnx(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        return runtime.InferenceSession(str(model), options, providers=list(providers))
+        source = model if isinstance(model, bytes) else str(model)
+        return runtime.InferenceSession(source, options, providers=list(providers))
     except runtime_errors() as error:
-        raise UserError(f"ONNX Runtime cannot load {model}", seen=error) from error
+        name = "a graph in memory" if isinstance(model, bytes) else model
+        raise UserError(f"ONNX Runtime cannot load {name}", seen=error) from error
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:

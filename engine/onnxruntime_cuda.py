@@ -5,7 +5,6 @@ It has not run on a GPU yet: `--device cuda` asks for it, nothing chooses it.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import numpy as np
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
-from .base import Engine, Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from .base import Engine, Slot, tells_of_memory
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
 from .onnxruntime_backend import Providers, runtime_errors, session_from_onnx
 from .tensorrt_backend import cuda_devices
 
 CUDA = "CUDAExecutionProvider"
-_MEMORY = re.compile(r"out ?of ?memory|failed to allocate memory", re.IGNORECASE)
 
 
 class OnnxRuntimeCudaEngine(Engine):
@@ -37,7 +35,7 @@ class OnnxRuntimeCudaEngine(Engine):
                 seen="0 CUDA devices",
                 hint="unetrt doctor   says what this machine can run; or --device cpu",
             )
-        self._cuda: CudaDevice | None = CudaDevice(int(device.partition(":")[2] or 0))
+        self._cuda: CudaDevice | None = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
 
     def slot(self) -> Slot:
@@ -94,7 +92,7 @@ class SessionKernel(Kernel):
                 self._bind(shape, image, size_like, mask)
             self._session.run_with_iobinding(self._binding, self._run_options)
         except runtime_errors() as error:
-            kind = DeviceMemoryError if _MEMORY.search(str(error)) else UserError
+            kind = DeviceMemoryError if tells_of_memory(error) else UserError
             raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
 
     def _open(self, stream: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..contract.errors import UserError
 from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, is_installed
+from .cuda import capability_of
 from .tensorrt_backend import cuda_devices
 from .tensorrt_flavour import RTX_TARGETS
 
@@ -77,7 +78,7 @@ def describe_device(backend: str) -> str:
     """What an engine of `backend` is built and judged on: the processor, or the GPU's kind."""
     if not backend.startswith("tensorrt"):
         return _processor()
-    return _capability() if _probe_gpu()[0] else "no CUDA device"
+    return capability_of(0) if _probe_gpu()[0] else "no CUDA device"
 
 
 def usable_cores() -> int:
@@ -124,7 +125,7 @@ def _probe_rtx() -> BackendStatus:
         return _missing("tensorrt-rtx", "tensorrt_rtx")
     found = package_version("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
     runs, gpu = _probe_gpu()
-    capability = _capability() if runs else ""
+    capability = capability_of(0) if runs else ""
     if runs and capability not in RTX_TARGETS:
         runs, gpu = False, f"{gpu} of {capability}, which TensorRT-RTX does not run on"
     return BackendStatus("tensorrt-rtx", True, runs, f"{found}, {gpu}; builds plans without one")
@@ -136,16 +137,6 @@ def _probe_gpu() -> tuple[bool, str]:
     if found and not is_installed("pycuda"):
         return False, f"{found} CUDA devices, but pycuda is not installed"
     return found > 0, f"{found} CUDA devices"
-
-
-def _capability() -> str:
-    from .cuda import CudaDevice
-
-    device = CudaDevice()
-    try:
-        return device.capability
-    finally:
-        device.close()
 
 
 def _probe_openvino() -> BackendStatus:

@@ -10,7 +10,7 @@ from ..contract.log import log
 from ..contract.modules import is_installed
 from ..contract.types import Size
 from .base import Engine, Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, capability_of
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, capability_of, cuda_index
 from .tensorrt_flavour import check, import_flavour, shared_logger
 
 if TYPE_CHECKING:
@@ -66,6 +66,18 @@ def _is_target(manifest: Manifest, capability: str) -> bool:
     return not targets or capability in targets or compatible
 
 
+def load_plan(directory: Path, manifest: Manifest, hint: str | None = None) -> Any:
+    """TensorRT's engine of a plan; use with the device current. UserError, with `hint`: refused."""
+    trt = import_flavour(manifest.backend)
+    logger = shared_logger(trt)
+    runtime = trt.Runtime(logger)
+    # Such a plan brings the code of its own version along.
+    if manifest.target.get("version_compatible"):
+        runtime.engine_host_code_allowed = True
+    plan = (directory / manifest.model).read_bytes()
+    return check(runtime.deserialize_cuda_engine(plan), "load the plan", logger, hint)
+
+
 class TensorRtEngine(Engine):
     """A plan, deserialized on a GPU. Raises UserError when it does not belong to it."""
 
@@ -78,9 +90,8 @@ class TensorRtEngine(Engine):
         self.backend, self.precision = manifest.backend, manifest.precision
         self._path = directory / manifest.model
         check_target(directory, manifest, device)
-        trt = import_flavour(manifest.backend)
-        self._logger = shared_logger(trt)
-        self._cuda = CudaDevice(int(device.partition(":")[2] or 0))
+        self._logger = shared_logger(import_flavour(manifest.backend))
+        self._cuda = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
         hint = REBUILD_HERE.format(directory, manifest.backend)
         try:
@@ -89,14 +100,7 @@ class TensorRtEngine(Engine):
             self._cuda.close()
             raise
         with self._cuda.current():
-            runtime = trt.Runtime(self._logger)
-            # Such a plan brings the code of its own version along.
-            if manifest.target.get("version_compatible"):
-                runtime.engine_host_code_allowed = True
-            plan = (directory / manifest.model).read_bytes()
-            self._plan: Any = check(
-                runtime.deserialize_cuda_engine(plan), "load the plan", self._logger, hint
-            )
+            self._plan = load_plan(directory, manifest, hint)
         least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
         self.min_batch, self.batch = int(least[0]), int(best[0])
         self._profiles = profiles_of_plan(self._plan)
@@ -266,7 +270,7 @@ def check_target(directory: Path, manifest: Manifest, device: str) -> None:
             expected=manifest.backend_version,
             hint=hint,
         )
-    here = capability_of(int(device.partition(":")[2] or 0))
+    here = capability_of(cuda_index(device))
     if not _is_target(manifest, here):
         raise UserError(
             f"{directory} was not built for this GPU",

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import cache
 from typing import Any
 
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.log import log
 from ..contract.modules import import_module
+from .base import tells_of_memory
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Compute capabilities that TensorRT-RTX 1.7 builds for and runs on."""
 FLOORS = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
 """Strongly typed networks that take uint8 on both sides, from these versions on."""
-
-_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 
 
 def import_flavour(backend: str) -> Any:
@@ -83,7 +81,7 @@ def check(result: Any, what: str, logger: Any, hint: str | None = None) -> Any:
     """
     if result is None or result is False:
         seen = "; ".join(logger.messages) or "TensorRT said nothing"
-        if _MEMORY.search(seen):
+        if tells_of_memory(seen):
             logger.messages = []  # or the next failure would seem one of memory, too
             raise DeviceMemoryError(f"TensorRT failed to {what}", seen=seen, hint=hint)
         raise UserError(f"TensorRT failed to {what}", seen=seen, hint=hint)

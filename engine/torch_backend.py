@@ -14,7 +14,7 @@ from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
 from .base import Slot, tells_of_memory
-from .cuda import BatchShape, CudaDevice, CudaSlot, DeviceView, Kernel
+from .cuda import BatchShape, CudaDevice, CudaSlot, DeviceView, Kernel, cuda_index
 from .host import HostEngine
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TorchEngine(HostEngine):
         torch.backends.cudnn.allow_tf32 = False
         torch.cuda.synchronize()  # slots' streams do not wait for the one that copied the weights
         if is_installed("pycuda"):
-            self._cuda = CudaDevice(int(self.device.partition(":")[2] or 0))
+            self._cuda = CudaDevice(cuda_index(self.device))
 
     def slot(self) -> Slot:
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""

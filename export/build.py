@@ -141,7 +141,7 @@ def _build(directory: Path, draft: Draft, wanted: ModelOptions) -> tuple[Manifes
     return publish_engine(
         directory,
         replace(draft, fp32_blocks=wanted.fp32_blocks),
-        lambda folder, _: write_model(folder, source=draft.source, options=wanted),
+        lambda folder: write_model(folder, source=draft.source, options=wanted),
     )
 
 
@@ -149,7 +149,6 @@ class _Repair:
     """Blocks of an fp16 engine that must stay in fp32, where they were left to the gate."""
 
     def __init__(self, draft: Draft, wanted: ModelOptions, options: BuildOptions) -> None:
-        assert draft.inputs is not None
         self._source, self._wanted, self._gate = draft.source, wanted, options.gate
         left_to_us = wanted.precision == "fp16" and options.fp32_blocks is None
         self._checkpoint = draft.source.checkpoint if left_to_us else None

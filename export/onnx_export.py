@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..contract.errors import UserError
 from ..contract.files import atomic_path, sha256_from_file
 from ..contract.log import log
-from ..contract.modules import import_module
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.onnxfile import PRECISION_KEY, SOURCE_KEY, SPEC_KEY
+from ..engine.onnxruntime_backend import CPU, session_from_onnx
 from ..training.checkpoint import Checkpoint, read_checkpoint, unet_from_checkpoint
 from ..training.masknet import MaskNet
 from .fold import fold_batchnorm
@@ -230,7 +230,5 @@ def _check_images(channels: int) -> U8:
 
 
 def _run(path: Path, images: U8, size: Size) -> Any:
-    runtime = import_module("onnxruntime")
-    runtime.set_default_logger_severity(3)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": images, "size_like": np.zeros(size, np.uint8)})[0]
+    feeds = {"image": images, "size_like": np.zeros(size, np.uint8)}
+    return session_from_onnx(path, CPU).run(None, feeds)[0]

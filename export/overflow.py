@@ -12,6 +12,7 @@ from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8
 from ..engine.host import HostEngine
 from ..engine.onnxfile import read_onnx
+from ..engine.onnxruntime_backend import CPU, session_from_onnx
 
 FP16_MAX = 65504.0
 
@@ -28,12 +29,8 @@ class OverflowProbe(HostEngine):
 
     def __init__(self, model: Path, spec: ModelSpec) -> None:
         super().__init__(spec)
-        runtime = import_module("onnxruntime")
-        runtime.set_default_logger_severity(3)
         graph, self._names, self._damaged = _probed(read_onnx(model))
-        self._session: Any = runtime.InferenceSession(
-            graph.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        self._session: Any = session_from_onnx(graph.SerializeToString(), CPU)
 
     def infer(self, images: U8, masks: U8) -> None:
         inputs = {"image": images, "size_like": np.zeros(masks.shape[-2:], np.uint8)}

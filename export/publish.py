@@ -19,14 +19,14 @@ from ..engine.probe import probe_backends
 from ..engine.tensorrt_backend import plan_runs_here
 from ..training.checkpoint import Golden
 from .gate import GateOptions, GateResult, judge_engine
-from .gate_inputs import GateInputs, read_gate_inputs
+from .gate_inputs import GateInputs
 from .overflow import OverflowProbe
 from .source import Source
 
 OUR_FILES = {MANIFEST, GOLDEN, GATE, "model.onnx", "model.plan", "model.xml", "model.bin"}
 """All that an engine directory may hold."""
 
-WriteModel = Callable[[Path, list[GoldenCase]], Manifest]
+WriteModel = Callable[[Path], Manifest]
 """Writes the model file into a directory; gives the manifest as far as it is known."""
 
 
@@ -34,14 +34,14 @@ WriteModel = Callable[[Path, list[GoldenCase]], Manifest]
 class Draft:
     """What is to be published. request: what was asked; fp32_blocks: of an fp16 model.
 
-    inputs: what the gate looks at, where it was read already.
+    inputs: what the gate looks at.
     """
 
     source: Source
     gate: GateOptions
     request: dict[str, Any]
+    inputs: GateInputs
     fp32_blocks: tuple[str, ...] = ()
-    inputs: GateInputs | None = None
 
 
 def publish_engine(
@@ -52,13 +52,13 @@ def publish_engine(
     Raises GateError when the gate fails and was not forced.
     """
     source, gate = draft.source, draft.gate
-    inputs = draft.inputs or read_gate_inputs(source, gate)
+    inputs = draft.inputs
     directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as temporary, source.reference() as reference:
         temporary.mkdir()
         golden = _golden_cases(reference, inputs.golden(source.spec))
         write_golden(temporary / GOLDEN, golden)
-        manifest = replace(write_model(temporary, golden), options=draft.request)
+        manifest = replace(write_model(temporary), options=draft.request)
         with ExitStack() as stack:
             engine = stack.enter_context(_judged_engine(temporary, manifest))
             graph_only = engine.backend != manifest.backend

@@ -13,7 +13,7 @@ from ..contract.errors import GateError, UserError
 from ..contract.files import sha256_from_file
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
-from ..engine.manifest import GoldenCase, Manifest, read_manifest, verify_files
+from ..engine.manifest import Manifest, read_manifest, verify_files
 from ..engine.onnxfile import SOURCE_KEY, is_onnx, read_onnx
 from ..engine.probe import describe_device, package_version
 from ..training.checkpoint import Checkpoint, read_checkpoint
@@ -56,7 +56,7 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
     if manifest.profiles:
         inputs = inputs.within(ranges_from_profiles(manifest.profiles), source.spec)
     try:
-        return publish_engine(directory, Draft(source, gate, request, blocks, inputs), write)
+        return publish_engine(directory, Draft(source, gate, request, inputs, blocks), write)
     except GateError as error:
         error.hint = f"{rebuild}   judges a new engine; --force publishes this one"
         raise
@@ -123,9 +123,7 @@ def _completed(bare: ModelSpec, engine: ModelSpec) -> ModelSpec:
     return replace(bare, **said)
 
 
-def _write_refitted(
-    old: Path, manifest: Manifest, source: Source, directory: Path, golden: list[GoldenCase]
-) -> Manifest:
+def _write_refitted(old: Path, manifest: Manifest, source: Source, directory: Path) -> Manifest:
     assert source.checkpoint is not None
     graph = directory / "model.onnx"
     write_reweighted(old / graph.name, graph, source.checkpoint, source.digest)

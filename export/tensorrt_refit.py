@@ -8,7 +8,7 @@ from typing import Any
 from ..contract.errors import UserError
 from ..engine.cuda import CudaDevice
 from ..engine.manifest import Manifest
-from ..engine.tensorrt_backend import check_target, cuda_devices
+from ..engine.tensorrt_backend import check_target, cuda_devices, load_plan
 from ..engine.tensorrt_flavour import check, import_flavour, shared_logger
 
 REFITTABLE = "refittable"
@@ -40,11 +40,7 @@ def write_refitted_plan(old: Path, manifest: Manifest, graph: Path) -> None:
     cuda = CudaDevice(0)
     try:
         with cuda.current():
-            runtime = trt.Runtime(logger)
-            if manifest.target.get("version_compatible"):
-                runtime.engine_host_code_allowed = True
-            plan = (old / manifest.model).read_bytes()
-            engine = check(runtime.deserialize_cuda_engine(plan), "load the plan", logger)
+            engine = load_plan(old, manifest)
             _refit(trt, logger, engine, graph)
             (graph.parent / manifest.model).write_bytes(_serialize(trt, logger, engine))
     finally:
