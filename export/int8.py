@@ -38,7 +38,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class QuantizationScheme:
     """Where quantise and dequantise nodes stand, and what they round to.
 
     symmetric: activations are int8 around 0, else uint8 from least to most. kinds: nodes whose
@@ -61,8 +61,8 @@ class Form:
         }
 
 
-ON_CPU = Form()
-IN_TENSORRT = Form(symmetric=True, kinds=("Conv", "ConvTranspose"), first=False)
+ON_CPU = QuantizationScheme()
+IN_TENSORRT = QuantizationScheme(symmetric=True, kinds=("Conv", "ConvTranspose"), first=False)
 """TensorRT takes int8 with zero point 0 alone, biases in floats, and no quantised constants but
 weights. It moves a quantise node up through concatenations and poolings by itself. Around 0 an
 image keeps seven of its eight bits: the first convolution stays in floats."""
@@ -82,7 +82,7 @@ def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -
 
 
 def int8_from_onnx(
-    source: Path, target: Path, calibration: Calibration, form: Form = ON_CPU
+    source: Path, target: Path, calibration: Calibration, form: QuantizationScheme = ON_CPU
 ) -> None:
     """Write the int8 graph; its uint8 input and mask stay, and so do its dynamic shapes.
 
@@ -112,7 +112,7 @@ def int8_from_onnx(
     _finish(source, target)
 
 
-def _in_floats(source: Path, form: Form) -> list[str]:
+def _in_floats(source: Path, form: QuantizationScheme) -> list[str]:
     """Names of the nodes from the last convolution on, and of the first one where asked."""
     nodes = list(read_onnx(source).graph.node)
     convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]

@@ -197,7 +197,7 @@ class _Phase:
         self.parent, self.steps, self.done = parent, max(1, steps), 0
 
 
-class Share:
+class BuildProgress:
     """Percent of a tree of phases that is done, handed on as it grows."""
 
     def __init__(self, advance: Advance) -> None:
@@ -237,7 +237,7 @@ class Share:
 
 def make_monitor(trt: Any, advance: Callable[[int], None], stop: threading.Event) -> Any:
     """TensorRT's progress as percent; a set `stop` cancels at the next step."""
-    share = Share(advance)
+    share = BuildProgress(advance)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

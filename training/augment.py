@@ -24,7 +24,7 @@ def draw_scale(rng: np.random.Generator) -> float:
     return math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
 
 
-def take_window(
+def random_resized_crop(
     image: U8, truth: U8, window: Size, size: Size, rng: np.random.Generator
 ) -> tuple[U8, U8]:
     """Cut a window at a random place out of (h, w, C) and (h, w), then resize it to `size`.
@@ -50,7 +50,7 @@ def _resized(image: U8, size: Size) -> U8:
     return np.asarray(resized, np.uint8).reshape(*size, image.shape[2])
 
 
-def turn_pair(image: U8, truth: U8, rng: np.random.Generator) -> tuple[U8, U8]:
+def random_flip_turn(image: U8, truth: U8, rng: np.random.Generator) -> tuple[U8, U8]:
     """Flip, and turn where the image is a square, to one of its four or eight positions."""
     rows, columns, transposed = rng.random(3) < 0.5
     if rows:
@@ -62,7 +62,7 @@ def turn_pair(image: U8, truth: U8, rng: np.random.Generator) -> tuple[U8, U8]:
     return image, truth
 
 
-def relight(image: U8, rng: np.random.Generator) -> U8:
+def random_brightness_contrast(image: U8, rng: np.random.Generator) -> U8:
     """Change brightness and contrast of (h, w, C)."""
     gain, shift = rng.uniform(-1, 1, 2)
     values = (np.arange(256) - 127.5) * (1 + GAIN * gain) + 127.5 + SHIFT * shift

@@ -14,7 +14,7 @@ from ..contract.errors import UserError
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
-from .augment import draw_scale, relight, take_window, turn_pair
+from .augment import draw_scale, random_brightness_contrast, random_flip_turn, random_resized_crop
 from .pairs import Pair
 from .ranks import Ranks
 from .samples import Sample
@@ -115,10 +115,10 @@ class Batches:
         size = (crop, crop) if crop else sample.input_size
         scale = draw_scale(rng) if augment else 1.0
         window = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
-        image, truth = take_window(image, truth, window, size, rng)
+        image, truth = random_resized_crop(image, truth, window, size, rng)
         if augment:
-            image, truth = turn_pair(image, truth, rng)
-            image = relight(image, rng)
+            image, truth = random_flip_turn(image, truth, rng)
+            image = random_brightness_contrast(image, rng)
         return image, truth
 
 

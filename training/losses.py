@@ -13,7 +13,7 @@ from .options import Dice, Loss
 from .ranks import Ranks
 
 EPSILON = 1e-6
-FOCUS = 2.0
+FOCAL_GAMMA = 2.0
 """The power by which the focal loss turns away from pixels that are right already."""
 
 
@@ -62,7 +62,7 @@ def _mean(
     if options.weights:
         weights = weights * entropy.new_tensor(options.weights)[truth]
     if options.loss == "focal+dice":
-        entropy = entropy * (1 - torch.exp(-entropy)) ** FOCUS
+        entropy = entropy * (1 - torch.exp(-entropy)) ** FOCAL_GAMMA
     total, weight = ranks.total(torch.stack([(entropy * weights).sum(), weights.sum()])).unbind()
     return total / torch.where(weight > 0, weight, 1.0)
 

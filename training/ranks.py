@@ -25,7 +25,7 @@ class Ranks:
     world: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
@@ -66,7 +66,7 @@ def _summed(values: Tensor) -> Tensor:
     return total
 
 
-class RankedBatchNorm2d(nn.BatchNorm2d):
+class AllReduceBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all processes, for devices that PyTorch's lacks."""
 
     ranks = Ranks()
@@ -91,7 +91,7 @@ class RankedBatchNorm2d(nn.BatchNorm2d):
             cast(Tensor, self.num_batches_tracked).add_(1)
 
 
-def join_norms(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+def sync_batchnorms(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """Make every batch normalisation of `net` see the images of all processes."""
     if ranks.world == 1:
         return net
@@ -104,8 +104,8 @@ def join_norms(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     return net
 
 
-def _ranked(norm: nn.BatchNorm2d, ranks: Ranks) -> RankedBatchNorm2d:
-    ranked = RankedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+def _ranked(norm: nn.BatchNorm2d, ranks: Ranks) -> AllReduceBatchNorm2d:
+    ranked = AllReduceBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     ranked.load_state_dict(norm.state_dict())
     ranked.ranks = ranks
     return ranked
@@ -128,7 +128,7 @@ def joined_ranks(cuda: bool) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks, before the processes are joined."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -21,7 +21,7 @@ from ..contract.types import NO_CLASS
 from .masknet import MaskNet
 from .options import TrainOptions
 from .samples import Sample
-from .validate import predict_masks
+from .validate import masks_from_net
 
 PROJECT = "unetrt"
 KEY_HINT = "wandb login   or, to write below the run's folder only, WANDB_MODE=offline"
@@ -98,7 +98,7 @@ class Tracker:
         pictures = []
         for sample in samples[:SHOWN]:
             image, truth = sample.load()
-            predicted = predict_masks(masknet, [image], sample.input_size)[0]
+            predicted = masks_from_net(masknet, [image], sample.input_size)[0]
             layers = {"predicted": predicted, "truth": truth}
             masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}
             pixels = np.squeeze(image, 2) if image.shape[2] == 1 else shown(image)

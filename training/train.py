@@ -13,7 +13,7 @@ from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import TrainOptions
-from .ranks import Ranks, is_first, joined_ranks, local_rank
+from .ranks import Ranks, is_main_process, joined_ranks, local_rank
 from .report import Reporter
 from .resume import Resumed, read_resumed, require_same_data
 from .rundir import RunFolder
@@ -35,7 +35,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     options = resumed.options if resumed else options
     if resumed and resumed.finished:
         return _finished(options)
-    if options.wandb and is_first():
+    if options.wandb and is_main_process():
         require_wandb()
     device = device_from_name(options.device)
     with joined_ranks(device.type == "cuda") as ranks:
@@ -54,11 +54,11 @@ def _train(
     # Every process has looked at the folder before the first one makes it.
     ranks.wait()
     state = resumed.checkpoint.resume if resumed else {}
-    if ranks.first:
+    if ranks.is_main:
         folder.create(state.get("epoch", 0))
         for warning in data.warnings:
             log.warning(warning)
-    reporter = _reporter(options, data, folder, state, ranks.first)
+    reporter = _reporter(options, data, folder, state, ranks.is_main)
     trainer = Trainer(options, data, net, folder, reporter, ranks)
     if resumed:
         trainer.load_state(state)
@@ -67,7 +67,7 @@ def _train(
 
 def _finished(options: TrainOptions) -> Path:
     folder = RunFolder(options.out, resumed=True)
-    if is_first():
+    if is_main_process():
         log.info(
             f"the run in {folder.path} is already finished, all {options.recipe.epochs} epochs; "
             f"unetrt train --load {folder.last} …   starts a new one from its weights"

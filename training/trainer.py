@@ -21,7 +21,7 @@ from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
 from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
-from .ranks import Ranks, join_norms
+from .ranks import Ranks, sync_batchnorms
 from .report import EpochResult, Reporter
 from .resume import data_checksums, data_names, options_to_json
 from .rundir import RunFolder
@@ -67,7 +67,7 @@ class Trainer:
         self._device = next(net.parameters()).device
         # Channels last is what the images already are, and the faster layout on CPU and GPU.
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        join_norms(net, ranks, self._device)
+        sync_batchnorms(net, ranks, self._device)
         self._masknet = MaskNet(net, data.spec)
         self._batches = Batches(data.train, batch_options(options, self._device), ranks)
         self._optimizer = optimizer_from_recipe(net.parameters(), recipe)
@@ -88,7 +88,7 @@ class Trainer:
         if not self._options.amp:
             return None
         found = amp_dtype(self._device)
-        if found is None and self._ranks.first:
+        if found is None and self._ranks.is_main:
             log.warning("this processor has no bfloat16: --amp changes nothing, fp32 is faster")
         return found
 
@@ -102,7 +102,7 @@ class Trainer:
 
     def run(self) -> Path:
         """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped."""
-        if self._ranks.first:
+        if self._ranks.is_main:
             self._reporter.describe(self._masknet, str(self._device))
             self._warn_of_recipe()
         try:
@@ -114,7 +114,7 @@ class Trainer:
             log.info(f"interrupted: unetrt train --resume {self._folder.path}   goes on from here")
             raise
         finally:
-            if self._ranks.first:
+            if self._ranks.is_main:
                 self._reporter.close()
         return self._folder.result
 
@@ -152,7 +152,7 @@ class Trainer:
             seconds=time.perf_counter() - start,
             images_per_second=len(self._data.train) * (count - skipped) / count / step_seconds,
         )
-        if self._ranks.first:
+        if self._ranks.is_main:
             self._reporter.tell(result, self._options.recipe.epochs, self._masknet)
         if scores.foreground_miou is not None:
             self._schedule.end_epoch(scores.foreground_miou)
@@ -186,7 +186,7 @@ class Trainer:
         check = self._interrupts.check if self._ranks.world == 1 else None
         matrix = validate(self._masknet, self._data.validation, self._ranks, check)
         names = self._data.spec.class_names
-        if self._ranks.first:
+        if self._ranks.is_main:
             warn_of_one_class(matrix, names)
         return matrix.scores(names)
 
@@ -214,20 +214,20 @@ class Trainer:
         return f"unetrt train --load {self._folder.last} {rate} …   a lower rate{amp}"
 
     def _progress(self, work: str, count: int) -> AbstractContextManager[Advance]:
-        return show_progress(work, count, "steps") if self._ranks.first else nullcontext(_silent)
+        return show_progress(work, count, "steps") if self._ranks.is_main else nullcontext(_silent)
 
     def _keep(self, score: float | None) -> None:
         """Without a score best.pth is the last epoch's, until there is one."""
-        if score is None and self._ranks.first:
+        if score is None and self._ranks.is_main:
             log.warning("no foreground in the validation's truth nor prediction: no score")
         if self._at.best < 0 if score is None else score > self._at.best:
             self._at.best = self._at.best if score is None else score
-            if self._ranks.first:
+            if self._ranks.is_main:
                 write_checkpoint(self._folder.best, self._checkpoint())
         self._write_last()
 
     def _write_last(self) -> None:
-        if not self._ranks.first:
+        if not self._ranks.is_main:
             return
         checkpoint = self._checkpoint()
         checkpoint.resume = {

@@ -63,7 +63,7 @@ class _Fitting:
         while len(done) < len(images):
             part = images[len(done) : len(done) + (self._most or len(images))]
             try:
-                done += list(predict_masks(self._masknet, part, size))
+                done += list(masks_from_net(self._masknet, part, size))
             except torch.OutOfMemoryError as error:
                 self._halve(len(part), error)
         return done
@@ -81,7 +81,7 @@ class _Fitting:
         torch.cuda.empty_cache()
 
 
-def predict_masks(masknet: MaskNet, images: Sequence[U8], size: Size) -> U8:
+def masks_from_net(masknet: MaskNet, images: Sequence[U8], size: Size) -> U8:
     """Network inputs (h, w, C) of one shape → masks uint8 (N, *size)."""
     device = next(masknet.parameters()).device
     with torch.inference_mode():

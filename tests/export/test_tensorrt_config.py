@@ -22,7 +22,7 @@ from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.profiles import range_of_sizes
 from unetrt.export.tensorrt_build import Plan, PlanOptions, plan_from_onnx
 from unetrt.export.tensorrt_config import (
-    Share,
+    BuildProgress,
     TimingCache,
     set_hardware_compatibility,
     set_opt_level,
@@ -262,7 +262,7 @@ def test_interrupting_stops_the_build(exported: Export, monkeypatch: pytest.Monk
 class TestShare:
     def test_nested_phases(self) -> None:
         shown: list[int] = []
-        share = Share(shown.append)
+        share = BuildProgress(shown.append)
         share.start("all", None, 2)
         share.start("first", "all", 4)
         share.step("first", 1)
@@ -277,7 +277,7 @@ class TestShare:
 
     def test_it_never_goes_back(self) -> None:
         shown: list[int] = []
-        share = Share(shown.append)
+        share = BuildProgress(shown.append)
         share.start("all", None, 2)
         share.step("all", 0)
         share.start("second", "all", 0)

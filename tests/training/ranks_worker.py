@@ -12,7 +12,7 @@ from unetrt.training.batches import Batches, BatchOptions
 from unetrt.training.losses import LossOptions
 from unetrt.training.masknet import MaskNet
 from unetrt.training.options import Dice, TrainOptions
-from unetrt.training.ranks import Ranks, join_norms, joined_ranks
+from unetrt.training.ranks import Ranks, joined_ranks, sync_batchnorms
 from unetrt.training.samples import TrainingData, load_training_data
 from unetrt.training.step import StepOptions, Stepper
 from unetrt.training.unet import UNet
@@ -32,7 +32,7 @@ def main(images: str, masks: str, out: str) -> None:
         rules: tuple[Dice, ...] = ("all", "foreground")
         results: dict[str, dict[str, Any]] = {d: three_steps(data, d, ranks) for d in rules}
         results["any"] = {"yes": ranks.any(ranks.rank == ranks.world - 1, CPU)}
-        if ranks.first:
+        if ranks.is_main:
             torch.save(results, out)
     assert not gloo_threads(), gloo_threads()
 
@@ -47,7 +47,7 @@ def three_steps(data: TrainingData, dice: Dice, ranks: Ranks) -> dict[str, Any]:
     """In float64: what differs then is no rounding."""
     torch.manual_seed(0)
     net = UNet(1, 4, 4).train().double()
-    join_norms(net, ranks, CPU)
+    sync_batchnorms(net, ranks, CPU)
     net.double()
     masknet = MaskNet(ranks.wrapped(net), data.spec)
     optimizer = torch.optim.SGD(net.parameters(), 0.05)

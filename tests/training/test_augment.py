@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetrt.contract.types import NO_CLASS, U8
-from unetrt.training.augment import draw_scale, relight, take_window, turn_pair
+from unetrt.training.augment import (
+    draw_scale,
+    random_brightness_contrast,
+    random_flip_turn,
+    random_resized_crop,
+)
 
 
 def coded(seed: int, height: int, width: int) -> tuple[U8, U8]:
@@ -37,10 +42,10 @@ def test_masks_move_with_their_images(seed: int, shape: tuple[int, int], crop: i
     size = (crop, crop) if crop else shape
     scale = draw_scale(rng)
     window = round(size[0] / scale), round(size[1] / scale)
-    image, truth = take_window(image, truth, window, size, rng)
+    image, truth = random_resized_crop(image, truth, window, size, rng)
     assert image.shape == (*size, 1)
     assert truth.shape == size
-    image, truth = turn_pair(image, truth, rng)
+    image, truth = random_flip_turn(image, truth, rng)
     sure = inside(truth)
     assert np.array_equal(image[:, :, 0][sure], (20 + 50 * truth)[sure])
     assert set(np.unique(truth)) <= {0, 1, 2, 3, NO_CLASS}
@@ -51,7 +56,9 @@ def test_edges_of_masks_stay_on_those_of_images() -> None:
     truth = np.repeat(np.array([0, 1], np.uint8), 40)[None].repeat(80, 0)
     image = (100 * truth)[:, :, None]
     for side in (50, 99, 110):
-        small, mask = take_window(image, truth, (80, 80), (side, side), np.random.default_rng(0))
+        small, mask = random_resized_crop(
+            image, truth, (80, 80), (side, side), np.random.default_rng(0)
+        )
         step = np.flatnonzero(np.diff(mask[0]))
         bright = np.flatnonzero(np.diff((small[0, :, 0] > 50).astype(int)))
         assert abs(int(step[0]) - int(bright[0])) <= 1
@@ -65,7 +72,7 @@ def test_all_positions_come(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(100):
-        image, moved = turn_pair(truth[:, :, None], truth, rng)
+        image, moved = random_flip_turn(truth[:, :, None], truth, rng)
         assert np.array_equal(image[:, :, 0], moved)
         seen.add(next(i for i, t in enumerate(turns) if np.array_equal(t, moved)))
     assert len(seen) == (8 if shape[0] == shape[1] else 4)
@@ -75,7 +82,7 @@ def test_light_changes_within_bounds_and_keeps_the_order_of_values() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     middles = []
     for seed in range(200):
-        changed = relight(image, np.random.default_rng(seed))
+        changed = random_brightness_contrast(image, np.random.default_rng(seed))
         assert changed.dtype == np.uint8
         assert changed.shape == image.shape
         assert (np.diff(changed[:, :, 0].ravel().astype(int)) >= 0).all()

@@ -17,7 +17,7 @@ import torch
 
 from unetrt.training.checkpoint import read_checkpoint
 from unetrt.training.options import RECIPES, TrainOptions
-from unetrt.training.ranks import Ranks, join_norms
+from unetrt.training.ranks import Ranks, sync_batchnorms
 from unetrt.training.report import Reporter
 from unetrt.training.rundir import RunFolder
 from unetrt.training.samples import load_training_data
@@ -58,7 +58,7 @@ def test_norms_that_are_joined_in_one_process_are_pytorch_s() -> None:
     torch.manual_seed(0)
     plain, joined = UNet(1, 2, 2).train(), UNet(1, 2, 2).train()
     joined.load_state_dict(plain.state_dict())
-    assert join_norms(joined, Ranks(), torch.device("cpu")) is joined
+    assert sync_batchnorms(joined, Ranks(), torch.device("cpu")) is joined
     assert {type(m) for m in plain.modules()} == {type(m) for m in joined.modules()}
 
 

@@ -22,7 +22,7 @@ from unetrt.training.options import RECIPES, RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.samples import load_training_data
 from unetrt.training.train import train
-from unetrt.training.validate import predict_masks, validate
+from unetrt.training.validate import masks_from_net, validate
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -190,7 +190,7 @@ def test_masks_of_images_of_one_size_come_in_a_batch() -> None:
     spec = ModelSpec(channels=1, classes=3, width=2)
     masknet = MaskNet(unet_from_checkpoint(_fresh(spec)), spec)
     images = [np.full((16, 18, 1), value, np.uint8) for value in (0, 128, 255)]
-    assert predict_masks(masknet, images, (20, 30)).shape == (3, 20, 30)
+    assert masks_from_net(masknet, images, (20, 30)).shape == (3, 20, 30)
 
 
 def _fresh(spec: ModelSpec) -> Checkpoint:
