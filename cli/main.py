@@ -111,15 +111,23 @@ def _open_streams() -> None:
             null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open to the end
             setattr(sys, name, null)
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
-            stream.flush()
-            lasting = io.TextIOWrapper(
-                io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
-            )
-            setattr(sys, name, lasting)
+            setattr(sys, name, _lasting(stream))
+
+
+def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream on a file that outlasts its reader; as buffered as Python was told to be."""
+    if sys.platform == "win32":  # its console is no file
+        stream.reconfigure(errors="backslashreplace")
+        return stream
+    stream.flush()
+    raw = _Lasting(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _show_warnings() -> None:

@@ -158,12 +158,13 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
         what = "--restart" if args.restart else "--format rle"
         hint = f"{what} --output-dir DIR"
         raise UserError(f"{what} needs a folder of masks", seen="no --output-dir", hint=hint)
-    goes_on = args.output_dir is not None and not args.restart
+    names = not args.no_save and args.format != "rle"
+    goes_on = args.output_dir is not None and not args.restart and names
     tasks = plan_tasks(
         args.input,
         outputs=args.output,
         output_dir=args.output_dir,
-        save=not args.no_save and args.format != "rle",
+        save=names,
         suffix=".npy" if args.format in ("npy", "prob-npy") else ".png",
         overlay_dir=args.overlay,
         recorded=recorded_outputs(args.output_dir) if goes_on else None,

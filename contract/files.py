@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ IMAGE_SUFFIXES = frozenset(
 
 REFERENCE_SUFFIX = "_OUT"
 """Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
+
+_OUTPUT = re.compile(rf"(.+?)(-\d+)?{REFERENCE_SUFFIX}\.(?:png|npy)", re.DOTALL)
 
 
 @contextmanager
@@ -121,16 +124,23 @@ def image_paths(folder: Path) -> list[Path]:
     return found
 
 
-def _without_outputs(paths: list[Path]) -> list[Path]:
-    """X_OUT.png goes where an image X.jpg stands, a.jpg_OUT.png where a.jpg does."""
-    names = {path.with_suffix("") for path in paths} | set(paths)
-    endings = tuple(f"{REFERENCE_SUFFIX}{suffix}" for suffix in (".png", ".npy"))
-    return [
-        path
-        for path in paths
-        if not path.name.endswith(endings)
-        or path.with_name(path.stem.removesuffix(REFERENCE_SUFFIX)) not in names
-    ]
+def _without_outputs(found: list[Path]) -> list[Path]:
+    """X_OUT.png goes where an image X.jpg stands, a.jpg_OUT.png and a.jpg-2_OUT.png where a.jpg."""
+    names = {str(path) for path in found}
+    stems = {str(path.parent / path.stem) for path in found}
+    kept = []
+    for path in found:
+        parts = _OUTPUT.fullmatch(str(path))
+        base, number = (parts[1], parts[2] or "") if parts else ("", "")
+        if not (base + number in stems or base + number in names or base in names):
+            kept.append(path)
+    if len(kept) < len(found):
+        log.warning(
+            "masks that predict wrote beside their images (%s) are no images: %d",
+            f"X{REFERENCE_SUFFIX}.png",
+            len(found) - len(kept),
+        )
+    return kept
 
 
 def folders_below(folder: Path, hidden: bool = False) -> dict[Path, list[str]]:
@@ -191,6 +201,7 @@ def _image_addresses(folder: Path) -> list[Path]:
             f"cannot list {folder}", seen=error, expected="a folder of images"
         ) from error
     found = _without_twins([folder / name for name in names if _names_image(name)])
+    found = _without_outputs(found)
     _require_images(found, folder, len(names))
     return found
 

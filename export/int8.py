@@ -82,7 +82,7 @@ def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -
 
 
 def int8_from_onnx(
-    source: Path, target: Path, calibration: Calibration, form: QuantizationScheme = ON_CPU
+    source: Path, target: Path, calibration: Calibration, scheme: QuantizationScheme = ON_CPU
 ) -> None:
     """Write the int8 graph; its uint8 input and mask stay, and so do its dynamic shapes.
 
@@ -100,23 +100,23 @@ def int8_from_onnx(
                 str(target),
                 _reader(quantization.CalibrationDataReader, calibration, advance),
                 quant_format=quantization.QuantFormat.QDQ,
-                activation_type=kind.QInt8 if form.symmetric else kind.QUInt8,
+                activation_type=kind.QInt8 if scheme.symmetric else kind.QUInt8,
                 weight_type=kind.QInt8,
                 per_channel=True,
-                op_types_to_quantize=list(form.kinds) or None,
-                nodes_to_exclude=_in_floats(source, form),
-                extra_options=form.extra_options(),
+                op_types_to_quantize=list(scheme.kinds) or None,
+                nodes_to_exclude=_in_floats(source, scheme),
+                extra_options=scheme.extra_options(),
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"ONNX Runtime cannot quantise {source}", seen=error) from error
     _finish(source, target)
 
 
-def _in_floats(source: Path, form: QuantizationScheme) -> list[str]:
+def _in_floats(source: Path, scheme: QuantizationScheme) -> list[str]:
     """Names of the nodes from the last convolution on, and of the first one where asked."""
     nodes = list(read_onnx(source).graph.node)
     convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
-    first = [] if form.first else [nodes[convolutions[0]].name]
+    first = [] if scheme.first else [nodes[convolutions[0]].name]
     return first + [node.name for node in nodes[convolutions[-1] :]]
 
 

@@ -237,21 +237,21 @@ class BuildProgress:
 
 def make_monitor(trt: Any, advance: Callable[[int], None], stop: threading.Event) -> Any:
     """TensorRT's progress as percent; a set `stop` cancels at the next step."""
-    share = BuildProgress(advance)
+    progress = BuildProgress(advance)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            share.start(name, parent, steps)
+            progress.start(name, parent, steps)
 
         def phase_finish(self, name: str) -> None:
             if not stop.is_set():  # what is cancelled finishes its phases too
-                share.finish(name)
+                progress.finish(name)
 
         def step_complete(self, name: str, step: int) -> bool:
-            share.step(name, step)
+            progress.step(name, step)
             return not stop.is_set()
 
     return Monitor()

@@ -13,7 +13,16 @@ from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
 from ..contract.log import log
-from .address_plan import Facts, Plan, list_files, plan_path, read_plan, unreachable, write_plan
+from .address_plan import (
+    Facts,
+    Plan,
+    list_files,
+    plan_path,
+    plans_among,
+    read_plan,
+    unreachable,
+    write_plan,
+)
 from .inputs import located
 from .journal import (
     FOLDER,
@@ -87,6 +96,8 @@ class AddressJournal(Closing):
             refuse_foreign(there)
         try:
             write_atomically(self.output_dir / FOLDER / NAME, json.dumps(wanted).encode())
+            for _, path in plans_among(self._files, self.output_dir):  # of an older job, in shards
+                path.unlink()
         except OSError as error:
             raise unreachable(self.output_dir, error) from error
 

@@ -71,8 +71,9 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def plans_below(output_dir: Path) -> Iterator[tuple[Shard, Path]]:
-    """Every plan of a folder at an address."""
-    return plans_among(list_files(output_dir), output_dir)
+    """Every plan of a folder at an address, without a look at its masks."""
+    files = list_files(output_dir / JOURNAL_FOLDER)
+    return plans_among({JOURNAL_FOLDER / name: facts for name, facts in files.items()}, output_dir)
 
 
 def plans_among(files: Facts, output_dir: Path) -> Iterator[tuple[Shard, Path]]:
@@ -86,6 +87,8 @@ def list_files(output_dir: Path) -> Facts:
     """files_below, with its OSError as a UserError."""
     try:
         return files_below(output_dir)
+    except FileNotFoundError:  # some stores say so of a folder without files
+        return {}
     except OSError as error:
         raise unreachable(output_dir, error) from error
 

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,24 +93,39 @@ class Journal(Closing):
         """The journals of other shards, of a whole job, or of another number of shards.
 
         Raises UserError where one is another job's, or in use by what is no shard beside this one.
-        A restart forgets them: a whole job all of them, a shard those of another job.
+        A restart forgets the latter: a whole job all of them, a shard those of another job.
         """
-        ours = self.shard or Shard(1, 1)
+        count = 1 if self.shard is None else self.shard.count
         for path in sorted(self._lines.path.parent.glob("journal*.jsonl")):
             shard = shard_from_journal(path.name)
             if path == self._lines.path or shard is None:
                 continue
-            busy = in_use(path)
-            if busy and shard.count != ours.count:
-                raise locked(path)
+            with suppress(FileNotFoundError):  # another restart has forgotten it meanwhile
+                if shard.count == count > 1:
+                    self._check_sibling(path, header, restart)
+                else:
+                    self._check_stranger(path, header, restart)
+
+    def _check_sibling(self, path: Path, header: dict[str, Any], restart: bool) -> None:
+        """Shards that are all started again do so one by one: each looks after its own journal.
+
+        One that has begun goes on, whatever the others are; a new one does not join another job.
+        """
+        if not restart and first_of(self._lines.path) is None:
             first = first_of(path)
-            if first is None or (first == header and not (restart and self.shard is None)):
-                continue
-            if not restart or busy:
+            if first is not None:
                 check_same(first, header, self.output_dir)
-            else:
-                self._former |= owners_in(path)
-                path.unlink()
+
+    def _check_stranger(self, path: Path, header: dict[str, Any], restart: bool) -> None:
+        if in_use(path):
+            raise locked(path)
+        if not restart:
+            first = first_of(path)
+            if first is not None:
+                check_same(first, header, self.output_dir)
+        elif self.shard is None or not _begins(path, header):
+            self._former |= owners_in(path)
+            path.unlink(missing_ok=True)
 
     def _begin(self, header: dict[str, Any], restart: bool) -> None:
         if restart:
@@ -239,6 +255,13 @@ class Journal(Closing):
     def close(self) -> None:
         """Let another job write here; twice is harmless."""
         self._lines.close()
+
+
+def _begins(path: Path, header: dict[str, Any]) -> bool:
+    """Whether it is a journal of this job; a damaged one is not."""
+    with suppress(UserError):
+        return first_of(path) == header
+    return False
 
 
 def _parts(owners: dict[str, str]) -> Iterator[dict[str, str]]:

@@ -162,7 +162,7 @@ def _tree_outputs(
     for item in found:
         wanted = (item.relative.with_name(stem + suffix) for stem in _stems(item.relative))
         name = kept.get(item) or next(name for name in wanted if _folded(name) not in taken)
-        renamed += name.name != item.relative.stem + suffix
+        renamed += item not in kept and name.name != item.relative.stem + suffix
         taken.add(_folded(name))
         names.append(output_dir / name)
     if renamed:
@@ -173,16 +173,22 @@ def _tree_outputs(
 def _kept_names(
     found: list[Input], suffix: str, recorded: Mapping[str, str], taken: set[str]
 ) -> dict[Input, PurePath]:
-    """Take the names that images have already: a new image that comes first might want one."""
+    """Take the names that images have already: a new image that comes first might want one.
+
+    Two that differ in case only stay as they are: their file system keeps them apart.
+    """
     kept: dict[Input, PurePath] = {}
+    folders, held = frozenset(taken), set[PurePath]()
     if not recorded:
         return kept
     for item, place in zip(found, located(item.path for item in found), strict=True):
         stem = PurePath(recorded.get(str(place), "")).stem  # an overlay has the stem of its mask
         name = item.relative.with_name(stem + suffix) if stem else item.relative
-        if stem.startswith(item.relative.stem) and _folded(name) not in taken:
-            kept[item] = name
-            taken.add(_folded(name))
+        if not stem.startswith(item.relative.stem) or _folded(name) in folders or name in held:
+            continue
+        kept[item] = name
+        held.add(name)
+        taken.add(_folded(name))
     return kept
 
 

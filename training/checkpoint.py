@@ -6,7 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,21 +18,18 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.files import atomic_path, require_file
 from ..contract.log import log
-from ..contract.spec import MaskValue, ModelSpec, SpecOverrides
+from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
+from .state_dicts import (
+    FIRST_WEIGHT,
+    TRAIN_HINT,
+    WHOLE_HINT,
+    not_a_checkpoint,
+    read_state_dict,
+)
 from .unet import UNet
 
 FORMAT = "unetrt-checkpoint-1"
-FIRST_WEIGHT = "inc.double_conv.0.weight"
-WRAPPED_BY = ("state_dict", "model_state_dict", "model")
-"""Keys below which other training scripts keep the state_dict."""
-
-WHOLE_HINT = (
-    "where the model was made: "
-    'torch.save(torch.load("old.pth", weights_only=False).state_dict(), "weights.pth")'
-)
-TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
-
 LOAD_ERRORS = (
     RuntimeError,
     EOFError,
@@ -82,8 +79,7 @@ class Checkpoint:
 @cache
 def _say_scale(scale: float) -> None:
     """Once a process: a bench and a job with several devices open the same file many times."""
-    text = "the checkpoint does not say its scale: %s is taken, as predict.py does; --scale 1 if it"
-    log.warning(text + " was trained so", scale)
+    log.warning("the checkpoint does not say its scale: %s, as predict.py takes, or --scale", scale)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -147,15 +143,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint="pip install --upgrade unetrt",
         )
     else:
-        checkpoint = _bare(path, content)
+        checkpoint = Checkpoint(*read_state_dict(path, content), bare=True)
     _check_weights(path, checkpoint)
     return checkpoint
 
 
 def is_bare(path: Path) -> bool:
-    """Whether a file is a state_dict of Pytorch-UNet."""
+    """Whether a file is a state_dict of Pytorch-UNet and nothing more."""
     try:
-        return read_checkpoint(path).bare
+        return FIRST_WEIGHT in _load(path)
     except UserError:
         return False
 
@@ -177,22 +173,13 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         code = "Unsupported global" in str(error) or "weights_only" in str(error).lower()
         if code and _is_pickle(path):
-            raise _not_a_checkpoint(path, "a pickle that would run code", WHOLE_HINT) from error
-        raise _not_a_checkpoint(path, _describe(path)) from error
+            raise not_a_checkpoint(path, "a pickle that would run code", WHOLE_HINT) from error
+        raise not_a_checkpoint(path, _describe(path)) from error
     except LOAD_ERRORS as error:
-        raise _not_a_checkpoint(path, _describe(path)) from error
+        raise not_a_checkpoint(path, _describe(path)) from error
     if not isinstance(content, dict):
-        raise _not_a_checkpoint(path, f"a {type(content).__name__}")
+        raise not_a_checkpoint(path, f"a {type(content).__name__}")
     return content
-
-
-def _not_a_checkpoint(path: Path, seen: str, hint: str = TRAIN_HINT) -> UserError:
-    return UserError(
-        f"{path} is not a checkpoint",
-        seen=seen,
-        expected="a .pth file of unetrt, or a state_dict of Pytorch-UNet",
-        hint=hint,
-    )
 
 
 def _is_pickle(path: Path) -> bool:
@@ -220,97 +207,9 @@ def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
         golden = [(g["image"].numpy(), (g["size"][0], g["size"][1])) for g in content["golden"]]
         state = dict(content["model"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _not_a_checkpoint(path, f"a checkpoint without a usable {error}") from error
+        raise not_a_checkpoint(path, f"a checkpoint without a usable {error}") from error
     rest = {k: v for k, v in content.items() if k not in ("format", "spec", "model", "golden")}
     return Checkpoint(spec, state, golden, rest)
-
-
-def _bare(path: Path, content: dict[str, Any]) -> Checkpoint:
-    """Read every property off the tensors' shapes."""
-    values = content.pop("mask_values", None)
-    state = _unwrapped(content)
-    values = state.pop("mask_values", values)
-    first, last = state.get(FIRST_WEIGHT), state.get("outc.conv.weight")
-    if not isinstance(first, Tensor) or not isinstance(last, Tensor):
-        if "inc.conv.conv.0.weight" in state:
-            raise UserError(
-                f"{path} is of an older Pytorch-UNet, whose parameters have other names",
-                seen="inc.conv.conv.0.weight",
-                expected=FIRST_WEIGHT,
-                hint=TRAIN_HINT,
-            )
-        keys = ", ".join(list(state)[:3]) or "no keys"
-        raise _not_a_checkpoint(path, f"a dictionary with {keys} …")
-    try:
-        spec = ModelSpec(
-            channels=first.shape[1],
-            classes=last.shape[0],
-            mask_values=_bare_values(path, values, max(2, last.shape[0])),
-            width=first.shape[0],
-            bilinear="up1.up.weight" not in state,
-            resize="pil-bicubic",
-        )
-    except UserError as error:
-        raise _not_a_checkpoint(path, error.reason) from error
-    return Checkpoint(spec, state, bare=True)
-
-
-def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict itself: as training scripts wrap it, and wrappers of the network name it."""
-    inner = (content.get(key) for key in WRAPPED_BY)
-    state = next((part for part in inner if isinstance(part, dict)), content)
-    names = [str(key) for key in state]
-    found = next((name for name in names if name.endswith(f".{FIRST_WEIGHT}")), FIRST_WEIGHT)
-    prefix = found.removesuffix(FIRST_WEIGHT)
-    return {
-        str(key).removeprefix(prefix): value
-        for key, value in state.items()
-        if str(key).startswith(prefix) or key == "mask_values"
-    }
-
-
-def _bare_values(path: Path, raw: object, count: int) -> tuple[MaskValue, ...]:
-    """Values of Pytorch-UNet's data set; it writes those that it met, however many classes.
-
-    Raises UserError for what are no values of a mask.
-    """
-    if raw is None:
-        return ()
-    if not isinstance(raw, list | tuple):
-        raise UserError("its mask_values are no list", seen=repr(raw))
-    values = [_bare_value(value) for value in raw]
-    if len({type(value) for value in values}) > 1:
-        raise UserError("its mask_values are numbers and colours", seen=repr(raw))
-    if not len(set(values)) == len(values) <= count:
-        raise UserError("its mask_values do not fit its classes", seen=f"{raw!r} for {count}")
-    missing = count - len(values)
-    if missing and values:
-        added = _unused(values, missing)
-        values += added
-        listed = ", ".join(map(str, added))
-        log.warning(f"{path} names no mask value for {missing} of its classes: taken {listed}")
-    return tuple(values)
-
-
-def _bare_value(raw: object) -> MaskValue:
-    """A number, or a colour whose alpha is dropped."""
-    if isinstance(raw, list | tuple) and len(raw) in (3, 4):
-        return tuple(_byte(x) for x in raw[:3])
-    return _byte(raw)
-
-
-def _byte(raw: object) -> int:
-    if isinstance(raw, int | float) and 0 <= raw <= 255 and raw == int(raw):
-        return int(raw)
-    raise UserError("its mask_values are not of 0 to 255", seen=repr(raw))
-
-
-def _unused(values: Iterable[MaskValue], count: int) -> list[MaskValue]:
-    """Numbers, or greys of three channels, that no class has yet."""
-    taken = set(values)
-    colours = any(isinstance(value, tuple) for value in taken)
-    free: Iterable[MaskValue] = ((i, i, i) if colours else i for i in range(256))
-    return [value for value in free if value not in taken][:count]
 
 
 def _check_weights(path: Path, checkpoint: Checkpoint) -> None:

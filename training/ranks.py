@@ -100,15 +100,15 @@ def sync_batchnorms(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Mo
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, _ranked(child, ranks))
+                setattr(module, name, _all_reduced(child, ranks))
     return net
 
 
-def _ranked(norm: nn.BatchNorm2d, ranks: Ranks) -> AllReduceBatchNorm2d:
-    ranked = AllReduceBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-    ranked.load_state_dict(norm.state_dict())
-    ranked.ranks = ranks
-    return ranked
+def _all_reduced(norm: nn.BatchNorm2d, ranks: Ranks) -> AllReduceBatchNorm2d:
+    joined = AllReduceBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    joined.load_state_dict(norm.state_dict())
+    joined.ranks = ranks
+    return joined
 
 
 @contextmanager

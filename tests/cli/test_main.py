@@ -141,6 +141,21 @@ def test_a_reader_that_leaves_early_or_never_was_is_no_error(
     assert (done.stdout, done.stderr) == ("0\n0\n", "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_are_as_buffered_as_they_were(unbuffered: str) -> None:
+    """PYTHONUNBUFFERED: a kill loses no line."""
+    code = "from unetrt.cli import main; main._open_streams(); import os, sys;"
+    code += "print('out'); print('told', file=sys.stderr); os._exit(0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("out\n" if unbuffered else "", "told\n")
+
+
 def test_a_name_that_is_no_unicode_is_shown_escaped(
     checkpoint_file: Callable[..., Path], tmp_path: Path
 ) -> None:

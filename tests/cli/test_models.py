@@ -137,7 +137,9 @@ def test_convert_replaces_nothing_but_what_it_has_written(
     own, photo = tmp_path / "best.pth", tmp_path / "photo.png"
     own.write_bytes(checkpoint_file().read_bytes())
     photo.write_bytes(b"a photo")
-    for path in (own, photo):
+    wrapped = tmp_path / "training.pth"
+    torch.save({"state_dict": torch.load(own, weights_only=True)["model"], "epoch": 3}, wrapped)
+    for path in (own, photo, wrapped):
         before = path.read_bytes()
         assert "would replace" in unetrt("convert", own, "-o", path).error
         assert path.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -147,14 +148,18 @@ def test_every_suffix_is_an_image(tmp_path: Path) -> None:
     assert len(image_paths(tmp_path)) == len(IMAGE_SUFFIXES)
 
 
-def test_a_mask_that_predict_wrote_beside_its_image_is_no_image(tmp_path: Path) -> None:
-    images = ("a.jpg", "b.png", "b.tif", "d/c.png", "alone_OUT.png", "a_OUT.jpg")
-    masks = ("a_OUT.png", "b_OUT.png", "b.tif_OUT.png", "d/c_OUT.npy")
+def test_a_mask_that_predict_wrote_beside_its_image_is_no_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = ("a.jpg", "b.png", "b.tif", "d/c.png", "alone_OUT.png", "a_OUT.jpg", "_OUT.png")
+    masks = ("a_OUT.png", "b_OUT.png", "b.tif_OUT.png", "d/c_OUT.npy", "b.tif-2_OUT.png")
     for name in (*images, *masks):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = {str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)}
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        found = {str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)}
     assert found == set(images)
+    assert "are no images: 5" in caplog.text, "none is left out in silence"
 
 
 def test_an_array_beside_a_picture_of_its_name_is_none(tmp_path: Path) -> None:

@@ -259,31 +259,31 @@ def test_interrupting_stops_the_build(exported: Export, monkeypatch: pytest.Monk
     assert build(exported("fp16")).data  # the next build is none the worse
 
 
-class TestShare:
+class TestBuildProgress:
     def test_nested_phases(self) -> None:
         shown: list[int] = []
-        share = BuildProgress(shown.append)
-        share.start("all", None, 2)
-        share.start("first", "all", 4)
-        share.step("first", 1)
+        progress = BuildProgress(shown.append)
+        progress.start("all", None, 2)
+        progress.start("first", "all", 4)
+        progress.step("first", 1)
         assert sum(shown) == 25
-        share.finish("first")
-        share.step("all", 0)
+        progress.finish("first")
+        progress.step("all", 0)
         assert sum(shown) == 50
-        share.step("unknown", 3)
-        share.step("all", 1)
-        share.finish("all")
+        progress.step("unknown", 3)
+        progress.step("all", 1)
+        progress.finish("all")
         assert sum(shown) == 100
 
     def test_it_never_goes_back(self) -> None:
         shown: list[int] = []
-        share = BuildProgress(shown.append)
-        share.start("all", None, 2)
-        share.step("all", 0)
-        share.start("second", "all", 0)
-        share.step("second", 7)
-        share.finish("second")
+        progress = BuildProgress(shown.append)
+        progress.start("all", None, 2)
+        progress.step("all", 0)
+        progress.start("second", "all", 0)
+        progress.step("second", 7)
+        progress.finish("second")
         assert min(shown) > 0
         assert sum(shown) == 100
-        share.finish("all")
+        progress.finish("all")
         assert sum(shown) == 100

@@ -148,6 +148,14 @@ def test_two_shards_make_the_whole(job: Callable[..., Summary], store: Any) -> N
     assert not merged.complete
 
 
+def test_a_restart_forgets_the_plans_of_shards(job: Callable[..., Summary], store: Any) -> None:
+    for index in (1, 2):
+        job(shard=Shard(index, 2))
+    job(restart=True)
+    merged = merge_journals([path_from_text(OUT)])
+    assert (merged.planned, merged.done, merged.failed) == (PICTURES, PICTURES - 1, 1)
+
+
 def test_what_is_missing_is_named_without_the_images(
     job: Callable[..., Summary], store: Any
 ) -> None:

@@ -110,6 +110,13 @@ def test_names_that_a_file_system_may_take_for_one_stay_two() -> None:
     assert len(set(names)) == 2
 
 
+def test_names_that_a_job_has_given_stay_though_they_differ_in_case_only() -> None:
+    touch("in/A.png", "in/a.png")
+    recorded = {str(Path("in", name).absolute()): name for name in ("A.png", "a.png")}
+    tasks = plan_tasks(["in"], output_dir=Path("out"), recorded=recorded)
+    assert [str(task.output) for task in tasks] == ["out/A.png", "out/a.png"]
+
+
 def test_a_line_that_leads_nowhere_costs_no_other() -> None:
     """A loop of links, and a name too long for the system with a space before it."""
     touch("a.png")

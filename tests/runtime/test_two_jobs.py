@@ -16,6 +16,8 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
 from unetrt.runtime.digest import digest_if_there, require_unchanged
 from unetrt.runtime.journal import FOLDER, JournalOptions, recorded_outputs
+from unetrt.runtime.lines import JsonLines
+from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import (
     Look,
@@ -105,6 +107,34 @@ def test_a_restart_forgets_what_others_have_done(job: Job, pictures: Path, tmp_p
     assert journals(tmp_path) == ["journal-1-of-2.jsonl"], "the whole job was another model's"
     job(MODEL, Shard(2, 2), restart=True)
     assert journals(tmp_path) == ["journal-1-of-2.jsonl", "journal-2-of-2.jsonl"]
+
+
+def test_shards_that_are_all_started_again_do_not_wait_for_each_other(
+    job: Job, pictures: Path, tmp_path: Path
+) -> None:
+    """Another one holds its journal, and its old first line, until it is at its own restart."""
+    for index in (1, 2):
+        job(shard=Shard(index, 2))
+    second = JsonLines(tmp_path / "out" / FOLDER / Shard(2, 2).journal)
+    assert job(OTHER, Shard(1, 2), restart=True, stop_after=1).done
+    assert job(OTHER, Shard(1, 2)).done, "it goes on, whatever the other one has"
+    second.close()
+    with pytest.raises(UserError, match="masks of another job"):
+        job(OTHER, Shard(2, 2))
+    assert job(OTHER, Shard(2, 2), restart=True).done
+    assert merge_journals([tmp_path / "out"]).done == 12
+
+
+def test_a_damaged_journal_of_another_shard_goes_with_a_restart(
+    job: Job, pictures: Path, tmp_path: Path
+) -> None:
+    job(shard=Shard(1, 3))
+    damaged = tmp_path / "out" / FOLDER / Shard(1, 3).journal
+    damaged.write_bytes(b"{no line of ours}\n")
+    with pytest.raises(UserError, match="is damaged"):
+        job()
+    assert counts(job(restart=True)) == (12, 0, 0)
+    assert not damaged.exists()
 
 
 @pytest.mark.parametrize("restart", [False, True])

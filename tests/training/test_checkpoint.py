@@ -103,6 +103,18 @@ def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path
     assert read.state.keys() == checkpoint.state.keys()
 
 
+def test_a_file_of_two_networks_says_which_there_are(tmp_path: Path) -> None:
+    state = balanced_checkpoint(classes=2).state
+    for others in (
+        {f"ema.{n}": t for n, t in state.items()} | state,
+        {f"{who}.{n}": t for who in ("student", "teacher") for n, t in state.items()},
+    ):
+        torch.save(others, tmp_path / "two.pth")
+        with pytest.raises(UserError, match="several networks") as caught:
+            read_checkpoint(tmp_path / "two.pth")
+        assert "ema." in str(caught.value.seen) or "teacher." in str(caught.value.seen)
+
+
 def test_older_names_a_whole_model_and_a_program_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"inc.conv.conv.0.weight": torch.zeros(4, 3, 3, 3)}, path)
