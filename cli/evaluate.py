@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, required=True, metavar="DIR")
     add("--masks", type=Path, required=True, metavar="DIR")
     add_bit_depth_argument(parser)
-    add_json_argument(parser, "the scores")
+    add_json_argument(parser, "the scores, and what has none")
     add_engine_arguments(parser)
 
 
@@ -40,9 +40,12 @@ def run(args: argparse.Namespace) -> int:
         options = PipelineOptions(batch=args.batch)
         evaluation = evaluate_engine(engine, args.images, args.masks, options, args.bit_depth)
     show_failures(evaluation.failures)
-    write_json(args.json, evaluation.scores.to_dict())
+    write_json(args.json, evaluation.to_dict())
     if str(args.json) != "-":
         sys.stdout.write(_table(evaluation.scores))
+        if evaluation.failures:
+            scored = evaluation.images - len(evaluation.failures)
+            sys.stdout.write(f"of {scored} images; {len(evaluation.failures)} have no score\n")
     require_done(evaluation.images, len(evaluation.failures))
     return 1 if evaluation.failures else 0
 

@@ -52,7 +52,7 @@ def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
 def add_bit_depth_argument(parser: argparse.ArgumentParser) -> None:
     help_text = "bits really used in 16-bit images"
     parser.add_argument(
-        "--bit-depth", type=int, choices=range(9, 17), metavar="9-16", help=help_text
+        "--bit-depth", type=int, choices=range(8, 17), metavar="8-16", help=help_text
     )
 
 

@@ -27,7 +27,7 @@ def bytes_from_samples(samples: Samples, maximum: int, bit_depth: int | None, na
                 f"{name}: values above {bit_depth} bits", seen=f"values up to {highest}"
             )
     elif maximum == 65535 and highest < 4096 and (samples % 257).any():
-        depth = max(9, highest.bit_length())
+        depth = max(8, highest.bit_length())
         raise ImageError(
             f"{name}: data of fewer bits in a 16-bit file: its high bytes are black",
             seen=f"values up to {highest}, {depth} bits",

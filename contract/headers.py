@@ -195,7 +195,17 @@ def open_picture(data: bytes, name: str) -> Picture:
         raise picture.error("it ends within a number, so that part of it may be missing")
     if isinstance(picture.image, PngImageFile):
         check_chunks(data)
+    if isinstance(picture.image, BmpImageFile) and picture.image.mode == "1":
+        _check_one_bit(picture)
     return picture
+
+
+def _check_one_bit(picture: Picture) -> None:
+    """Pillow takes a BMP of two greys for one of 1 bit a pixel, however many bits it has."""
+    old = struct.unpack_from("<I", picture.data, 14)[0] == 12  # OS/2's header
+    (bits,) = struct.unpack_from("<H", picture.data, 24 if old else 28)
+    if bits != 1:
+        raise picture.error("a BMP of two greys that is not of 1 bit", seen=f"{bits} bits a pixel")
 
 
 def is_tiff(data: bytes) -> bool:

@@ -46,7 +46,7 @@ def read_image(source: Path | bytes, channels: int, *, bit_depth: int | None = N
     """Read a file, or its bytes, as uint8 (H, W, channels), upright; 1 is grey, 3 is RGB.
 
     Another number of channels is that of a TIFF's bands, of an array's last axis (.npy), or of a
-    picture with its alpha. bit_depth: the depth (9 to 16) of data stored in 16-bit files; without
+    picture with its alpha. bit_depth: the depth (8 to 16) of data stored in 16-bit files; without
     it the high byte counts. Raises ImageError naming the file and why.
     """
     return read_reduced(source, channels, None, bit_depth=bit_depth)[0]
@@ -86,8 +86,8 @@ def read_reduced(
     """
     if channels < 1:
         raise ValueError(f"channels must be at least 1, not {channels}")
-    if bit_depth is not None and not 9 <= bit_depth <= 16:
-        raise ValueError(f"bit_depth must be 9 to 16, not {bit_depth}")
+    if bit_depth is not None and not 8 <= bit_depth <= 16:
+        raise ValueError(f"bit_depth must be 8 to 16, not {bit_depth}")
     name = "image in memory" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
     with decoding(name):
@@ -229,7 +229,9 @@ def _pnm_samples(picture: Picture) -> Samples:
     if picture.data[:2] in (b"P2", b"P3"):
         samples = np.array(picture.data[start:].split()[: math.prod(shape)]).astype(np.uint16)
     else:
-        samples = np.frombuffer(picture.data, ">u2", math.prod(shape), start).astype(np.uint16)
+        width_of_one = ">u2" if picture.maximum > 255 else np.uint8
+        samples = np.frombuffer(picture.data, width_of_one, math.prod(shape), start)
+        samples = samples.astype(np.uint16)
     if samples.size and samples.max() > picture.maximum:
         raise picture.error("values above the maximum of its header", seen=int(samples.max()))
     return samples.reshape(shape)

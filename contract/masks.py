@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL.PpmImagePlugin import PpmImageFile
 
 from .errors import ImageError
 from .headers import Picture, decoding, open_picture, read_bytes
@@ -86,7 +87,9 @@ def _plane(array: MaskPixels) -> MaskPixels:
 
 def _stored_values(picture: Picture) -> MaskPixels:
     image = picture.image
-    if picture.maximum > 255:
+    # Pillow would scale values of another maximum to 255.
+    as_stored = isinstance(image, PpmImageFile) and image.mode in ("L", "RGB")
+    if as_stored or picture.maximum > 255:
         return deep_samples(picture)
     picture.load()
     if image.mode in ("1", "L", "P"):

@@ -21,7 +21,19 @@ Colour: TypeAlias = tuple[int, int, int]
 Colours: TypeAlias = dict[int, Colour]
 """The colour of each index that a file uses; empty for a file without a palette."""
 
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
 HINT = "write masks as grey PNG, each class by its number"
+
+
+def class_colour(value: int) -> Colour:
+    """The colour map of PASCAL VOC: the bits of the value, spread over R, G and B from the top."""
+    rgb = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            rgb[channel] |= (value >> channel & 1) << (7 - bit)
+        value >>= 3
+    return rgb[0], rgb[1], rgb[2]
 
 
 def colours_in_use(image: Image.Image, indices: npt.NDArray[Any]) -> Colours:
@@ -90,7 +102,8 @@ def values_for_spec(
     """Give what the spec's values are to be compared with: indices (H, W) or colours (H, W, 3).
 
     Colours where the classes are colours. Else, by the palette that was trained on, if there was
-    one. Else grey colours that are classes' values are those values, and the rest are indices.
+    one. Else VOC's colours are their indices, grey colours that are classes' values are those
+    values, black and white the two classes of two, as in a 1-bit file, and the rest are indices.
     Raises ImageError where neither can be told.
     """
     if spec.rgb_masks:
@@ -99,8 +112,13 @@ def values_for_spec(
         return _by_known_palette(indices, colours, spec, name)
     if not all(r == g == b for r, g, b in colours.values()) or not colours_tell_apart(colours):
         return indices
+    if all(class_colour(index) == colour for index, colour in colours.items()):
+        return indices
     if _means_greys(colours, spec):
         return in_colour(indices, colours)
+    if spec.mask_classes == 2 and set(colours.values()) <= {BLACK, WHITE}:
+        values = np.array([spec.mask_values[colours.get(i) == WHITE] for i in range(256)], np.uint8)
+        return np.asarray(values[indices])
     if list(colours) == [0] and colours[0] != (0, 0, 0):
         raise ImageError(
             f"{name} is of one colour, and says not of which class",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +15,7 @@ from PIL import Image
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.masks import mask_pixels
+from ..contract.palettes import Colours, class_colour
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 
@@ -149,19 +151,18 @@ def _npy(mask: U8) -> bytes:
 
 
 def colour_table(spec: ModelSpec) -> bytes:
-    """RGB of every value up to the highest, by the colour map of PASCAL VOC."""
+    """RGB of every value up to the highest: of the palette that was trained on, else VOC's.
+
+    No two alike, so that each tells its value.
+    """
     highest = max(v for v in spec.mask_values if isinstance(v, int))
-    return bytes(c for value in range(highest + 1) for c in class_colour(value))
-
-
-def class_colour(value: int) -> tuple[int, int, int]:
-    """The colour map of PASCAL VOC: the bits of the value, spread over R, G and B from the top."""
-    rgb = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            rgb[channel] |= (value >> channel & 1) << (7 - bit)
-        value >>= 3
-    return rgb[0], rgb[1], rgb[2]
+    known: Colours = {index: (r, g, b) for index, r, g, b in spec.palette}
+    taken = set(known.values())
+    for value in range(highest + 1):
+        if value not in known:
+            known[value] = next(c for c in map(class_colour, count(value)) if c not in taken)
+            taken.add(known[value])
+    return bytes(channel for value in range(highest + 1) for channel in known[value])
 
 
 def _png(

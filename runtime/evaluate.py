@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..contract.metrics import ConfusionMatrix, Scores
 from ..contract.progress import show_progress
@@ -21,6 +22,12 @@ class Evaluation:
     scores: Scores
     images: int
     failures: list[tuple[Path, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores, and of how many images they are."""
+        failures = [{"input": str(path), "reason": reason} for path, reason in self.failures]
+        counts = {"images": self.images, "failed": len(failures), "failures": failures}
+        return {**self.scores.to_dict(), **counts}
 
 
 def evaluate_engine(

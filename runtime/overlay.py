@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 
+from ..contract.palettes import class_colour
 from ..contract.types import U8
-from .encode import class_colour
 
 SUFFIX = ".jpg"
 QUALITY = 90

@@ -197,7 +197,14 @@ class Pipeline(Closing, Generic[T]):
             yield Result(task, refusal)
             return
         if self.options.batch is not None:
-            require_batch(self.fit.batch, image.nbytes)
+            try:
+                require_batch(self.fit.batch, image.nbytes)
+            except UserError as error:
+                if not self.fit.proven:
+                    raise
+                self.budget.give_back(image.nbytes)
+                yield Result(task, no_memory(size, error.seen))
+                return
         self.buckets.put(key, [(task, image)])
         while self.buckets.size(key) >= self.fit.batch:
             yield from self._launch(key)

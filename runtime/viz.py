@@ -9,9 +9,9 @@ import numpy as np
 
 from ..contract.errors import UserError
 from ..contract.images import read_shown
+from ..contract.palettes import class_colour
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
-from .encode import class_colour
 from .plan import Task
 
 FILES_ONLY = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")

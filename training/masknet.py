@@ -21,9 +21,9 @@ class MaskNet(nn.Module):
 
     forward(image, size_like): image uint8 (N, h, w, C); of size_like, uint8 (H, W), only the
     shape is read. Returns uint8 (N, H, W) class indices; or, where the spec's result is "prob",
-    uint8 (N, classes, H, W) probabilities, two for a one-class net. An image whose logits are not
-    all finite is NO_CLASS everywhere, so that an overflow is never taken for a mask; no true
-    probabilities are, as they add up to 255.
+    uint8 (N, classes, H, W) probabilities, two for a one-class net. An image whose logits, or the
+    differences of two of them, are not all finite is NO_CLASS everywhere, so that an overflow is
+    never taken for a mask; no true probabilities are, as they add up to 255.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -42,7 +42,7 @@ class MaskNet(nn.Module):
         return cast(Tensor, self.net(x))[:, :, :height, :width]
 
     def forward(self, image: Tensor, size_like: Tensor) -> Tensor:
-        logits = self.logits(image)
+        logits = self._decisive(self.logits(image))
         height, width = size_like.shape
         finite = torch.isfinite(logits).flatten(1).all(1)[:, None, None]
         if self.spec.result == "prob":
@@ -57,8 +57,7 @@ class MaskNet(nn.Module):
     def _classes(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize bilinearly, then decide, as the reference does.
 
-        One and two classes resize one channel: a linear resize keeps the order of
-        l1 - l0 against 0, and sigmoid(l) > t is l > log(t / (1 - t)).
+        One and two classes resize one channel: sigmoid(l) > t is l > log(t / (1 - t)).
         """
         classes, threshold = self.spec.classes, self.spec.threshold
         resized = self._resized(logits, size)
@@ -67,9 +66,14 @@ class MaskNet(nn.Module):
         bound = math.log(threshold / (1 - threshold)) if classes == 1 else 0.0
         return resized[:, 0] > bound
 
+    def _decisive(self, logits: Tensor) -> Tensor:
+        """Of two classes l1 - l0: a linear resize keeps its order against 0.
+
+        It may exceed a half-precision float where both logits do not.
+        """
+        return logits[:, 1:] - logits[:, :1] if self.spec.classes == 2 else logits
+
     def _resized(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.spec.classes == 2:
-            logits = logits[:, 1:] - logits[:, :1]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _probabilities(self, logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -120,7 +120,7 @@ class TrainOptions:
         percent, depth = self.validation, self.bit_depth
         _require(0 < percent < 100, "--validation", percent, "a percentage above 0, below 100")
         _require(self.crop is None or self.crop >= 16, "--crop", self.crop, "at least 16")
-        _require(depth is None or 9 <= depth <= 16, "--bit-depth", depth, "9 to 16")
+        _require(depth is None or 8 <= depth <= 16, "--bit-depth", depth, "8 to 16")
         ignored = self.ignore_index
         _require(ignored is None or 0 <= ignored <= 255, "--ignore-index", ignored, "0 to 255")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2^63 - 1")

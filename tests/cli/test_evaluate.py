@@ -31,7 +31,9 @@ def test_evaluate_says_and_writes_the_scores(
     outcome = unetrt(*asked, "--json", tmp_path / "scores.json")
     assert outcome.status == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores) == {"foreground_miou", "foreground_dice", "pixel_accuracy", "classes"}
+    assert scores["images"] > 0
+    assert (scores["failed"], scores["failures"]) == (0, [])
+    assert set(scores) >= {"foreground_miou", "foreground_dice", "pixel_accuracy", "classes"}
     assert [set(row) for row in scores["classes"]] == [{"name", "iou", "dice"}] * 4
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["class", "IoU", "Dice"]

@@ -74,7 +74,7 @@ def test_the_package_runs_as_a_module() -> None:
         (["predict", "-i", "a.png", "-t", "1"], "between 0 and 1"),
         (["predict", "-i", "a.png", "--device", "gpu"], "cuda:N"),
         (["predict", "-i", "a.png", "--backend", "tflite"], "'tflite'"),
-        (["predict", "-i", "a.png", "--bit-depth", "8"], "8"),
+        (["predict", "-i", "a.png", "--bit-depth", "7"], "7"),
         (["predict", "-i", "a.png", "--json", "no/such/folder/x.json"], "a folder that is there"),
         (["predict", "-i", "a.png", "--classes", "many"], "'many'"),
         (["evaluate", "m.pth", "--images", "x"], "--masks"),

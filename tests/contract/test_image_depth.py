@@ -52,7 +52,7 @@ def test_12_bit_colours_need_their_depth(suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("highest", "depth"), [(3, 9), (511, 9), (512, 10), (1023, 10), (4095, 12)]
+    ("highest", "depth"), [(3, 8), (256, 9), (511, 9), (512, 10), (1023, 10), (4095, 12)]
 )
 def test_the_depth_named_is_the_one_seen(highest: int, depth: int) -> None:
     data = encoded_16(np.array([[0, highest]], np.uint16), ".png")
@@ -83,12 +83,20 @@ def test_bit_depth_leaves_alone_what_a_file_says_itself() -> None:
         assert read_image(data, 1, bit_depth=depth)[..., 0].tolist() == [[128, 255]]
 
 
+def test_bytes_in_a_16_bit_file_keep_their_brightness() -> None:
+    data = encoded_16(np.array([[7, 255]], np.uint16), ".png")
+    with pytest.raises(ImageError) as caught:
+        read_image(data, 1)
+    assert "--bit-depth 8 " in str(caught.value.hint)
+    assert read_image(data, 1, bit_depth=8).ravel().tolist() == [7, 255]
+
+
 def test_bit_depth_leaves_8_bits_alone() -> None:
     data = GREYS["png l"](scene()[:, :, 0])
     np.testing.assert_array_equal(read_image(data, 1, bit_depth=12), read_image(data, 1))
 
 
-@pytest.mark.parametrize("bit_depth", [0, 8, 17])
+@pytest.mark.parametrize("bit_depth", [0, 7, 17])
 def test_bit_depths_that_make_no_sense(bit_depth: int) -> None:
     with pytest.raises(ValueError, match="bit_depth"):
         read_image(b"", 1, bit_depth=bit_depth)

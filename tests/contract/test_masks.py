@@ -18,6 +18,7 @@ from unetrt.contract.errors import ImageError
 from unetrt.contract.masks import class_indices, mask_pixels, read_mask, true_classes
 from unetrt.contract.spec import MaskValue, ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
+from unetrt.runtime.encode import encode_mask
 
 INDICES = arrays(
     np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)
@@ -250,9 +251,11 @@ def test_a_gif_of_one_colour_is_of_the_class_of_that_colour(tmp_path: Path) -> N
     for spec in (greys, indices):
         assert true_classes(white, spec).tolist() == [[1, 1]]
         assert true_classes(both, spec).tolist() == [[0, 1]]
-    assert true_classes(both, ModelSpec()).tolist() == [[0, 1]]
+    for spec in (ModelSpec(), ModelSpec(classes=1)):
+        assert true_classes(both, spec).tolist() == [[0, 1]]
+        assert true_classes(white, spec).tolist() == [[1, 1]], "as in a 1-bit file"
     with pytest.raises(ImageError, match="of one colour, and says not of which class"):
-        true_classes(white, ModelSpec())
+        true_classes(white, ModelSpec(classes=3))
     with pytest.raises(ImageError, match="no class"):
         true_classes(gif(tmp_path, [[100, 100]]), greys)
 
@@ -268,6 +271,56 @@ def test_palettes_of_colours_are_indices_unless_the_classes_are_colours(tmp_path
     sparse.putpalette([x for i in range(8) for x in ((128,) * 3 if i == 7 else (0, 0, 0))])
     spec = ModelSpec(mask_values=(0, 7))
     assert true_classes(written(tmp_path, sparse, "b.png"), spec).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("classes", [5, 150])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_palette_mask_of_ours_reads_back_as_itself(
+    classes: int, trained: bool, tmp_path: Path
+) -> None:
+    """With VOC's colours, of which two are greys by chance, and with those of the training."""
+    palette = tuple((i, 255 - i, i // 2, 9) for i in range(0, classes, 2)) if trained else ()
+    spec = ModelSpec(classes=classes, palette=palette)
+    for held in (range(classes), (0, 7 % classes), (0, 56 % classes), (classes - 1,)):
+        mask = np.array([list(held)], np.uint8)
+        path = tmp_path / "mask.png"
+        path.write_bytes(encode_mask(mask, spec, "palette"))
+        np.testing.assert_array_equal(true_classes(path, spec), mask)
+
+
+@pytest.mark.parametrize("colours", [(255, 255, 255, 0, 0, 0), (0, 0, 0, 255, 255, 255)])
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_black_and_white_is_one_mask_however_it_is_stored(
+    suffix: str, colours: tuple[int, ...], tmp_path: Path
+) -> None:
+    shown = np.array([[0, 255, 255]], np.uint8)
+    indices = (shown == colours[3]).astype(np.uint8)
+    palette = Image.fromarray(indices)
+    palette.putpalette(colours)
+    one_bit = Image.fromarray(shown).convert("1")
+    for values in ((0, 1), (0, 255)):
+        spec = ModelSpec(classes=2, mask_values=values)
+        assert true_classes(written(tmp_path, one_bit, "b.png"), spec).tolist() == [[0, 1, 1]]
+        path = written(tmp_path, palette, f"p{suffix}")
+        if suffix == ".bmp" and colours[0] == 0:
+            with pytest.raises(ImageError, match="two greys that is not of 1 bit"):
+                true_classes(path, spec)  # Pillow reads three zeros
+        else:
+            assert true_classes(path, spec).tolist() == [[0, 1, 1]]
+
+
+def test_values_of_a_pgm_are_not_scaled_by_its_maximum(tmp_path: Path) -> None:
+    for maximum in (3, 20, 250, 255, 300):
+        plain, binary = tmp_path / "plain.pgm", tmp_path / "binary.pgm"
+        plain.write_text(f"P2 3 1 {maximum} 0 1 3\n")
+        kind = ">u2" if maximum > 255 else np.uint8
+        values = np.array([0, 1, 3], kind).tobytes()
+        binary.write_bytes(f"P5 3 1 {maximum}\n".encode() + values)
+        for path in (plain, binary):
+            assert read_mask(path).tolist() == [[0, 1, 3]], maximum
+    binary.write_bytes(b"P5 3 1 20\n" + bytes(2))
+    with pytest.raises(ImageError):
+        read_mask(binary)
 
 
 def test_another_palette_than_that_of_the_training_is_read_by_colour(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ class TestBadFiles:
         assert caught.value.expected == SPEC_KEY
         assert "unetrt export" in str(caught.value.hint)
 
-    def test_weights_in_a_file_that_is_not_there(self, edited: Callable[..., Path]) -> None:
+    def test_weights_in_another_file(self, edited: Callable[..., Path]) -> None:
         def move_out(model: onnx.ModelProto) -> None:
             onnx.external_data_helper.convert_model_to_external_data(
                 model, location="none.data", size_threshold=0
@@ -212,7 +212,7 @@ class TestBadFiles:
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     tensor.ClearField("raw_data")
 
-        with pytest.raises(UserError, match="weights in another file") as caught:
+        with pytest.raises(UserError, match="its weights in another file") as caught:
             open_engine(edited(move_out))
         assert "none.data" in str(caught.value.seen)
         assert "unetrt export" in str(caught.value.hint)

@@ -15,12 +15,12 @@ from PIL import Image
 
 from unetrt.contract.errors import UserError
 from unetrt.contract.masks import class_indices, mask_pixels, read_mask
+from unetrt.contract.palettes import class_colour
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
 from unetrt.runtime.encode import (
     MaskFormat,
     check_output_suffix,
-    class_colour,
     colour_table,
     encode_mask,
     resolve_format,

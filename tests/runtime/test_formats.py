@@ -21,10 +21,11 @@ from tests.runtime.conftest import torch_engine, write_picture
 from tests.runtime.test_journal import MODEL
 from tests.runtime.test_predict import files_below
 from unetrt.contract.images import read_image
+from unetrt.contract.palettes import class_colour
 from unetrt.contract.resize import network_input
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
-from unetrt.runtime.encode import class_colour, encode_mask
+from unetrt.runtime.encode import encode_mask
 from unetrt.runtime.journal import JournalOptions
 from unetrt.runtime.overlay import MAX_SIDE, blend_mask, encode_overlay
 from unetrt.runtime.plan import Task, plan_tasks

@@ -271,6 +271,21 @@ def test_a_batch_that_fills_the_memory_is_a_wrong_request(
     assert threads_left() == []
 
 
+def test_one_image_that_is_too_large_for_the_batch_ends_no_job_that_runs(
+    threshold_engine: type[ThresholdEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(index: int) -> Loaded:
+        image, size = plain(index)
+        return (np.repeat(image, 9, axis=0), size) if index == 7 else (image, size)
+
+    monkeypatch.setattr("unetrt.runtime.fit.memory_bytes", lambda: 4 * plain(0)[0].nbytes)
+    options = PipelineOptions(batch=2, slots=1, load_threads=1, memory=1 << 20)
+    with threshold_engine() as engine:
+        results = list(run_pipeline(engine, range(12), load, ignore, options))
+    assert [r.task for r in results if r.error] == [7]
+    assert len(results) == 12
+
+
 class NarrowEngine(ThresholdEngine):
     """Takes no network input wider than 6, as a plan outside of its profile."""
 

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from tests.conftest import balanced_checkpoint
-from unetrt.runtime.encode import class_colour
+from unetrt.contract.palettes import class_colour
 from unetrt.runtime.plan import Task
 from unetrt.runtime.viz import MaskViewer, coloured_mask, draw_mask
 

@@ -88,6 +88,16 @@ def test_logits_that_are_not_finite_give_no_class_to_that_image_alone(
     assert (masks[1] == NO_CLASS).all()
 
 
+@pytest.mark.parametrize("size", [(16, 16), (20, 30)])
+def test_two_logits_whose_difference_overflows_give_no_class(size: tuple[int, int]) -> None:
+    logits = torch.zeros(2, 2, 16, 16, dtype=torch.float16)
+    logits[1, 0, 5, 5], logits[1, 1, 5, 5] = -40000, 40000
+    masknet = MaskNet(Constant(logits), ModelSpec(channels=1, classes=2))
+    masks = masknet(images(2, 16, 16), torch.empty(size, dtype=torch.uint8))
+    assert (masks[0] == 0).all()
+    assert (masks[1] == NO_CLASS).all()
+
+
 @pytest.mark.parametrize("threshold", [0.01, 0.5, 0.99])
 def test_one_logit_is_compared_with_the_threshold(threshold: float) -> None:
     logits = torch.linspace(-9, 9, 256).reshape(1, 1, 16, 16)

@@ -284,7 +284,7 @@ def test_folders_of_their_own_are_scored_on(empty_pairs: Folders, tmp_path: Path
         {"validation": 0},
         {"validation": 100},
         {"crop": 8},
-        {"bit_depth": 8},
+        {"bit_depth": 7},
         {"ignore_index": 256},
         {"val_images": Path("x")},
         {"seed": -1},
