@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import cv2
+import numpy as np
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -196,16 +197,29 @@ def open_picture(data: bytes, name: str) -> Picture:
     if isinstance(picture.image, PngImageFile):
         check_chunks(data)
     if isinstance(picture.image, BmpImageFile) and picture.image.mode == "1":
-        _check_one_bit(picture)
+        return _two_greys(picture)
     return picture
 
 
-def _check_one_bit(picture: Picture) -> None:
-    """Pillow takes a BMP of two greys for one of 1 bit a pixel, however many bits it has."""
-    old = struct.unpack_from("<I", picture.data, 14)[0] == 12  # OS/2's header
-    (bits,) = struct.unpack_from("<H", picture.data, 24 if old else 28)
-    if bits != 1:
-        raise picture.error("a BMP of two greys that is not of 1 bit", seen=f"{bits} bits a pixel")
+def _two_greys(picture: Picture) -> Picture:
+    """Pillow takes a BMP of two greys for one of 1 bit a pixel, however many bits it has.
+
+    One of more bits goes on as the 1-bit PNG of what cv2 reads.
+    """
+    data = picture.data
+    old = struct.unpack_from("<I", data, 14)[0] == 12  # OS/2's header
+    (bits,) = struct.unpack_from("<H", data, 24 if old else 28)
+    if bits == 1:
+        return picture
+    (start,) = struct.unpack_from("<I", data, 10)
+    packed = not old and struct.unpack_from("<I", data, 30)[0] != 0
+    width, height = picture.image.size
+    whole = len(data) >= start + (width * bits + 31) // 32 * 4 * height
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if packed or not whole or grey is None:
+        raise picture.error("a BMP of two greys that cannot be read", seen=f"{bits} bits a pixel")
+    png = cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_BILEVEL, 1])[1].tobytes()
+    return Picture(picture.name, png, PngImageFile(io.BytesIO(png)))
 
 
 def is_tiff(data: bytes) -> bool:

@@ -66,14 +66,21 @@ def no_memory(size: Size, seen: object) -> ImageError:
     )
 
 
-def require_batch(batch: int, image_bytes: int) -> None:
-    """Raise UserError for a batch that was asked for and whose images alone fill the memory."""
-    memory = memory_bytes()
+def refuse_batch(fit: Fit, image_bytes: int, size: Size) -> ImageError | None:
+    """Of a batch that was asked for and whose images alone, of `size` (H, W), fill the memory.
+
+    An error of the image where others have fitted; raises UserError where none has yet.
+    """
+    memory, batch = memory_bytes(), fit.batch
     if batch * image_bytes > memory:
+        seen = f"{batch * image_bytes / 2**30:.1f} GiB of images in a batch"
+        if fit.proven:
+            return no_memory(size, seen)
         most = max(1, memory // image_bytes // 4)
         raise UserError(
             f"no memory for {batch} images a batch",
-            seen=f"{batch * image_bytes / 2**30:.1f} GiB of images",
+            seen=seen,
             expected=f"less than {memory / 2**30:.1f} GiB, with all that the network adds",
             hint=f"--batch {min(most, 64)}   or leave --batch out",
         )
+    return None

@@ -20,7 +20,7 @@ from ..engine.base import Engine, Slot
 from ..engine.probe import usable_cores
 from .buckets import Buckets, Key, bytes_of
 from .budget import SHARE, Budget
-from .fit import MOST_UNFIT, Fit, no_memory, require_batch
+from .fit import MOST_UNFIT, Fit, no_memory, refuse_batch
 from .trace import NO_TRACE, NoTrace
 
 T = TypeVar("T")
@@ -192,19 +192,12 @@ class Pipeline(Closing, Generic[T]):
     def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
         key = ((image.shape[0], image.shape[1]), size)
         refusal = self.engine.refusal(*key)
+        if refusal is None and self.options.batch is not None:
+            refusal = refuse_batch(self.fit, image.nbytes, size)
         if refusal is not None:
             self.budget.give_back(image.nbytes)
             yield Result(task, refusal)
             return
-        if self.options.batch is not None:
-            try:
-                require_batch(self.fit.batch, image.nbytes)
-            except UserError as error:
-                if not self.fit.proven:
-                    raise
-                self.budget.give_back(image.nbytes)
-                yield Result(task, no_memory(size, error.seen))
-                return
         self.buckets.put(key, [(task, image)])
         while self.buckets.size(key) >= self.fit.batch:
             yield from self._launch(key)

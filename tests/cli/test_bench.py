@@ -39,7 +39,7 @@ def images(tmp_path: Path) -> Path:
         (["--max-regression", "2"], "a share between 0 and 1"),
         (["--max-regression", "x%"], "a share between 0 and 1"),
         (["--row-timeout", "0"], "above 0"),
-        (["--bit-depth", "8"], "--bit-depth"),
+        (["--bit-depth", "7"], "--bit-depth"),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_runs(
