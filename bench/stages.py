@@ -122,7 +122,7 @@ class Pass:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of the main thread in each of STEPS."""
+        """Seconds of the main thread in each of STEPS, in their order."""
         found = {START: min(self.wall, self.clock.first - self.start)}
         found |= {step: self.clock.seconds[span] for step, span in _SPANS.items()}
         return {**found, REST: max(0.0, self.wall - sum(found.values()))}
@@ -132,7 +132,7 @@ def stage_table(done: Pass, engine_rate: float) -> StageTable:
     """engine_rate: images a second, engine-only, from which its busy share is derived."""
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
-        for step, s in ((step, done.spent[step]) for step in STEPS)
+        for step, s in done.spent.items()
     ]
     for names, where, threads in (
         (LOADERS, "load threads", done.load_threads),
@@ -157,8 +157,8 @@ def _shared_bound(done: Pass, engine_rate: float) -> float | None:
     """Every image takes the engine all cores for a while, and its threads a core for another."""
     if done.shared_cores is None:
         return None
-    workers = sum(done.clock.cpu[name] for name in LOADERS + WRITERS)
-    beside = workers + done.spent[COPY] + done.spent[SUBMIT]
+    spent, workers = done.spent, sum(done.clock.cpu[name] for name in LOADERS + WRITERS)
+    beside = workers + spent[COPY] + spent[SUBMIT]
     return 1 / (1 / engine_rate + beside / done.images / done.shared_cores)
 
 

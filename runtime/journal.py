@@ -81,10 +81,10 @@ class Journal(Closing):
         path = self.output_dir / FOLDER / name
         require_inside([path], self.output_dir)
         self._lines = JsonLines(path)
-        wanted = {"journal": FORMAT, "model": options.model, **header}
+        wanted = json.loads(json.dumps({"journal": FORMAT, "model": options.model, **header}))
         try:
-            self._check_others(json.loads(json.dumps(wanted)), options.restart)
-            self._begin(json.loads(json.dumps(wanted)), options.restart)
+            self._check_others(wanted, options.restart)
+            self._begin(wanted, options.restart)
         except BaseException:
             self.close()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 from unetrt.engine.host import HostEngine
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.runtime.plan import Task
+from unetrt.runtime.work import Look
 from unetrt.training.checkpoint import Checkpoint
 
 
@@ -45,6 +49,17 @@ def write_picture(path: Path, pixels: U8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
     return path
+
+
+def stopping_after(count: int) -> tuple[Look, threading.Event]:
+    """A look at every mask, and the wish to stop that it has at the count-th; 0: never."""
+    stop, seen = threading.Event(), itertools.count(1)
+
+    def look(task: Task, mask: U8) -> None:
+        if next(seen) == count:
+            stop.set()
+
+    return look, stop
 
 
 def class_count(mask: U8) -> int:

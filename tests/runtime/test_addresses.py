@@ -187,14 +187,19 @@ def test_a_job_that_ends_at_once_has_its_plan(
     assert (merged.planned, merged.done, merged.skipped) == (PICTURES, 0, PICTURES)
 
 
+def twins(tmp_path: Path) -> Path:
+    """A folder of a.png, and beside it an a.bmp that is to come, older than any mask."""
+    images = tmp_path / "steel"
+    write_picture(images / "a.png", steel(1, 48, 48))
+    write_picture(tmp_path / "a.bmp", steel(2, 48, 48))
+    return images
+
+
 def test_a_new_image_takes_no_name_of_a_done_one(
     job: Callable[..., Summary], store: Any, tmp_path: Path
 ) -> None:
     """It is older than the mask, so that time alone would call it done."""
-    images = tmp_path / "steel"
-    write_picture(images / "a.png", steel(1, 48, 48))
-    write_picture(images / "a.bmp", steel(2, 48, 48))
-    (images / "a.bmp").rename(tmp_path / "a.bmp")
+    images = twins(tmp_path)
     assert counts(job(str(images))) == (1, 0, 0)
     first = masks_in(store)
     (tmp_path / "a.bmp").rename(images / "a.bmp")
@@ -214,10 +219,7 @@ def test_a_new_image_takes_no_name_of_a_done_one(
 def test_the_mask_of_another_image_is_not_taken_for_this_ones(
     job: Callable[..., Summary], store: Any, tmp_path: Path
 ) -> None:
-    images = tmp_path / "steel"
-    write_picture(images / "a.png", steel(1, 48, 48))
-    write_picture(images / "a.bmp", steel(2, 48, 48))
-    (images / "a.bmp").rename(tmp_path / "a.bmp")
+    images = twins(tmp_path)
     job(str(images))
     first = masks_in(store)
     (images / "a.png").unlink()

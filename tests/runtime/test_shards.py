@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.runtime.conftest import ThresholdEngine
+from tests.runtime.conftest import ThresholdEngine, stopping_after
 from tests.runtime.test_journal import MODEL, counts
 from tests.runtime.test_predict import files_below, write_pictures
 from unetrt.contract.errors import UserError
@@ -45,14 +45,7 @@ def job(tmp_path: Path) -> Job:
         stop_after: int = 0,
         **options: object,
     ) -> Summary:
-        stop, seen = threading.Event(), 0
-
-        def look(task: Task, mask: U8) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_after:
-                stop.set()
-
+        look, stop = stopping_after(stop_after)
         journal = JournalOptions(output_dir=tmp_path / out, model=model, shard=shard)
         predict_options = PredictOptions(journal=journal, pipeline=SERIAL, **options)  # type: ignore[arg-type]
         with ThresholdEngine() as engine:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.conftest import ThresholdEngine, write_picture
+from tests.runtime.conftest import ThresholdEngine, stopping_after, write_picture
 from tests.runtime.test_journal import MODEL, counts, flat
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
@@ -47,14 +47,7 @@ def job(tmp_path: Path) -> Job:
         save: bool = True,
         **options: Any,
     ) -> Summary:
-        stop, seen = threading.Event(), 0
-
-        def look(task: Task, mask: U8) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_after:
-                stop.set()
-
+        look, stop = stopping_after(stop_after)
         recorded = None if restart else recorded_outputs(out)
         tasks = plan_tasks([str(tmp_path / "in")], output_dir=out, recorded=recorded, save=save)
         tasks = tasks if shard is None else tasks_of_shard(tasks, shard, out)
