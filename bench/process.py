@@ -39,10 +39,9 @@ def interrupted_by_signals() -> Iterator[None]:
 
     Rows are sessions of their own, which a signal to the bench's group would leave running.
     """
-    numbers = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
     taken = []
     if threading.current_thread() is threading.main_thread():
-        taken = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+        taken = [n for n in _end_signals() if signal.getsignal(n) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, signal.default_int_handler)
     try:
@@ -61,20 +60,47 @@ def run_alone(
     keep_errors: what it writes to stderr comes back too. Raises subprocess.TimeoutExpired.
     """
     errors: int | IO[str] | None = subprocess.PIPE if keep_errors else None
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    ) as child:
-        try:
-            out, told = child.communicate(text, timeout)
-        except BaseException:
-            _end(child)
-            raise
+    child = None
+    try:
+        with _signals_held_back():
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        out, told = child.communicate(text, timeout)
+    except BaseException:
+        if child is not None:
+            with child:  # closes its pipes
+                _end(child)
+        raise
     return subprocess.CompletedProcess(command, child.returncode, out, told)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What comes meanwhile is answered at the end: a process half started has nobody to end it."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.SIGINT, *_end_signals()]
+        before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _end_signals() -> list[signal.Signals]:
+    return [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from unetrt.bench.process import interrupted_by_signals, run_alone
+
 CODE = """
 from unetrt.bench.process import interrupted_by_signals, run_alone
 with interrupted_by_signals():
@@ -28,3 +30,22 @@ def test_a_signal_to_the_bench_ends_its_rows(number: signal.Signals) -> None:
     assert "KeyboardInterrupt" in told
     with pytest.raises(ProcessLookupError):
         os.kill(row, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_row_starts_ends_it(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row runs already and nobody holds it yet: it would outlive the bench."""
+    rows = []
+
+    class Popen(subprocess.Popen[str]):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[call-overload]
+            rows.append(self)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
+        run_alone(["sleep", "60"], 100)
+    assert rows[0].returncode == -signal.SIGKILL
