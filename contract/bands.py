@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .depth import bytes_from_samples
 from .errors import ImageError
 from .headers import MAX_BYTES, ORIENTATION, check_pixels, is_tiff, open_picture, tiff_directories
+from .jpeg import TIFF_JPEGS, check_segments
 from .modules import import_module
 from .types import U8, Size
 
@@ -22,8 +23,6 @@ _COLOURS = {"P": "a palette", "PA": "a palette", "CMYK": "inks", "YCbCr": "YCbCr
 """Pillow's modes whose bands are not channels as they stand."""
 _SEPARATE = 2
 """TIFF 6.0, PlanarConfiguration: a plane for each sample."""
-_JPEG, _END_OF_JPEG = (6, 7), b"\xff\xd9"
-"""Its decoder fills what is missing without a word."""
 _BLACK_IS_ZERO, _RGB = 1, 2
 """TIFF 6.0, PhotometricInterpretation: the only ones whose samples are channels as they stand."""
 
@@ -160,10 +159,8 @@ def _check_page(page: Any, first: Any, length: int, name: str) -> None:
 
 def _plane(page: Any, size: Size, data: bytes, name: str) -> npt.NDArray[np.generic]:
     """(H, W, samples of a pixel), whichever way these are stored."""
-    if page.compression in _JPEG:
-        ends = (at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True))
-        if any(data[end - 2 : end] != _END_OF_JPEG for end in ends):
-            raise ImageError(f"{name} is incomplete", seen="a JPEG in it without its end")
+    if page.compression in TIFF_JPEGS:
+        check_segments(data, page.dataoffsets, page.databytecounts, page.jpegtables or b"")
     try:
         pixels = np.asarray(page.asarray())
     except (ValueError, ImportError) as error:

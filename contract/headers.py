@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from .addresses import is_address, store_errors
 from .errors import ImageError
+from .jpeg import check_tiff
 from .png import check_chunks, lacks_rows
 from .types import Size
 
@@ -95,6 +96,8 @@ class Picture:
 
     def load(self) -> ImageFile.ImageFile:
         """Decode the pixels, by Pillow."""
+        if isinstance(self.image, TiffImageFile):
+            check_tiff(self.image, self.data)
         self.image.load()
         if isinstance(self.image, PngImageFile) and lacks_rows(self.image, self.data):
             raise self.error("its pixels end before the picture does")

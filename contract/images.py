@@ -37,6 +37,7 @@ _TARGETS = {
     "YCbCr": "RGB",
 }
 
+_JPEG_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _NAMES = {"I": "32-bit integers", "F": "float pixels", "LAB": "CIELAB colours"}
 
 _TIFF_PHOTOMETRIC = 262
@@ -166,9 +167,9 @@ def _pixels(
         samples = deep_samples(picture)
         return bytes_from_samples(samples, picture.maximum, bit_depth, picture.name)
     image = picture.image
-    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
+    if isinstance(image, JpegImageFile) and image.mode in _JPEG_SPACES:
         # Bit-equal to Pillow and four times as fast; strict: a premature end is an error.
-        space = "GRAY" if image.mode == "L" else "RGB"
+        space = _JPEG_SPACES[image.mode]
         height, width, factor = _least(picture, least) if least else (0, 0, 1)
         pixels: U8 = simplejpeg.decode_jpeg(
             picture.data,
@@ -178,6 +179,8 @@ def _pixels(
             min_factor=factor,
             strict=True,
         )
+        if space == "CMYK":  # inks are stored as Adobe does, 255 for none
+            return np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))
         return pixels[:, :, 0] if space == "GRAY" else pixels
     return _from_pillow(picture)
 

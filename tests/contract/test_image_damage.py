@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -70,6 +74,35 @@ def test_a_truncated_file_is_an_error_or_lacks_nothing(kind: str) -> None:
         else:
             np.testing.assert_array_equal(image, expected, f"cut at {cut} of {len(whole)}")
     assert refused >= 20
+
+
+def by_tifffile(pixels: npt.NDArray[np.uint8], **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, compression="jpeg", **options)
+    return file.getvalue()
+
+
+IN_TIFF = {
+    "strips and tables": saved(Image.fromarray(scene(256, 256)), format="TIFF", compression="jpeg"),
+    "tiles": by_tifffile(scene(256, 256), photometric="rgb", tile=(64, 64)),
+    "grey strips": by_tifffile(scene(256, 256)[:, :, 2], rowsperstrip=32),
+    "inks": saved(
+        Image.fromarray(scene(256, 256)).convert("CMYK"), format="TIFF", compression="jpeg"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, *IN_TIFF])
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_a_jpeg_that_breaks_off_within_is_noticed(kind: str, part: float) -> None:
+    """A marker in the middle of its pixels: decoders fill up with grey and go on."""
+    whole = bytearray(JPEGS[kind] if kind in JPEGS else IN_TIFF[kind])
+    assert read_image(bytes(whole), 3).shape[2] == 3
+    start = whole.index(b"\xff\xda")
+    at = start + int(part * (whole.index(b"\xff\xd9", start) - start))
+    whole[at : at + 2] = b"\xff\xd5"
+    with pytest.raises(ImageError, match="damaged or incomplete"):
+        read_image(bytes(whole), 3)
 
 
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
