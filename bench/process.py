@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
+from ..runtime.stop import END_SIGNALS
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -31,24 +33,6 @@ def answer_from_process(module: str, job: DataclassInstance, timeout: float) -> 
         return json.loads(lines[-1])
     except json.JSONDecodeError:
         return f"its process answered with {lines[-1][:80]!r}"
-
-
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is measured as Ctrl-C does; what is ignored stays so.
-
-    Rows are sessions of their own, which a signal to the bench's group would leave running.
-    """
-    taken = []
-    if threading.current_thread() is threading.main_thread():
-        taken = [n for n in _end_signals() if signal.getsignal(n) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def run_alone(
@@ -86,7 +70,7 @@ def _signals_held_back() -> Iterator[None]:
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [signal.SIGINT, *_end_signals()]
+        numbers = [signal.SIGINT, *END_SIGNALS]
         before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))
@@ -97,10 +81,6 @@ def _signals_held_back() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         signal.raise_signal(came[0])
-
-
-def _end_signals() -> list[signal.Signals]:
-    return [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
 
 
 def _end(child: subprocess.Popen[str]) -> None:

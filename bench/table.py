@@ -9,12 +9,12 @@ from pathlib import Path
 from ..contract.files import image_paths
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..engine.probe import package_version
+from ..runtime.stop import interrupted_by_signals
 from ..training.checkpoint import read_checkpoint
 from .judge import truth_masks
 from .machine import describe_bench_machine
 from .options import BenchOptions as BenchOptions
 from .peak import Peaks, probe_peaks
-from .process import interrupted_by_signals
 from .result import Bench
 from .rows import (
     baseline_checkpoint,

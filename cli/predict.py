@@ -16,9 +16,9 @@ from .shared import (
     add_json_argument,
     named,
     place,
-    positive,
     require_done,
     show_failures,
+    slots,
     trace_file,
     write_json,
 )
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bit_depth_argument(parser)
     fast = "JPEG at reduced size, if that keeps the masks of some of the images"
     add("--fast-decode", action="store_true", help=fast)
-    add("--slots", type=positive, help="batches in flight (default: the engine's)")
+    add("--slots", type=slots, help="batches in flight (default: the engine's)")
     add("--trace", type=trace_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
     from ..runtime.digest import digest_if_there, require_unchanged
     from ..runtime.predict import Summary, check_reference_flags, run_job
-    from ..runtime.stop import stop_on_signals
+    from ..runtime.stop import interrupted_by_signals, stop_on_signals
     from ..runtime.trace import NO_TRACE, Trace
     from ..runtime.viz import MaskViewer
 
@@ -77,19 +77,20 @@ def run(args: argparse.Namespace) -> int:
         viewer.require_display()
     trace = NO_TRACE if args.trace is None else Trace()
     summary = Summary()
-    with stop_on_signals(STOPPING) as stop:
+    with interrupted_by_signals():  # a plan of millions takes its time, and nothing is written yet
         tasks = _tasks_from_args(args)
         _check_model(args.model)
         digest = digest_if_there(args.model)
-        with crew_from_args(args, viewer.keep if viewer else None) as crew:
-            require_unchanged(args.model, digest)
-            check_reference_flags(crew.opened.spec, args.classes, args.bilinear)
-            options = _options_from_args(args, digest, trace)
-            try:
-                run_job(crew, tasks, options, stop, summary)
-            except (UserError, OSError):
-                _report_ended(args, summary, trace)
-                raise
+    look = viewer.keep if viewer else None
+    with stop_on_signals(STOPPING) as stop, crew_from_args(args, look) as crew:
+        require_unchanged(args.model, digest)
+        check_reference_flags(crew.opened.spec, args.classes, args.bilinear)
+        options = _options_from_args(args, digest, trace)
+        try:
+            run_job(crew, tasks, options, stop, summary)
+        except (UserError, OSError):
+            _report_ended(args, summary, trace)
+            raise
     if viewer and not stop.is_set():
         viewer.show(crew.opened.spec)
     interrupted = bool(summary.left) and stop.is_set()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..contract.spec import MaskValue, SpecOverrides
     from ..engine.base import Engine
 
+MOST_SLOTS = 256
 MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
 
 
@@ -59,6 +60,13 @@ def add_bit_depth_argument(parser: argparse.ArgumentParser) -> None:
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise wrong(text, "a whole number above 0")
+    return int(text)
+
+
+def slots(text: str) -> int:
+    """Each has memory of its own from the start."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_SLOTS:
+        raise wrong(text, f"a whole number from 1 to {MOST_SLOTS}")
     return int(text)
 
 

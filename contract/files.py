@@ -126,6 +126,8 @@ def image_paths(folder: Path) -> list[Path]:
 
 def _without_outputs(found: list[Path]) -> list[Path]:
     """X_OUT.png goes where an image X.jpg stands, a.jpg_OUT.png and a.jpg-2_OUT.png where a.jpg."""
+    if not any(REFERENCE_SUFFIX in path.name for path in found):
+        return found
     names = {str(path) for path in found}
     stems = {str(path.parent / path.stem) for path in found}
     kept = []
@@ -207,6 +209,8 @@ def _image_addresses(folder: Path) -> list[Path]:
 
 
 def _without_twins(found: list[Path]) -> list[Path]:
+    if not any(path.name.lower().endswith(ARRAY) for path in found):
+        return found
     pictures = {path.with_suffix("") for path in found if path.suffix.lower() != ARRAY}
     kept = [p for p in found if p.suffix.lower() != ARRAY or p.with_suffix("") not in pictures]
     if len(kept) < len(found):

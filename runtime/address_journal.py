@@ -156,7 +156,7 @@ class AddressJournal(Closing):
 
 
 def _images(tasks: Sequence[Task]) -> list[str]:
-    return [str(path) for path in located(task.source for task in tasks)]
+    return list(located(task.source for task in tasks))
 
 
 def read_header(output_dir: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
@@ -29,7 +29,7 @@ class Input:
 def expand_inputs(inputs: Sequence[str], outputs: Sequence[Path]) -> list[Input]:
     """Every image once, in the order given."""
     items = [item for text in inputs for item in _expand_one(text, outputs)]
-    found: dict[Path, Input] = {}
+    found: dict[str, Input] = {}
     for item, path in zip(items, located(item.path for item in items), strict=True):
         found.setdefault(path, item)
     if not found:
@@ -125,13 +125,13 @@ def _listed_file(line: str) -> Path:
 
 def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) -> list[Input]:
     """Leave out what an earlier run has written below `root`, in an output folder there."""
-    inside = root.resolve()
+    place = root.resolve()
     for folder in (output.resolve() for output in outputs if not is_address(output)):
         # A folder elsewhere may be linked to from here; where the root lies in it, it is meant.
-        if folder != inside and folder not in inside.parents:
+        if folder != place and folder not in place.parents:
             places = located(item.path for item in items)
-            pairs = zip(items, places, strict=True)
-            items = [item for item, place in pairs if folder not in place.parents]
+            written = map(inside(folder), places)
+            items = [item for item, ours in zip(items, written, strict=True) if not ours]
     return items
 
 
@@ -186,7 +186,7 @@ def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 def _shortest(paths: Iterable[Path]) -> list[Path]:
     """Each file once, sorted: links give one several spellings."""
     spellings = sorted(paths, key=lambda path: (len(path.parts), path))
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for place, path in zip(located(spellings), spellings, strict=True):
         found.setdefault(place, path)
     return sorted(found.values())
@@ -224,10 +224,28 @@ def real_folder(folder: Path) -> Path:
     return folder.resolve() if is_address(folder) else Path(os.path.realpath(folder))
 
 
-def located(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each path as one spelling: links of its folder followed, every folder asked once."""
-    folders: dict[Path, Path] = {}
+def located(paths: Iterable[Path]) -> Iterator[str]:
+    """Each path as one spelling: links of its folder followed, every folder asked once.
+
+    Text: a plan of millions compares these, which for paths takes ten times as long.
+    """
+    folders: dict[str, str] = {}
     for path in paths:
-        if path.parent not in folders:
-            folders[path.parent] = real_folder(path.parent)
-        yield folders[path.parent] / path.name
+        folder, name = os.path.split(str(path))
+        if folder not in folders:
+            folders[folder] = str(real_folder(path.parent))
+        yield os.path.join(folders[folder], name)  # noqa: PTH118  text, as said
+
+
+def inside(root: Path) -> Callable[[str], bool]:
+    """Whether what `located` has given lies below `root`; every folder is asked once."""
+    known: dict[str, bool] = {}
+
+    def is_inside(path: str) -> bool:
+        folder = os.path.split(path)[0]
+        if folder not in known:
+            place = path_from_text(folder)
+            known[folder] = root == place or root in place.parents
+        return known[folder]
+
+    return is_inside

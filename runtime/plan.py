@@ -13,7 +13,7 @@ from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from ..contract.files import IMAGE_SUFFIXES, REFERENCE_SUFFIX
 from ..contract.log import log
-from .inputs import Input, expand_inputs, input_roots, located
+from .inputs import Input, expand_inputs, input_roots, inside, located
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ def _check_no_inputs(inputs: Sequence[str], folder: Path, written: Sequence[Path
     for root, pattern in ((_resolved(root), pattern) for root, pattern in input_roots(inputs)):
         if place != root and place not in root.parents:
             continue
-        for path in located(written):
-            image = path.suffix.lower() in IMAGE_SUFFIXES and fnmatch(path.name, pattern)
-            if image and root in path.parents:
+        among = inside(root)
+        for path in filter(among, located(written)):
+            name = PurePath(path)
+            if name.suffix.lower() in IMAGE_SUFFIXES and fnmatch(name.name, pattern):
                 raise UserError(
                     "masks among the images would be images of the next run",
                     seen=path,
@@ -108,13 +109,14 @@ def require_inside(written: Iterable[Path], folder: Path) -> None:
     """Raise UserError for a path that leaves `folder` through a link."""
     if is_address(folder):
         return
-    inside = folder.resolve()
+    place = folder.resolve()
+    stays = inside(place)
     for path in located(written):
-        if inside not in path.parents:
+        if not stays(path):
             raise UserError(
                 f"a link leads out of {folder}",
                 seen=path,
-                expected=f"masks below {inside}",
+                expected=f"masks below {place}",
                 hint="remove the link, or --output-dir DIR   with the folder that it leads to",
             )
 
@@ -128,9 +130,10 @@ def _reference_outputs(found: list[Input], suffix: str) -> list[Path]:
     taken: set[str] = set()
     outputs = []
     for item, place in zip(found, located(item.path for item in found), strict=True):
-        names = (stem + REFERENCE_SUFFIX + suffix for stem in _stems(place))
-        name = next(name for name in names if _folded(place.with_name(name)) not in taken)
-        taken.add(_folded(place.with_name(name)))
+        path = PurePath(place)
+        names = (stem + REFERENCE_SUFFIX + suffix for stem in _stems(path))
+        name = next(name for name in names if _folded(path.with_name(name)) not in taken)
+        taken.add(_folded(path.with_name(name)))
         outputs.append(item.path.with_name(name))
     return outputs
 
@@ -160,33 +163,42 @@ def _tree_outputs(
     kept = _kept_names(found, suffix, recorded, taken)
     names, renamed = [], 0
     for item in found:
-        wanted = (item.relative.with_name(stem + suffix) for stem in _stems(item.relative))
-        name = kept.get(item) or next(name for name in wanted if _folded(name) not in taken)
-        renamed += item not in kept and name.name != item.relative.stem + suffix
-        taken.add(_folded(name))
+        name = kept.get(item.path) or _free_name(item.relative, suffix, taken)
+        renamed += item.path not in kept and name.name != item.relative.stem + suffix
         names.append(output_dir / name)
     if renamed:
         log.warning("inputs that share a stem with another: %d, named STEM.EXT%s", renamed, suffix)
     return names
 
 
+def _free_name(path: PurePath, suffix: str, taken: set[str]) -> PurePath:
+    """The first of its names that no other one has; taken from now on."""
+    for stem in _stems(path):
+        name = path.with_name(stem + suffix)
+        folded = _folded(name)
+        if folded not in taken:
+            break
+    taken.add(folded)
+    return name
+
+
 def _kept_names(
     found: list[Input], suffix: str, recorded: Mapping[str, str], taken: set[str]
-) -> dict[Input, PurePath]:
+) -> dict[Path, PurePath]:
     """Take the names that images have already: a new image that comes first might want one.
 
     Two that differ in case only stay as they are: their file system keeps them apart.
     """
-    kept: dict[Input, PurePath] = {}
+    kept: dict[Path, PurePath] = {}
     folders, held = frozenset(taken), set[PurePath]()
     if not recorded:
         return kept
     for item, place in zip(found, located(item.path for item in found), strict=True):
-        stem = PurePath(recorded.get(str(place), "")).stem  # an overlay has the stem of its mask
+        stem = PurePath(recorded.get(place, "")).stem  # an overlay has the stem of its mask
         name = item.relative.with_name(stem + suffix) if stem else item.relative
         if not stem.startswith(item.relative.stem) or _folded(name) in folders or name in held:
             continue
-        kept[item] = name
+        kept[item.path] = name
         held.add(name)
         taken.add(_folded(name))
     return kept

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that a job can follow, instead of an exception anywhere in it."""
+"""Signals: a wish that a job can follow, or where nothing is at stake the end at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+END_SIGNALS = (signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
+"""What ends a process that does nothing about it; Windows has no lost terminal."""
 
 
 @contextmanager
@@ -40,3 +42,18 @@ def stop_on_signals(answer: str) -> Iterator[threading.Event]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the with block as Ctrl-C does; what is ignored stays so."""
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [number for number in END_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
-from unetrt.bench.process import interrupted_by_signals, run_alone
+from unetrt.bench.process import run_alone
+from unetrt.runtime.stop import interrupted_by_signals
 
 CODE = """
-from unetrt.bench.process import interrupted_by_signals, run_alone
+from unetrt.bench.process import run_alone
+from unetrt.runtime.stop import interrupted_by_signals
 with interrupted_by_signals():
     run_alone(["sh", "-c", "echo $$ >&2; exec sleep 60"], 100)
 """

@@ -44,7 +44,12 @@ def test_a_job_that_ends_in_an_error_leaves_its_trace(
 def test_a_trace_that_cannot_be_written_is_told_before_the_work(
     unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
 ) -> None:
-    for wrong in (["--trace", tmp_path], ["--trace", tmp_path / "no" / "t.json"], ["--slots", 0]):
+    for wrong in (
+        ["--trace", tmp_path],
+        ["--trace", tmp_path / "no" / "t.json"],
+        ["--slots", 0],
+        ["--slots", 257],
+    ):
         outcome = unetrt("predict", "-m", checkpoint_file(), "-i", pictures, *wrong)
         assert outcome.status == 2
         assert "expected:" in outcome.err

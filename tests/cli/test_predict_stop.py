@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -129,3 +130,26 @@ def test_strict_ends_with_status_1_at_the_first_bad_image(
     assert "+ 1 failed +" in outcome.out
     assert "00.png: " in outcome.err
     assert len(files_below(tmp_path / "out")) < 40
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_job_is_planned_ends_it_at_once(
+    name: signal.Signals, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """A plan of millions takes minutes, in which nothing is at stake."""
+    names = tmp_path / "names"
+    os.mkfifo(names)
+    arguments = ["predict", "-m", checkpoint_file(), "-i", f"@{names}", "--output-dir", tmp_path]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "unetrt.cli", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as job,
+        names.open("w"),
+    ):  # opened once the job reads its list, and it waits for the end of it
+        job.send_signal(name)
+        told = job.communicate(timeout=60)[1]
+    assert job.returncode == 130
+    assert told == "unetrt predict: interrupted; what is written is whole\n"
