@@ -5,24 +5,18 @@ Needs Chromium: `apt-get install chromium`, or Google Chrome.
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import answer_of_page
 from unetrt.bench.page import html_page
 from unetrt.bench.result import Bench
 from unetrt.bench.sweep import Sweep
 
 pytestmark = pytest.mark.slow
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 PROBE = """<pre id="probe"></pre><script>
 addEventListener("load", () => {
@@ -44,33 +38,13 @@ addEventListener("load", () => {
 """Goes into a copy of the page, which has no script of its own."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip("no browser: `apt-get install chromium` brings one")
-    return found
-
-
 def probe_page(
-    browser: str, text: str, folder: Path, width: int, dark: bool = False
+    text: str, folder: Path, width: int, dark: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """What the page looks like to the browser, and what its console says."""
-    page = folder / "page.html"
-    page.write_text(text.replace("</body>", PROBE), encoding="utf-8")
-    command = [
-        browser,
-        *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-        *(f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"),
-        *(f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom"),
-        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    found = re.search(r'<pre id="probe">(.+?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return json.loads(html.unescape(found[1])), console
+    flags = [f"--window-size={width},900"]
+    flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    return answer_of_page(text.replace("</body>", PROBE), folder, *flags)
 
 
 @pytest.fixture
@@ -85,10 +59,10 @@ def long_bench(bench: Bench, sweep: Sweep) -> Bench:
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_asks_for_nothing_and_shows_all_images(
-    width: int, browser: str, long_bench: Bench, tmp_path: Path
+    width: int, long_bench: Bench, tmp_path: Path
 ) -> None:
     text = html_page(long_bench, "unetrt bench " + "x" * 300)
-    seen, console = probe_page(browser, text, tmp_path, width)
+    seen, console = probe_page(text, tmp_path, width)
     assert console == []
     assert seen["requests"] == []
     assert seen["content"] <= seen["width"]
@@ -96,25 +70,23 @@ def test_the_page_fits_asks_for_nothing_and_shows_all_images(
     assert seen["images"] == seen["decoded"] == seen["named"] == 1
 
 
-def test_the_page_is_dark_where_the_reader_wants_it(
-    browser: str, long_bench: Bench, tmp_path: Path
-) -> None:
+def test_the_page_is_dark_where_the_reader_wants_it(long_bench: Bench, tmp_path: Path) -> None:
     text = html_page(long_bench, "unetrt bench")
-    light, _ = probe_page(browser, text, tmp_path, 1280)
-    dark, _ = probe_page(browser, text, tmp_path, 1280, dark=True)
+    light, _ = probe_page(text, tmp_path, 1280)
+    dark, _ = probe_page(text, tmp_path, 1280, dark=True)
     assert light["page"] == dark["page"].replace("22, 24, 28", "255, 255, 255")
     assert light["page"] != dark["page"]
     for seen in (light, dark):
         assert seen["axis"] == seen["ink"], "the plots' text takes the page's colour"
 
 
-def test_a_page_that_is_wrong_is_seen(browser: str, tmp_path: Path) -> None:
+def test_a_page_that_is_wrong_is_seen(tmp_path: Path) -> None:
     text = (
         '<html><body><div style="width:3000px">wide</div><img src="data:image/png;base64,AAAA">'
         '<img alt="a" src="http://unetrt.invalid/a.png">'
         "<script>console.error('wrong')</script></body></html>"
     )
-    seen, console = probe_page(browser, text, tmp_path, 1280)
+    seen, console = probe_page(text, tmp_path, 1280)
     assert seen["content"] > seen["width"]
     assert (seen["images"], seen["decoded"], seen["named"]) == (2, 0, 1)
     assert seen["requests"] == ["http://unetrt.invalid/a.png"]
