@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     from ..contract.errors import UserError
+    from ..contract.log import quiet_readers
 
     _show_warnings()
+    quiet_readers()
     try:
         status = run(args)
         sys.stdout.flush()

@@ -20,6 +20,7 @@ from ..engine.base import Engine, Slot
 from ..engine.probe import usable_cores
 from .buckets import Buckets, Key, bytes_of
 from .budget import SHARE, Budget
+from .fill import Fill
 from .fit import MOST_UNFIT, Fit, no_memory, refuse_batch
 from .trace import NO_TRACE, NoTrace
 
@@ -141,6 +142,7 @@ class Pipeline(Closing, Generic[T]):
         self.numbers = itertools.count()
         self.writing: deque[tuple[T, Future[None], int]] = deque()
         self.unwritten = 0
+        self.fill = Fill()
 
     def run(self, tasks: Iterator[T]) -> Iterator[Result[T]]:
         self._load_ahead(tasks)
@@ -161,6 +163,7 @@ class Pipeline(Closing, Generic[T]):
             while self.flying:
                 yield from self._land()
         yield from self._written(leave=0)
+        self.fill.tell(self.engine.min_batch)
         if self.unfit and self.fit.error and not self.stop():
             raise self.fit.error
 
@@ -245,6 +248,7 @@ class Pipeline(Closing, Generic[T]):
             yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
             return
         self.fit.ran(flight.batch, len(self.slots))
+        self.fill.add(len(tasks), flight.batch)
         yield from self._tell_unfit()
         told = {"batch": number, "images": len(tasks), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, **told)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..contract.errors import UserError
-from ..contract.log import log
+from ..contract.log import log, quiet_readers
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..engine.base import Engine
 from ..engine.open import NO_OVERRIDES, open_engine
@@ -138,6 +138,7 @@ def serve(options: EngineOptions, device: str, threads: int, inbox: Pipe, outbox
     _limit_threads(threads)
     channel = Channel(inbox, outbox)
     log.handlers[:], log.propagate = [_Relay(channel)], False
+    quiet_readers()
     with suppress(_ParentGoneError):
         try:
             with open_engine(

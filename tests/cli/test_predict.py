@@ -148,7 +148,11 @@ def test_names_come_from_standard_input(
     checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
 ) -> None:
     (pictures / " two  spaces ü.png ").write_bytes((pictures / "a.png").read_bytes())
-    names = ["a.png", "sub/d.bmp", " two  spaces ü.png ", "missing.png"]
+    with Image.open(pictures / "a.png") as image:
+        image.save(pictures / "cut.tif", compression="tiff_adobe_deflate")
+    cut = (pictures / "cut.tif").read_bytes()
+    (pictures / "cut.tif").write_bytes(cut[: len(cut) // 2])
+    names = ["a.png", "sub/d.bmp", " two  spaces ü.png ", "missing.png", "cut.tif"]
     out = tmp_path / "out"
     command = ["predict", "-m", checkpoint_file(), "-i", "-", "--output-dir", out]
     done = subprocess.run(
@@ -159,8 +163,10 @@ def test_names_come_from_standard_input(
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert done.stdout == b"4 planned = 3 done + 1 failed + 0 skipped\n"
+    assert done.stdout == b"5 planned = 3 done + 2 failed + 0 skipped\n"
     assert b"failed: missing.png: " in done.stderr
+    assert b"failed: cut.tif: " in done.stderr
+    assert b"Warning" not in done.stderr, "Pillow warns of what has been told"
     assert len(files_below(out)) == 3
 
 

@@ -243,3 +243,28 @@ def test_several_pipelines_share_one_engine() -> None:
         first, *others = [run.result(timeout=60)[0] for run in runs]
         for masks in others:
             assert all(masks[i].tobytes() == first[i].tobytes() for i in first)
+
+
+@pytest.mark.parametrize(("sizes", "told"), [(40, True), (2, False)])
+def test_batches_that_are_mostly_empty_are_told(
+    sizes: int,
+    told: bool,
+    threshold_engine: type[ThresholdEngine],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A size of its own for every image: eight times the work, and nobody would know."""
+
+    def load(index: int) -> Loaded:
+        side = 8 + index % sizes
+        return np.zeros((side, side, 1), np.uint8), (side, side)
+
+    run_all(threshold_engine(batch=8), list(range(80)), load)
+    warned = [text for text in caplog.messages if "--batch" in text]
+    assert warned == (
+        [
+            "batches of 8 held 2.0 images on average, as images of one size are few: "
+            "--batch 2 does less work"
+        ]
+        if told
+        else []
+    )
