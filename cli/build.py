@@ -65,7 +65,8 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gate-masks", type=Path, metavar="DIR", help="their truth")
     add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
     add("--min-class-iou", type=share, help="of each class, between its masks and PyTorch's")
-    add("--max-iou-drop", type=share, default=0.01, help="of any class (default: 0.01)")
+    help_text = "of any class against --gate-masks (default: 0.01)"
+    add("--max-iou-drop", type=share, help=help_text)
     add("--force", action="store_true", help="publish an engine that fails its gate")
 
 
@@ -103,12 +104,18 @@ def gate_options(args: argparse.Namespace) -> GateOptions:
             expected="both, or neither",
             hint="--gate-images DIR --gate-masks DIR",
         )
+    if args.max_iou_drop is not None and not args.gate_masks:
+        raise UserError(
+            "--max-iou-drop is measured against the truth",
+            seen="no --gate-masks",
+            hint="--gate-images DIR --gate-masks DIR, or --min-class-iou",
+        )
     return GateOptions(
         images=args.gate_images,
         masks=args.gate_masks,
         min_agreement=args.min_agreement,
         min_class_iou=args.min_class_iou,
-        max_iou_drop=args.max_iou_drop,
+        max_iou_drop=GateOptions.max_iou_drop if args.max_iou_drop is None else args.max_iou_drop,
         force=args.force,
     )
 
@@ -120,10 +127,11 @@ def _plan_options(args: argparse.Namespace) -> PlanOptions:
     ranges = [SizeRange(low, high, high) for low, high in args.size]
     if args.sizes_from:
         ranges += ranges_from_images(args.sizes_from)
+    ranges = list(dict.fromkeys(ranges))
     return PlanOptions(
         batch=args.batch or PlanOptions.batch,
         ranges=tuple(ranges),
-        targets=args.target,
+        targets=tuple(dict.fromkeys(target.lower() for target in args.target)),
         workspace=args.workspace,
         opt_level=args.opt_level,
         timing_cache=args.timing_cache,

@@ -223,13 +223,17 @@ def _check_graph(directory: Path, manifest: Manifest) -> None:
     from .onnxfile import metadata_from_onnx
 
     spec, precision, _ = metadata_from_onnx(directory / GRAPH)
-    # OpenVINO computes an fp32 graph in bf16.
-    wanted = "fp32" if manifest.precision == "bf16" else manifest.precision
+    wanted = graph_precision(manifest.backend, manifest.precision)
     names = [field.name for field in fields(spec)]
     others = [name for name in names if getattr(spec, name) != getattr(manifest.spec, name)]
     others += ["precision"] if precision != wanted else []
     if others:
         raise _damaged(directory, f"{MANIFEST} and {GRAPH} differ in {', '.join(others)}")
+
+
+def graph_precision(backend: str, precision: str) -> str:
+    """Of the graph that an engine is made of: OpenVINO computes an fp32 graph in bf16."""
+    return "fp32" if (backend, precision) == ("openvino", "bf16") else precision
 
 
 def read_gate(directory: Path) -> dict[str, Any]:

@@ -58,6 +58,17 @@ def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:
     return spec, entries.get(PRECISION_KEY, "fp32"), entries.get(SOURCE_KEY, "")
 
 
+def require_runnable(path: Path, precision: str) -> None:
+    """Raise UserError for a graph that no runtime runs on a CPU, only a plan made of it."""
+    if precision == "bf16":
+        raise UserError(
+            f"{path} is a graph in bf16, of which plans are made",
+            seen="ONNX Runtime and OpenVINO run no bf16 graph on a CPU",
+            expected="a graph in fp32 or fp16, or a checkpoint",
+            hint=EXPORT_HINT,
+        )
+
+
 def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
     """Raise UserError where our metadata lie on a graph that is not ours."""
     weights = {value.name for value in graph.initializer}

@@ -20,7 +20,7 @@ from .manifest import (
     read_manifest,
     verify_files,
 )
-from .onnxfile import is_onnx, metadata_from_onnx
+from .onnxfile import is_onnx, metadata_from_onnx, require_runnable
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 AS_A_JOB = 3
@@ -76,6 +76,7 @@ def _engine_from_onnx(
     path: Path, backend: str, device: str, overrides: SpecOverrides, threads: int | None
 ) -> Engine:
     spec, precision, _ = metadata_from_onnx(path)
+    require_runnable(path, precision)
     check_overrides(path, spec, overrides)
     chosen = "onnxruntime" if backend == "auto" else backend
     if chosen not in ("onnxruntime", "openvino"):

@@ -14,6 +14,7 @@ from .base import tells_of_memory
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Compute capabilities that TensorRT-RTX 1.7 builds for and runs on."""
+WITHOUT_BF16 = ("sm75",)
 FLOORS = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
 """Strongly typed networks that take uint8 on both sides, from these versions on."""
 
@@ -49,11 +50,14 @@ def make_logger(trt: Any, keep: int = 8) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.messages: list[str] = []
+            self.errors: list[str] = []
             self.verbose = False
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.WARNING:
                 self.messages = [*self.messages[1 - keep :], message.strip()]
+            if severity <= trt.ILogger.ERROR:
+                self.errors = [*self.errors[1 - keep :], message.strip()]
             if self.verbose:
                 log.log(levels[severity], "%s: %s", trt.__name__, message.strip())
 
@@ -70,7 +74,7 @@ def shared_logger(trt: Any, verbose: bool = False) -> Any:
     holds a lock as it says so: Python code that frees a builder just then waits for ever.
     """
     logger = _only_logger(trt)
-    logger.messages, logger.verbose = [], verbose
+    logger.messages, logger.errors, logger.verbose = [], [], verbose
     return logger
 
 
@@ -80,10 +84,12 @@ def check(result: Any, what: str, logger: Any, hint: str | None = None) -> Any:
     DeviceMemoryError where those lines tell of memory.
     """
     if result is None or result is False:
-        seen = "; ".join(logger.messages) or "TensorRT said nothing"
+        # Warnings are of work that went well, but where there is nothing else they may tell.
+        seen = "; ".join(logger.errors or logger.messages) or "TensorRT said nothing"
         if tells_of_memory(seen):
-            logger.messages = []  # or the next failure would seem one of memory, too
+            logger.messages, logger.errors = [], []  # or the next would seem one of memory, too
             raise DeviceMemoryError(f"TensorRT failed to {what}", seen=seen, hint=hint)
         raise UserError(f"TensorRT failed to {what}", seen=seen, hint=hint)
-    logger.messages = []  # what it said of work that went well says nothing of a later failure
+    # What it said of work that went well says nothing of a later failure.
+    logger.messages, logger.errors = [], []
     return result

@@ -14,6 +14,7 @@ from ..engine.manifest import FORMAT, MANIFEST, Manifest
 from ..engine.onnxfile import EXPORT_HINT
 from ..engine.open import NO_OVERRIDES
 from ..engine.probe import choose_backend, default_precision
+from ..engine.tensorrt_backend import cuda_devices
 from .current import current_build, request_of_build
 from .gate import GateOptions, GateResult
 from .gate_inputs import GateInputs, read_gate_inputs
@@ -24,7 +25,7 @@ from .profiles import range_of_gate, range_of_sizes
 from .publish import OUR_FILES, Draft, publish_engine
 from .repair import find_fp32_blocks, overflowing_blocks
 from .source import Source, read_source
-from .tensorrt_build import PlanOptions
+from .tensorrt_build import PlanOptions, check_plan_options
 
 BLOCKS_FLAG = "--fp32-blocks"
 MANIFEST_START = '{\n  "spec": {'
@@ -32,8 +33,8 @@ MANIFEST_START = '{\n  "spec": {'
 PRECISIONS = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("bf16", "fp32", "int8"),
-    "tensorrt": ("fp16", "fp32", "int8"),
-    "tensorrt-rtx": ("fp16", "fp32", "int8"),
+    "tensorrt": ("fp16", "bf16", "fp32", "int8"),
+    "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
 }
 """What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
 
@@ -89,6 +90,8 @@ def build_engine(model: Path, directory: Path, options: BuildOptions) -> Built:
     inputs = read_gate_inputs(source, options.gate)
     if backend.startswith("tensorrt"):
         wanted = replace(wanted, plan=_with_ranges(options.plan, inputs))
+        asked = replace(wanted.plan, precision=precision)
+        check_plan_options(backend, source.spec, asked, cuda_devices())
         inputs = inputs.within(wanted.plan.ranges, source.spec)
     _warn_of_ranges(options, wanted, inputs)
     draft = Draft(source, options.gate, request, inputs=inputs)

@@ -15,6 +15,7 @@ from ..engine.manifest import (
     GOLDEN,
     GRAPH,
     Manifest,
+    graph_precision,
     read_gate,
     read_golden,
     read_manifest,
@@ -50,7 +51,7 @@ def _describe_directory(path: Path) -> dict[str, Any]:
 
 def _precisions(manifest: Manifest) -> dict[str, Any]:
     """Shares, and whence they are known."""
-    if manifest.precision == "bf16":
+    if graph_precision(manifest.backend, manifest.precision) != manifest.precision:
         return {"from": "computed in bf16 by OpenVINO's hint, the graph is fp32"}
     if manifest.backend.startswith("tensorrt"):
         return {**manifest.precisions, "from": "from the network before the build"}

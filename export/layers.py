@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ def _shares(counts: dict[str, float]) -> dict[str, float]:
 def onnx_shares(path: Path) -> Shares:
     """Shares of the convolutions of an ONNX file; int8 where both operands are quantised."""
     return precision_shares(_layers_from_onnx(read_onnx(path).graph))
+
+
+def kept_in_fp32(path: Path, blocks: Sequence[str], precision: str) -> int:
+    """Count the convolutions of an ONNX file that are in fp32 as they should be.
+
+    Those of `blocks`, and in a bf16 graph the transposed ones and the last.
+    """
+    layers = _layers_from_onnx(read_onnx(path).graph)
+    found = [layer for layer in layers if layer.weights and layer.precision == "fp32"]
+    starts = tuple(f"net.{name}." for name in (*blocks, *(["outc"] if precision == "bf16" else [])))
+    deconv = ("deconv",) if precision == "bf16" else ()
+    return sum(x.kind in deconv or x.inputs[1].startswith(starts) for x in found)
 
 
 def _layers_from_onnx(graph: Any) -> Iterator[Layer]:

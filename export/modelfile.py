@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
-from ..engine.manifest import Manifest
+from ..engine.manifest import Manifest, graph_precision
 from ..engine.probe import package_version
 from ..engine.tensorrt_backend import cuda_devices
 from ..engine.tensorrt_flavour import import_flavour
@@ -48,9 +48,9 @@ def write_model(directory: Path, *, source: Source, options: ModelOptions) -> Ma
     )
     if options.backend.startswith("tensorrt"):
         return _with_plan(directory, draft, options)
-    # OpenVINO computes an fp32 graph in bf16 where that was asked.
-    computed = {} if options.precision == "bf16" else _with_blocks(onnx_shares(onnx_path), options)
-    return replace(draft, precisions=computed)
+    if graph_precision(options.backend, options.precision) != options.precision:
+        return draft  # what it is computed in is not the graph's
+    return replace(draft, precisions=_with_blocks(onnx_shares(onnx_path), options))
 
 
 def _with_plan(directory: Path, draft: Manifest, options: ModelOptions) -> Manifest:
@@ -92,7 +92,8 @@ def _with_blocks(shares: Shares, options: ModelOptions) -> dict[str, Any]:
 
 def write_onnx(path: Path, source: Source, options: ModelOptions) -> None:
     """The graph in its precision, from the checkpoint or the ONNX file."""
-    graph: Precision = "fp16" if options.precision == "fp16" else "fp32"
+    found = graph_precision(options.backend, options.precision)
+    graph: Precision = "fp16" if found == "fp16" else "bf16" if found == "bf16" else "fp32"
     if options.calibration is None:
         _write_floats(path, source, graph, options.fp32_blocks)
         return

@@ -18,15 +18,17 @@ from ..contract.files import atomic_path, sha256_from_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import NO_CLASS, U8, Size
-from ..engine.onnxfile import PRECISION_KEY, SOURCE_KEY, SPEC_KEY
+from ..engine.onnxfile import PRECISION_KEY, SOURCE_KEY, SPEC_KEY, read_onnx
 from ..engine.onnxruntime_backend import CPU, session_from_onnx
 from ..training.checkpoint import Checkpoint, read_checkpoint, unet_from_checkpoint
 from ..training.masknet import MaskNet
+from .bfloat16 import rounding_from_bf16
 from .fold import fold_batchnorm
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
-OPSET = 20
+OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
+"""The convolutions of ONNX take bf16 from opset 22 on."""
 BLOCKS = ("inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4", "outc")
 """The parts of a network, each of which can stay in fp32 in an fp16 graph."""
 INPUTS = ("image", "size_like")
@@ -52,7 +54,7 @@ def onnx_from_checkpoint(
     """
     net = folded_masknet(checkpoint, precision, fp32_blocks)
     with atomic_path(path) as temporary:
-        _export(net, temporary)
+        _export(net, temporary, OPSETS[precision])
         _finish(temporary, checkpoint.spec, precision, source)
         _check_by_running(net, temporary, path)
 
@@ -81,7 +83,25 @@ def folded_masknet(
             block.to(torch.float32 if name in fp32_blocks else torch.float16)
             if fp32_blocks:
                 block.register_forward_pre_hook(_cast_inputs)
+    elif precision == "bf16":
+        _round_to_bf16(net.net)
     return net
+
+
+def _round_to_bf16(net: nn.Module) -> None:
+    """All but what bf16 spoils, whose weights stay as they are.
+
+    Of logits its 8 bits make ties, and TensorRT-RTX 1.7 has no type for a transposed convolution.
+    """
+    last = net.get_submodule(BLOCKS[-1])
+    last.register_forward_pre_hook(_cast_inputs)
+    logits = set(last.modules())
+    for module in net.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            module.register_forward_pre_hook(_cast_inputs)
+            module.register_forward_hook(lambda _module, _inputs, out: out.to(torch.bfloat16))
+        elif isinstance(module, nn.Conv2d) and module not in logits:
+            module.to(torch.bfloat16)
 
 
 def _cast_inputs(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -110,7 +130,7 @@ def _round_convolutions(block: nn.Module) -> None:
             module.register_forward_hook(lambda _module, _inputs, output: output.half().float())
 
 
-def _export(net: MaskNet, path: Path) -> None:
+def _export(net: MaskNet, path: Path, opset: int) -> None:
     # A batch of 1 would become a constant: the exporter takes it for "always one".
     image = torch.zeros(2, 48, 40, net.spec.channels, dtype=torch.uint8)
     size_like = torch.zeros(96, 80, dtype=torch.uint8)
@@ -120,7 +140,7 @@ def _export(net: MaskNet, path: Path) -> None:
             (image, size_like),
             dynamo=True,
             external_data=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(INPUTS),
             output_names=[net.spec.result],
             dynamic_shapes=DYNAMIC,
@@ -231,4 +251,11 @@ def _check_images(channels: int) -> U8:
 
 def _run(path: Path, images: U8, size: Size) -> Any:
     feeds = {"image": images, "size_like": np.zeros(size, np.uint8)}
-    return session_from_onnx(path, CPU).run(None, feeds)[0]
+    model = runnable_on_cpu(read_onnx(path)).SerializeToString()
+    return session_from_onnx(model, CPU).run(None, feeds)[0]
+
+
+def runnable_on_cpu(model: Any) -> Any:
+    """A graph that ONNX Runtime runs here and that gives the same masks, in bf16 another one."""
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    return rounding_from_bf16(model) if entries.get(PRECISION_KEY) == "bf16" else model

@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..contract.files import atomic_path, sha256_from_file
 from ..contract.modules import is_installed
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
-from ..engine.manifest import GATE, GOLDEN, MANIFEST, GoldenCase, Manifest, write_golden
+from ..engine.manifest import GATE, GOLDEN, GRAPH, MANIFEST, GoldenCase, Manifest, write_golden
+from ..engine.onnxfile import read_onnx
+from ..engine.onnxruntime_backend import OnnxRuntimeEngine
 from ..engine.open import engine_from_manifest, golden_agreement, open_engine
 from ..engine.probe import probe_backends
 from ..engine.tensorrt_backend import plan_runs_here
 from ..training.checkpoint import Golden
 from .gate import GateOptions, GateResult, judge_engine
 from .gate_inputs import GateInputs
+from .onnx_export import runnable_on_cpu
 from .overflow import OverflowProbe
 from .source import Source
 
@@ -88,9 +92,19 @@ def _judged_engine(directory: Path, manifest: Manifest) -> Engine:
     if manifest.backend.startswith("tensorrt"):
         runs = runs and plan_runs_here(manifest)
     if not runs and is_installed("onnxruntime"):
-        result = SpecOverrides(result=manifest.spec.result)
-        return open_engine(directory / "model.onnx", "onnxruntime", "cpu", result)
+        return _engine_of_graph(directory / GRAPH, manifest)
     return engine_from_manifest(directory, manifest)
+
+
+def _engine_of_graph(path: Path, manifest: Manifest) -> Engine:
+    """The graph in ONNX Runtime on the CPU, in bf16 one that rounds as it does."""
+    if manifest.precision != "bf16":
+        result = SpecOverrides(result=manifest.spec.result)
+        return open_engine(path, "onnxruntime", "cpu", result)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(runnable_on_cpu(read_onnx(path)).SerializeToString())
+        return OnnxRuntimeEngine(copy, manifest.spec, "bf16")
 
 
 def _overflow_probe(stack: ExitStack, directory: Path, manifest: Manifest) -> Engine | None:

@@ -65,8 +65,12 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
 def _rebuild_command(directory: Path, model: Path, manifest: Manifest) -> str:
     command = f"unetrt build {model} -o {directory} --backend {manifest.backend}"
     calibration = " --calibration DIR" if manifest.precision == "int8" else ""
-    flags = "".join(f" {flag}" for flag in _plan_flags(manifest))
-    return f"{command} --precision {manifest.precision}{calibration}{flags}"
+    flags = [f"--result {manifest.spec.result}"] if manifest.spec.result != "mask" else []
+    blocks = manifest.options.get("fp32_blocks")
+    if blocks is not None:
+        flags.append(f"--fp32-blocks {','.join(blocks) or 'none'}")
+    flags += _plan_flags(manifest)
+    return " ".join([f"{command} --precision {manifest.precision}{calibration}", *flags])
 
 
 def _plan_flags(manifest: Manifest) -> list[str]:
@@ -80,6 +84,8 @@ def _plan_flags(manifest: Manifest) -> list[str]:
     if manifest.profiles:  # the same in each
         counts = (str(shape[0]) for shape in manifest.profiles[0]["image"])
         found.append(f"--batch {','.join(counts)}")
+    for name, flag in (("workspace", "--workspace"), ("opt_level", "--opt-level")):
+        found += [f"{flag} {asked[name]}"] if asked.get(name) is not None else []
     if asked.get("hardware", "none") != "none":
         found.append(f"--hardware-compatibility {asked['hardware']}")
     return found + (["--version-compatible"] if asked.get("version_compatible") else [])

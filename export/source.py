@@ -14,7 +14,7 @@ from ..contract.resize import network_input, resize_image
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
 from ..engine.base import Engine
-from ..engine.onnxfile import is_onnx, metadata_from_onnx
+from ..engine.onnxfile import is_onnx, metadata_from_onnx, require_runnable
 from ..engine.open import NO_OVERRIDES, check_overrides, open_engine
 from ..engine.torch_backend import TorchEngine
 from ..training.checkpoint import Checkpoint, Golden, read_checkpoint
@@ -56,6 +56,7 @@ def read_source(path: Path, overrides: SpecOverrides = NO_OVERRIDES) -> Source:
         )
     if is_onnx(path):
         spec, precision, _ = metadata_from_onnx(path)
+        require_runnable(path, precision)
         check_overrides(path, spec, overrides)
         return Source(path, spec, sha256_from_file(path), precision, None)
     checkpoint = read_checkpoint(path).with_overrides(overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -12,8 +11,14 @@ from ..contract.errors import UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
 from ..engine.tensorrt_backend import gpu_of_machine
-from ..engine.tensorrt_flavour import RTX_TARGETS, check, import_flavour, shared_logger
-from .layers import Shares, precision_shares
+from ..engine.tensorrt_flavour import (
+    RTX_TARGETS,
+    WITHOUT_BF16,
+    check,
+    import_flavour,
+    shared_logger,
+)
+from .layers import Shares, kept_in_fp32, precision_shares
 from .profiles import SizeRange, Triple, profile_shapes, range_of_sizes
 from .tensorrt_config import (
     TimingCache,
@@ -45,7 +50,7 @@ class PlanOptions:
     targets: compute capabilities ("sm89") that a TensorRT-RTX plan is built for; none means the
     GPU of this machine, or every one that TensorRT-RTX knows where there is no GPU.
     refittable: to take other weights later. verbose: TensorRT's log goes to ours.
-    precision: "fp16" refuses a convolution in fp32, unless fp32_blocks names what may be.
+    precision: refuses a convolution in another one, but for those of fp32_blocks.
     """
 
     batch: tuple[int, int, int] = (1, 4, 8)
@@ -97,6 +102,21 @@ class Plan:
     gpu: dict[str, str] = field(default_factory=dict)
 
 
+def check_plan_options(backend: str, spec: ModelSpec, options: PlanOptions, devices: int) -> None:
+    """Raise UserError for what no plan is built with, before anything is computed for it."""
+    for sizes in options.ranges:
+        _require_sides(profile_shapes(spec, options.batch, sizes))
+    trt = import_flavour(backend)
+    logger = shared_logger(trt, options.verbose)
+    builder = trt.Builder(logger)
+    try:
+        config = builder.create_builder_config()
+        _set_options(trt, config, options)
+        _set_targets(trt, config, logger, options, devices)
+    except UserError as error:
+        raise error.with_traceback(None) from None  # as in plan_from_onnx
+
+
 def plan_from_onnx(
     backend: str, model: Path, spec: ModelSpec, options: PlanOptions, devices: int
 ) -> Plan:
@@ -116,14 +136,15 @@ def _build_plan(
     builder = trt.Builder(logger)
     network = _network_from_onnx(trt, builder, logger, model)
     layers = layers_from_network(trt, network)
-    require_precision(layers, options.precision, options.fp32_blocks)
+    kept = kept_in_fp32(model, options.fp32_blocks, options.precision)
+    require_precision(layers, options.precision, kept)
     config = builder.create_builder_config()
     profiles = [
         _add_profile(builder, config, logger, profile_shapes(spec, options.batch, sizes))
         for sizes in options.ranges or (range_of_sizes(options.sizes),)
     ]
     cache = _set_options(trt, config, options)
-    targets = _set_targets(trt, config, logger, options.targets, devices)
+    targets = _set_targets(trt, config, logger, options, devices)
     gpu = gpu_of_machine() if devices and not targets else {}
     if gpu:
         targets = [gpu["capability"]]
@@ -201,9 +222,10 @@ def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | N
 
 
 def _set_targets(
-    trt: Any, config: Any, logger: Any, targets: Sequence[str], devices: int
+    trt: Any, config: Any, logger: Any, options: PlanOptions, devices: int
 ) -> list[str]:
     """Only TensorRT-RTX builds for other GPUs than this machine's; each one is read back."""
+    targets = options.targets
     if not hasattr(trt, "ComputeCapability"):
         if targets:
             raise UserError(
@@ -213,11 +235,20 @@ def _set_targets(
     known = trt.ComputeCapability.__members__
     if not targets and devices:
         return []
-    chosen = list(targets) or [t for t in RTX_TARGETS if t.upper() in known]
+    able = [t for t in RTX_TARGETS if options.precision != "bf16" or t not in WITHOUT_BF16]
+    chosen = list(targets) or [t for t in able if t.upper() in known]
     unknown = [t for t in chosen if t.upper() not in known or not t.startswith("sm")]
     if unknown:
         raise UserError(
             "TensorRT-RTX has no such target", seen=unknown, expected=", ".join(RTX_TARGETS)
+        )
+    unable = [t for t in chosen if t not in able]
+    if unable:
+        raise UserError(
+            "these GPUs do not compute in bf16",
+            seen=", ".join(unable),
+            expected=", ".join(able),
+            hint="--precision fp16, or without these targets",
         )
     config.num_compute_capabilities = len(chosen)
     for index, target in enumerate(chosen):

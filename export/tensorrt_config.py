@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -112,10 +113,14 @@ class TimingCache:
 
     def __init__(self, trt: Any, config: Any, path: Path) -> None:
         self._trt, self._config, self._path = trt, config, path
-        with _lacking(trt, "--timing-cache"):
+        with _lacking(trt, "--timing-cache"), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             self._empty = bytes(config.create_timing_cache(b"").serialize())
             self._cache: Any = self._read()
             taken = config.set_timing_cache(self._cache, False)
+        idle = [str(warning.message) for warning in told if "no-op" in str(warning.message)]
+        if idle:  # how TensorRT-RTX says that it has none
+            raise _lacks(trt, "--timing-cache", idle[0])
         if not taken and path.exists():
             raise UserError(
                 f"{path} is a timing cache of another GPU, or of another {trt.__name__}",

@@ -60,21 +60,21 @@ def _weights(trt: Any, layer: Any, kind: str, features: Any) -> int:
     return int(math.prod(layer.kernel_size_nd) * layer.num_output_maps * features.shape[1])
 
 
-def require_precision(layers: Sequence[Layer], precision: str, allowed: Sequence[str]) -> None:
-    """Raise UserError for a convolution in another precision than an fp16 or int8 build's.
+def require_precision(layers: Sequence[Layer], precision: str, kept: int = 0) -> None:
+    """Raise UserError for convolutions in another precision than the build's.
 
-    `allowed` blocks of an fp16 network may be in fp32, and so are the first and the last
-    convolution of an int8 one.
+    kept: how many of them are in fp32 because blocks were named that stay so. The first and the
+    last convolution of an int8 network are not looked at.
     """
     convolutions = [x for x in layers if x.weights]
     judged = convolutions[1:-1] if precision == "int8" else convolutions
     stray = [x.name for x in judged if x.precision != precision]
-    if precision not in ("fp16", "int8") or allowed or not stray:
+    if not precision or len(stray) <= kept:
         return
     raise UserError(
-        f"an {precision} plan would compute convolutions in another precision",
-        seen=f"{len(stray)} of them: {', '.join(stray[:4])}",
-        expected=f"every convolution in {precision}",
+        f"a plan in {precision} would compute convolutions in another precision",
+        seen=f"{len(stray)} of {len(judged)}: {', '.join(stray[:4])}",
+        expected=f"at most {kept}" if kept else f"every convolution in {precision}",
         hint="--precision fp32, or a checkpoint instead of this ONNX file",
     )
 

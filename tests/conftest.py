@@ -122,12 +122,12 @@ def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     """
     original = onnx_export._export
 
-    def export(net: MaskNet, path: Path) -> None:
+    def export(net: MaskNet, path: Path, opset: int) -> None:
         state, spec = io.BytesIO(), net.spec
         torch.save(net.state_dict(), state)
-        traced = (spec.classes, spec.bilinear, spec.threshold, spec.result)
+        traced = (spec.classes, spec.bilinear, spec.threshold, spec.result, opset)
         key = hashlib.sha256(state.getvalue() + repr(traced).encode()).hexdigest()
-        made = once(tmp_path_factory, f"{key}.onnx", lambda target: original(net, target))
+        made = once(tmp_path_factory, f"{key}.onnx", lambda target: original(net, target, opset))
         shutil.copy(made, path)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -173,7 +173,8 @@ class TestFailures:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def export_negated(_: object, path: Path) -> None:
+        def export_negated(_: object, path: Path, opset: int) -> None:
+            del opset
             reweighted(exported(), path, "net.outc.conv.weight", np.negative)
 
         monkeypatch.setattr(onnx_export, "_export", export_negated)

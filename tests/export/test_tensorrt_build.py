@@ -21,7 +21,7 @@ from unetrt.engine.tensorrt_flavour import check, import_flavour, make_logger, s
 from unetrt.export import modelfile, tensorrt_build
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
-from unetrt.export.onnx_export import folded_masknet
+from unetrt.export.onnx_export import folded_masknet, onnx_from_checkpoint
 from unetrt.export.profiles import profile_shapes, range_of_sizes
 from unetrt.export.tensorrt_build import (
     RTX_TARGETS,
@@ -74,9 +74,20 @@ class TestPlan:
         asked = replace(PLAN, precision="fp16")
         with pytest.raises(UserError, match="in another precision") as caught:
             plan_of(exported(), asked)
-        assert str(caught.value.seen).startswith("23 of them: node_conv2d")
-        plan = plan_of(exported(), replace(asked, fp32_blocks=("inc",)))
-        assert plan.shares["flops"] == {"fp32": 1.0}
+        assert str(caught.value.seen).startswith("23 of 23: node_conv2d")
+        with pytest.raises(UserError, match="in another precision") as caught:
+            plan_of(exported(), replace(asked, fp32_blocks=("inc",)))
+        assert caught.value.expected == "at most 2"
+
+    def test_only_the_blocks_that_were_named_may_stay_in_fp32(
+        self, checkpoint_file: Export, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.onnx"
+        onnx_from_checkpoint(read_checkpoint(checkpoint_file()), path, "fp16", "", ("inc",))
+        plan = plan_of(path, replace(PLAN, precision="fp16", fp32_blocks=("inc",)))
+        assert 0 < plan.shares["flops"]["fp32"] < 0.5
+        with pytest.raises(UserError, match="in another precision"):
+            plan_of(path, replace(PLAN, precision="fp16", fp32_blocks=("outc",)))
 
     def test_the_profile_spans_all_sizes(self, half_plan: Plan) -> None:
         assert half_plan.profiles == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import threading
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from unetrt.cli.build import _plan_options, add_arguments
 from unetrt.contract.errors import UserError
 from unetrt.contract.files import sha256_from_file
 from unetrt.engine.onnxfile import metadata_from_onnx
 from unetrt.engine.tensorrt_flavour import import_flavour, shared_logger
+from unetrt.export import build as build_module
 from unetrt.export import tensorrt_config
 from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.profiles import range_of_sizes
@@ -169,9 +172,10 @@ def test_options_reach_the_build(exported: Export) -> None:
 
 def test_a_timing_cache_that_records_nothing(exported: Export, tmp_path: Path) -> None:
     """TensorRT-RTX measures on the user's GPU, not in the build."""
-    with pytest.raises(UserError, match="has no --timing-cache"):
+    with pytest.raises(UserError, match="has no --timing-cache") as caught:
         build(exported("fp16"), timing_cache=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert "no-op" in str(caught.value.seen)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_profile_each(exported: Export) -> None:
@@ -287,3 +291,36 @@ class TestBuildProgress:
         assert sum(shown) == 100
         progress.finish("all")
         assert sum(shown) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranges": (range_of_sizes([(20000, 20000)]),), "batch": (1, 64, 64)}, "as many or as"),
+        ({"targets": ("sm10",)}, "no such target"),
+        ({"hardware": "ampere+"}, "has no --hardware-compatibility"),
+        ({"timing_cache": Path("cache")}, "has no --timing-cache"),
+    ],
+)
+def test_what_no_plan_is_built_with_is_refused_before_any_work(
+    exported: Export,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    """Golden masks of such a size would fill the memory first."""
+    monkeypatch.setattr(build_module, "publish_engine", lambda *_: pytest.fail("work was begun"))
+    plan = BuildOptions(backend=RTX, plan=PlanOptions(**options))
+    with pytest.raises(UserError, match=message):
+        build_engine(exported("fp16"), tmp_path / "engine", plan)
+    assert not any(tmp_path.iterdir())
+
+
+def test_sizes_and_targets_given_twice_are_one() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    twice = ["--size", "200x200", "--size", "200x200", "--target", "sm89,SM89"]
+    options = _plan_options(parser.parse_args(["m.pth", "-o", "e", *twice]))
+    assert len(options.ranges) == 1
+    assert options.targets == ("sm89",)

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
 from unetrt.cli.main import main
+from unetrt.cli.triton import MOST_BATCH, MOST_DELAY, MOST_INSTANCES
 from unetrt.contract.errors import UserError
 from unetrt.contract.files import sha256_from_file
 from unetrt.contract.spec import ModelSpec
@@ -259,6 +260,42 @@ def test_no_other_folder_is_ever_replaced(ort: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_the_target_of_a_link_is_written_and_the_link_stays(ort: Path, tmp_path: Path) -> None:
+    """A server may read the target by its own name."""
+    served, link = tmp_path / "disk" / "served", tmp_path / "repo"
+    link.symlink_to(Path("disk") / "served")
+    for instances in (1, 2):
+        options = TritonOptions(instances=instances)
+        written = write_repository([ort], link, options, replace=instances > 1)
+        assert written.path == link
+        assert link.is_symlink()
+        assert config_of(served, "steel_engine").instance_group[0].count == instances
+    assert [p.name for p in served.parent.iterdir()] == ["served"], "nothing is left beside it"
+
+
+def test_numbers_at_their_bounds_are_written(ort: Path, tmp_path: Path) -> None:
+    options = [f"--instances={MOST_INSTANCES}", f"--max-batch={MOST_BATCH}"]
+    options.append(f"--delay={MOST_DELAY}")
+    assert main(["triton", str(ort), "-o", str(tmp_path / "repo"), *options]) == 0
+    config = config_of(tmp_path / "repo", "steel")
+    assert config.dynamic_batching.max_queue_delay_microseconds == MOST_DELAY
+    assert config.max_batch_size == MOST_BATCH
+
+
+def test_an_address_is_no_folder_to_write_to(
+    ort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["triton", str(ort), "-o", "s3://bucket/repo"]) == 2
+    told = capsys.readouterr().err
+    assert "a folder of this machine" in told
+    assert "to s3://bucket/repo" in told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_verdict_that_is_not_passed_is_said(
     ort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,5 +325,8 @@ def test_the_command_names_models_and_the_server_s_command(
     assert "steel: batches of up to 4, onnxruntime fp32" in printed
     assert "TensorRT 10.14.1" in printed
     assert f"--model-repository={repo}" in printed
+    assert printed.startswith(f"{repo}: 2 engines\n")
+    assert main(["triton", str(ort), "-o", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'one'}: 1 engine\n")
     assert main(["triton", str(ort), "-o", str(repo)]) == 2
     assert "--replace" in capsys.readouterr().err
