@@ -173,9 +173,11 @@ class TestFailures:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        sound = exported()
+
         def export_negated(_: object, path: Path, opset: int) -> None:
             del opset
-            reweighted(exported(), path, "net.outc.conv.weight", np.negative)
+            reweighted(sound, path, "net.outc.conv.weight", np.negative)
 
         monkeypatch.setattr(onnx_export, "_export", export_negated)
         target = tmp_path / "model.onnx"
