@@ -13,11 +13,15 @@ from .old_report import read_report as read_report
 from .result import Bench
 from .text import markdown_table, number
 
-SHOWN = {"with_copies": "engine", "files_to_files": "files to files"}
+SHOWN = {
+    "engine_only": "engine only",
+    "with_copies": "engine with copies",
+    "files_to_files": "files to files",
+}
 HEAD = ("row", "region", "before, images/s", "now, images/s", "change", "noise", "verdict")
 WIDE = 0.25
 """Noise above which no regression of an ordinary size could be seen."""
-VOLATILE = ("load before", "clocks")
+VOLATILE = ("load before", "clocks", "clocks after", "throttled")
 """Of the machine: it differs each time, and says so in its own report."""
 NOTHING = "nothing to compare: no row of that report has numbers that were trusted"
 
@@ -92,9 +96,15 @@ def compare_reports(before: dict[str, Any], now: Bench) -> list[Change]:
                 before=tuple(old["result"][region]),
                 now=tuple(getattr(result, region)) if result else (),
             )
-            for region in REGIONS
+            for region in _regions_of(old["result"])
         ]
     return changes
+
+
+def _regions_of(result: dict[str, Any]) -> list[str]:
+    """Those that were measured: on a CPU engine only and with copies are one number."""
+    once = result["engine_only"] == result["with_copies"]
+    return [r for r in REGIONS if result[r] and not (once and r == "with_copies")]
 
 
 def compare_lines(before: dict[str, Any], now: Bench, most: float) -> tuple[list[str], bool]:

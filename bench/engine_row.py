@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..contract.errors import UserError
 from ..contract.resize import network_input
 from ..engine.base import Engine
+from ..runtime.digest import digest_from_model
+from ..runtime.journal import JournalOptions
 from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, predict_masks
 from .cuda_clock import copies_rate, cuda_slots, network_rates
-from .file_passes import time_passes
+from .file_passes import clear_outputs, output_folder, time_passes
 from .filled import Batch, FilledSlots, commonest_batch
 from .flops import count_flops
 from .job import RowJob, RowResult
-from .machine import device_bytes_in_use, peak_host_bytes
+from .machine import peak_host_bytes
 from .measure import Latency, WarmUp, latency, rate, warm_up
 from .nvml import watch_device
 from .profilers import profile_layers
-from .timed_pass import time_stages
+from .timed_pass import require_all_done, time_stages
 
 
 def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
@@ -35,13 +36,15 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         engine.spec, job.images, job.batch or engine.batch, bit_depth=job.bit_depth
     )
     slots = job.slots or engine.slots
-    used = device_bytes_in_use(engine.device)
     first = _first_seconds(engine, batch)
     tasks, options = _tasks(job), _options(job)
+    sizes = _task_of_each_size(engine, tasks, job)
     with watch_device(engine.device) as watch:
-        _predict(engine, _one_of_each_shape(engine, tasks, job), options)
+        clear_outputs(job)
+        _predict(engine, _warm_up_tasks(engine, tasks, sizes), options)
         rates = _engine_rates(engine, batch, slots, job)
         files = time_passes(lambda: _predict(engine, tasks, options), job)
+    clear_outputs(job)
     stages = time_stages(engine, tasks, options, statistics.median(rates.with_copies))
     return RowResult(
         name=job.name,
@@ -62,16 +65,18 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         latency=rates.latency,
         stages=stages,
         host_bytes=peak_host_bytes(),
-        device_bytes=_taken(used, rates.device_bytes),
         layers=profile_layers(engine, batch, job.seconds) if job.layers else None,
         use=watch.use,
         use_reason=watch.reason,
         others=files.others,
+        graphs=bool(engine.graphs),
+        shapes=len(sizes),
     )
 
 
 def write_masks(engine: Engine, job: RowJob) -> None:
     """Make the masks of a row once more, untimed."""
+    clear_outputs(job)
     _predict(engine, _tasks(job), _options(job))
 
 
@@ -80,19 +85,21 @@ def _tasks(job: RowJob) -> list[Task]:
 
 
 def _options(job: RowJob) -> PredictOptions:
+    """With a journal, as `predict --output-dir` keeps one: what is measured is what users get."""
     pipeline = PipelineOptions(batch=job.batch, slots=job.slots)
-    return PredictOptions(pipeline=pipeline, bit_depth=job.bit_depth)
+    model = digest_from_model(Path(job.model))
+    journal = JournalOptions(output_dir=output_folder(job), model=model)
+    return PredictOptions(pipeline=pipeline, bit_depth=job.bit_depth, journal=journal)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rates:
-    """Of the repeats, and what the GPU held while slots were in flight."""
+    """Of the repeats."""
 
     warm_up: WarmUp
     engine_only: list[float]
     with_copies: list[float]
     latency: Latency
-    device_bytes: int | None
 
 
 def _engine_rates(engine: Engine, batch: Batch, count: int, job: RowJob) -> _Rates:
@@ -101,37 +108,32 @@ def _engine_rates(engine: Engine, batch: Batch, count: int, job: RowJob) -> _Rat
         measure = copies_rate if cuda_slots(slots) else _clocked_rate
         warm = warm_up(slots.turn, job.seconds)
         rates = [measure(slots, job.seconds) for _ in range(job.repeats)]
-        held = device_bytes_in_use(engine.device)
     if engine.device == "cpu":
         alone = rates
     else:
         alone = network_rates(engine, batch, count, job.seconds, job.repeats)
     with FilledSlots(engine, batch, 1) as slots:
         one = latency(slots.once, job.seconds)
-    return _Rates(
-        warm_up=warm, engine_only=alone, with_copies=rates, latency=one, device_bytes=held
-    )
+    return _Rates(warm_up=warm, engine_only=alone, with_copies=rates, latency=one)
 
 
 def _clocked_rate(slots: FilledSlots, seconds: float) -> float:
     return rate(slots.turn, seconds)
 
 
-def _taken(before: int | None, now: int | None) -> int | None:
-    return None if before is None or now is None else max(0, now - before)
-
-
 def _predict(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> None:
-    summary = predict_masks(engine, tasks, options)
-    if summary.failed:
-        raise UserError("images failed in the bench", seen=summary.failures[:3])
+    require_all_done(predict_masks(engine, tasks, options))
 
 
-def _one_of_each_shape(engine: Engine, tasks: Sequence[Task], job: RowJob) -> list[Task]:
-    """A task for each size among the images, and enough for every slot to have run."""
+def _task_of_each_size(engine: Engine, tasks: Sequence[Task], job: RowJob) -> list[Task]:
     depth = job.bit_depth
     sizes = {network_input(t.source, engine.spec, bit_depth=depth)[1]: t for t in tasks}
-    return list(dict.fromkeys([*sizes.values(), *tasks[: 2 * engine.slots]]))
+    return list(sizes.values())
+
+
+def _warm_up_tasks(engine: Engine, tasks: Sequence[Task], sizes: Sequence[Task]) -> list[Task]:
+    """A task for each size among the images, and enough for every slot to have run."""
+    return list(dict.fromkeys([*sizes, *tasks[: 2 * engine.slots]]))
 
 
 def _first_seconds(engine: Engine, batch: Batch) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..runtime.journal import FOLDER, NAME
 from .job import RowJob
 from .machine import OthersClock
 
@@ -24,17 +26,32 @@ class FilePasses:
 
 
 def time_passes(predict: Callable[[], None], job: RowJob) -> FilePasses:
-    """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow."""
+    """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow.
+
+    Each writes into a folder without masks, as a first run does; to empty it is not timed.
+    """
     rates: list[float] = []
     spent, elapsed = 0.0, 0.0
     clock = OthersClock()
     while not rates or (_wants_more(job, len(rates), spent) and _has_time(job, elapsed)):
+        clear_outputs(job)
         start = time.perf_counter()
         predict()
         elapsed = time.perf_counter() - start
         spent += elapsed
         rates.append(len(job.images) / elapsed)
     return FilePasses(rates, clock.share())
+
+
+def output_folder(job: RowJob) -> Path:
+    """Where the masks of a row lie, all of them, and its journal."""
+    return Path(job.outputs[0]).parent
+
+
+def clear_outputs(job: RowJob) -> None:
+    """Remove masks and journal of the pass before: else the journal would skip every image."""
+    for path in (*map(Path, job.outputs), output_folder(job) / FOLDER / NAME):
+        path.unlink(missing_ok=True)
 
 
 def _wants_more(job: RowJob, passes: int, spent: float) -> bool:

@@ -6,14 +6,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .machine import NOISY
+from .machine import CROWDED, NOISY
 from .measure import spread
 from .result import Bench, Row
 
 WORTHLESS = 5 * NOISY
 """Spread of the passes above which a ratio of them says nothing."""
-CROWDED = 0.33
-"""Share of the cores that others kept busy, above which a rate is no rate of this machine."""
 OVERLOADED = 1.5
 """Load before the bench, a core, that counts as crowded where the share is not known."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..contract.types import Size
 from .layers import LayerTable, layer_table_from_dict
+from .machine import cuda_device
 from .measure import Latency, WarmUp
 from .nvml import DeviceUse, use_from_dict
 from .stages import StageTable, stage_table_from_dict
@@ -53,11 +54,12 @@ class RowResult:
 
     engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
     copies to no device. flops: of one image. first_seconds: of the first batch, compiling
-    included. host_bytes: the process's peak; device_bytes: taken on the GPU, None on a CPU.
+    included. host_bytes: the process's peak; device_bytes: of the GPU, None on a CPU.
     use: of the GPU while it was measured; use_reason: why that is not known. again: how many of
     files_to_files, the last, were measured after all other rows. others: share of the usable cores
     that others kept busy during files to files; None where that is not known. multiplies: the
-    precision of the products, where it is not `precision`.
+    precision of the products, where it is not `precision`. memory_by: who told of device_bytes,
+    see device_memory. graphs: slots replayed CUDA graphs. shapes: sizes among the images.
     """
 
     name: str
@@ -85,6 +87,18 @@ class RowResult:
     again: int = 0
     others: float | None = None
     multiplies: str = ""
+    memory_by: str = ""
+    graphs: bool = False
+    shapes: int = 1
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(cuda_device(self.device))
+
+    @property
+    def peak_precision(self) -> str:
+        """Of the peak that its products are held against."""
+        return self.multiplies or self.precision
 
     @property
     def engine_rate(self) -> float:

@@ -41,8 +41,7 @@ def _cells(table: LayerTable, peaks: Peaks) -> list[tuple[str, ...]]:
 
 
 def _layer_cells(layer: Layer, total: float, peaks: Peaks) -> tuple[str, ...]:
-    peak = peaks.of(layer.precision)
-    known = layer.achieved is not None and peak is not None
+    achieved = layer.achieved
     return (
         f"{layer.block} ({layer.name})" if layer.block else layer.name,
         layer.kind,
@@ -50,7 +49,7 @@ def _layer_cells(layer: Layer, total: float, peaks: Peaks) -> tuple[str, ...]:
         f"{layer.ms:.3g}",
         f"{layer.ms / total:.1%}",
         _giga(layer.flops or 0),
-        f"{layer.achieved / peak.ops:.0%}" if known and layer.achieved and peak else "",
+        peaks.share(achieved, layer.precision).text if achieved else "",
     )
 
 

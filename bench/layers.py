@@ -20,11 +20,16 @@ PRECISIONS = {
     "float16": "fp16",
     "half": "fp16",
     "i8": "int8",
-    "u8": "int8",
+    "u8": "uint8",
     "int8": "int8",
-    "uint8": "int8",
+    "uint8": "uint8",
 }
 """The profilers' words for what a layer ran in → ours; other words stay as they are."""
+
+OPENVINO_BYTES = "I8"
+"""OpenVINO's word for a layer whose first input is u8; of one that is i8 it writes `i8`."""
+MULTIPLIES = ("conv", "matmul", "gemm", "fullyconnected")
+"""In the kind of a layer that multiplies: on uint8 values, with int8 weights, that is int8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +43,7 @@ class Record:
 
     @property
     def is_convolution(self) -> bool:
-        kind = self.kind.lower()
-        return "conv" in kind and "convert" not in kind
+        return "conv" in _without_casts(self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,17 @@ def _layer(record: Record, known: Convolution | None, batch: int, streams: int) 
     )
 
 
-def precision_from_text(text: str) -> str:
-    """`brgconv_avx512_bf16` → bf16, `float16` → fp16, `Half` → fp16."""
-    last = text.rpartition("_")[2].lower()
-    return PRECISIONS.get(last, last)
+def precision_from_text(text: str, kind: str = "") -> str:
+    """`brgconv_avx512_bf16` → bf16, `float16` → fp16, `Half` → fp16.
+
+    uint8 stays uint8, as a picture's cast to fp32 has it, but for a `kind` that multiplies.
+    """
+    last = text.rpartition("_")[2]
+    found = "uint8" if last == OPENVINO_BYTES else PRECISIONS.get(last.lower(), last.lower())
+    multiplies = any(word in _without_casts(kind) for word in MULTIPLIES)
+    return "int8" if found == "uint8" and multiplies else found
+
+
+def _without_casts(kind: str) -> str:
+    """A Convert is no convolution."""
+    return kind.lower().replace("convert", "")

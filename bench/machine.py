@@ -18,6 +18,8 @@ LOADED = 0.25
 """Load of others, a core, above which it was not quiet before the run."""
 BUSY = 0.1
 """Share of the usable cores that others kept busy during a row, from which on it is told."""
+CROWDED = 0.33
+"""Share of the cores that others kept busy, above which a rate is no rate of this machine."""
 SHORTEST = 0.2
 """Seconds below which the kernel's ticks do not tell how busy a core was."""
 
@@ -29,7 +31,7 @@ def describe_bench_machine() -> dict[str, str]:
         **describe_gpus(),
         "features": " ".join(_features()) or "not readable",
         "cores used": f"{usable_cores()} of {os.cpu_count()}",
-        "clocks": _clocks() or "not readable",
+        "clocks": f"{clocks} before the run" if (clocks := clocks_text()) else "not readable",
         "load before": _load_text(),
     }
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -91,10 +93,10 @@ def _features() -> list[str]:
     return [name for name in FEATURES if name in present]
 
 
-def _clocks() -> str:
-    """As the kernel reports them now; in a virtual machine often a constant."""
+def clocks_text() -> str:
+    """As the kernel reports them now, or ''; in a virtual machine often a constant."""
     values = [float(v) for v in re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)]
-    return f"{min(values):.0f} to {max(values):.0f} MHz before the run" if values else ""
+    return f"{min(values):.0f} to {max(values):.0f} MHz" if values else ""
 
 
 def peak_host_bytes() -> int:

@@ -75,7 +75,7 @@ def watch_device(device: str) -> Iterator[DeviceWatch]:
         return
     try:
         nvml = import_module("pynvml")
-        handle = _handle(nvml, cuda_device(device))
+        handle = gpu_handle(nvml, cuda_device(device))
     except UserError as error:
         watch.reason = error.reason
         yield watch
@@ -91,8 +91,11 @@ def watch_device(device: str) -> Iterator[DeviceWatch]:
         nvml.nvmlShutdown()
 
 
-def _handle(nvml: ModuleType, device: str) -> Any:
-    """By its UUID: NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES names."""
+def gpu_handle(nvml: ModuleType, device: str) -> Any:
+    """By its UUID: NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES names.
+
+    Raises UserError where NVML does not know it; else nvmlShutdown is owed.
+    """
     import torch
 
     try:

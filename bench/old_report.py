@@ -11,7 +11,9 @@ from ..contract.errors import UserError
 from ..contract.files import require_file
 from .job import result_from_dict
 
-REGIONS = ("with_copies", "files_to_files")
+REGIONS = ("engine_only", "with_copies", "files_to_files")
+MAY_BE_EMPTY = ("engine_only",)
+"""PyTorch without pycuda has no streams of its own to measure the network on."""
 KINDS: dict[str, type | tuple[type, ...]] = {
     "command": str,
     "rows": list,
@@ -56,7 +58,8 @@ def _check_row(path: Path, where: str, row: Any) -> None:
         return
     for region in REGIONS:
         rates = result.get(region)
-        if not isinstance(rates, list) or not rates or not all(map(_is_rate, rates)):
+        missing = not rates and region not in MAY_BE_EMPTY
+        if not isinstance(rates, list) or missing or not all(map(_is_rate, rates)):
             raise _malformed(path, f"{region} of {where}", rates)
     try:
         result_from_dict(result)

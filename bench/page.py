@@ -41,7 +41,8 @@ li{margin:.2rem 0}.warning{color:var(--warn)}"""
 PLOTS: tuple[tuple[Callable[[Bench], str], str], ...] = (
     (
         rates_svg,
-        "Throughput: files to files (dark; red: masks not trusted), engine only (pale)",
+        "Throughput: files to files (dark; red: masks not trusted), engine only (pale), engine "
+        "with copies (mark; on a GPU)",
     ),
     (waterfall_svg, "Waterfall: the dark part is the step from the row above"),
     (latency_svg, "Latency of one batch in flight: p50 (dot), p95 and p99 (marks)"),

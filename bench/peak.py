@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..contract.modules import is_installed
+from .machine import CROWDED, OthersClock
 from .process import run_alone
 from .stock import TF32
 
@@ -22,6 +23,8 @@ GPU_SIDES = (2048, 4096, 8192)
 """Of the square matrices: the best of all counts."""
 SECONDS = 0.4
 COPY_BYTES = 2**28
+UNKNOWN, ABOVE = "peak unknown", "above the peak"
+"""In place of a share; what was wrong with the peak is a warning of the report."""
 PROBE_SECONDS = 240.0
 """After which the probe is given up: it takes some ten seconds, on a crowded machine a minute."""
 
@@ -36,15 +39,47 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class PeakShare:
+    """0 to 1; None where it cannot be told: reason says why, '' where there is no peak at all."""
+
+    value: float | None
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.reason if self.value is None else f"{self.value:.0%}"
+
+
+@dataclass(frozen=True)
 class Peaks:
     """copy: bytes a second that a copy reads and writes together; 0 when not probed.
 
-    reason: why a probe that was asked for has found nothing.
+    reason: why a probe that was asked for has found nothing. others: share of the cores that they
+    kept busy meanwhile, as for a row; None where it is not known, or on a GPU.
     """
 
     products: tuple[Peak, ...] = ()
     copy: float = 0.0
     reason: str = ""
+    others: float | None = None
+
+    @property
+    def crowd(self) -> str:
+        """Why no share of these peaks is told, or ''."""
+        if self.others is None or self.others <= CROWDED:
+            return ""
+        return f"others kept {self.others:.0%} of the cores busy while the peak was probed"
+
+    def share(self, achieved: float, precision: str) -> PeakShare:
+        """Of `achieved` operations a second."""
+        peak = self.of(precision)
+        if peak is None:
+            return PeakShare(None)
+        if self.crowd:
+            return PeakShare(None, UNKNOWN)
+        if achieved > peak.ops:
+            return PeakShare(None, ABOVE)
+        return PeakShare(achieved / peak.ops)
 
     def of(self, precision: str) -> Peak | None:
         return next((peak for peak in self.products if peak.precision == precision), None)
@@ -71,7 +106,7 @@ def probe_peaks(
 
 def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
     products = tuple(Peak(**peak) for peak in raw["products"])
-    return Peaks(products, raw["copy"], raw.get("reason", ""))
+    return Peaks(products, raw["copy"], raw.get("reason", ""), raw.get("others"))
 
 
 def measure_peaks(
@@ -83,6 +118,7 @@ def measure_peaks(
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     place = ("cuda" if device == "auto" else device) if on_gpu else "cpu"
     best: dict[str, Peak] = {}
+    clock = OthersClock()
     for side in sides or (GPU_SIDES if on_gpu else SIDES):
         found = _torch_peaks(side, seconds, place)
         if not on_gpu and is_installed("openvino"):
@@ -90,7 +126,8 @@ def measure_peaks(
         for peak in found:
             if peak.precision not in best or best[peak.precision].ops < peak.ops:
                 best[peak.precision] = peak
-    return Peaks(tuple(best.values()), _copy_rate(seconds, place))
+    copy = _copy_rate(seconds, place)
+    return Peaks(tuple(best.values()), copy, others=None if on_gpu else clock.share())
 
 
 def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:

@@ -19,6 +19,8 @@ from .process import run_alone
 
 BENCHMARK_APP = "from openvino.tools.benchmark.main import main; raise SystemExit(main())"
 """What the script benchmark_app does, which need not be on the path."""
+PLAN_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+"""Each reads the plans of its own flavour alone."""
 START_SECONDS = 120.0
 """Allowed beyond the measurement, for the start of the program and its compiling."""
 
@@ -41,14 +43,18 @@ class Peer:
 def measure_peer(
     name: str, directory: Path, result: RowResult, seconds: float, repeats: int
 ) -> Peer | None:
-    """benchmark_app for OpenVINO, trtexec for TensorRT; None for models that have no such peer."""
+    """benchmark_app for OpenVINO, trtexec for TensorRT, tensorrt_rtx for TensorRT-RTX, else None.
+
+    Slots in flight and CUDA graphs are those of the row.
+    """
     if not (directory / MANIFEST).is_file():
         return None
     manifest = read_manifest(directory)
     if manifest.backend == "openvino":
         tool, command_of, available = "benchmark_app", _benchmark_app, _has_benchmark_app()
-    elif manifest.backend.startswith("tensorrt"):
-        tool, command_of, available = "trtexec", _trtexec, shutil.which("trtexec") is not None
+    elif manifest.backend in PLAN_TOOLS:
+        tool, command_of = PLAN_TOOLS[manifest.backend], _plan_tool
+        available = shutil.which(tool) is not None
     else:
         return None
     peer = f"{tool} on {name}"
@@ -83,16 +89,27 @@ def _benchmark_app(
     ]
 
 
-def _trtexec(directory: Path, manifest: Manifest, result: RowResult, seconds: float) -> list[str]:
+def _plan_tool(directory: Path, manifest: Manifest, result: RowResult, seconds: float) -> list[str]:
     image, like = _shapes(manifest, result)
     return [
-        "trtexec",
+        PLAN_TOOLS[manifest.backend],
         f"--loadEngine={directory / manifest.model}",
         f"--shapes=image:{'x'.join(map(str, image))},size_like:{'x'.join(map(str, like))}",
         f"--duration={max(1, round(seconds))}",
-        "--noDataTransfers",
-        "--useSpinWait",
+        f"--infStreams={result.slots}",
+        *_manners(manifest.backend, result.graphs),
     ]
+
+
+def _manners(backend: str, graphs: bool) -> list[str]:
+    """Without copies, waiting in a spin, with CUDA graphs or without.
+
+    tensorrt_rtx does all three unless told otherwise:
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/performance/benchmarking.html
+    """
+    if backend == "tensorrt-rtx":
+        return [f"--rtxCudaGraphStrategy={'wholeGraph' if graphs else 'disable'}"]
+    return ["--noDataTransfers", "--useSpinWait", *["--useCudaGraph"] * graphs]
 
 
 def _shapes(manifest: Manifest, result: RowResult) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -123,7 +140,7 @@ def _shown(command: list[str]) -> str:
 
 
 def rate_from_output(text: str, batch: int) -> float | None:
-    """Images a second: benchmark_app counts images (FPS), trtexec counts batches (qps)."""
+    """Images a second: benchmark_app counts images (FPS), TensorRT's tools batches (qps)."""
     found = re.search(r"Throughput:\s*([\d.]+)\s*(FPS|qps)", text)
     if found is None:
         return None

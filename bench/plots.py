@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +15,24 @@ INK, PALE, WARN = "#3580ad", "#a9d6e5", "#d3213a"
 """Trusted numbers, their companions, and rows without a speed-up."""
 TEXT = "#010203"
 """Stands for the page's own text colour, light or dark."""
+COPIES = "with-copies"
+"""The id of a mark at engine with copies, which a CPU has none of."""
 LONGEST = 36
 """Characters of a row's name."""
 
 
 def rates_svg(bench: Bench) -> str:
-    """Images a second of every row: files to files, and engine only behind it."""
+    """Images a second of every row: files to files, engine only behind it, a mark for copies."""
     rows = [(row, row.result) for row in bench.rows if row.result]
     figure, axis = _figure(len(rows), "images/s")
     for place, (row, result) in enumerate(rows):
         colour = INK if row.trusted else WARN
-        axis.barh(place, result.engine_rate, height=0.8, color=PALE)
+        if result.engine_only:
+            axis.barh(place, result.engine_rate, height=0.8, color=PALE)
         axis.barh(place, result.files_rate, height=0.45, color=colour)
+        if result.on_gpu:
+            copies = statistics.median(result.with_copies)
+            axis.plot([copies], [place], "|", color=TEXT, markersize=16, gid=COPIES)
     _name_rows(axis, [row.name for row, _ in rows])
     return _svg(figure)
 

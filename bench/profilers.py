@@ -83,7 +83,7 @@ def _openvino_record(info: Any) -> Record:
     return Record(
         name=info.node_name,
         kind=info.node_type,
-        precision=precision_from_text(info.exec_type),
+        precision=precision_from_text(info.exec_type, info.node_type),
         seconds=info.real_time.total_seconds(),
     )
 
@@ -156,9 +156,10 @@ def records_from_trace(events: Sequence[dict[str, Any]], runs: int) -> list[Reco
 def _trace_records(nodes: Sequence[dict[str, Any]]) -> Iterator[Record]:
     for event in nodes:
         outputs = event["args"].get("output_type_shape") or [{}]
+        kind = event["args"].get("op_name", "")
         yield Record(
             name=event["name"].removesuffix("_kernel_time"),
-            kind=event["args"].get("op_name", ""),
-            precision=precision_from_text(next(iter(outputs[0]), "")),
+            kind=kind,
+            precision=precision_from_text(next(iter(outputs[0]), ""), kind),
             seconds=event["dur"] / 1e6,
         )

@@ -16,6 +16,7 @@ from ..contract.files import write_atomically
 from .compare import read_report
 from .gain import gain_of
 from .job import RowResult, result_from_dict
+from .report import copies_text
 from .result import Bench, Row
 from .text import markdown_table, rates_text
 
@@ -24,6 +25,8 @@ HEADS = {
     "en": ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement"),
     "zh": ("引擎", "仅引擎，图/秒", "文件到文件，图/秒", "加速比", "一致性"),
 }
+COPIES = {"en": "engine with copies, images/s", "zh": "引擎含拷贝，图/秒"}
+"""A column of its own where a row ran on a GPU; on a CPU there are no copies."""
 TITLES = {
     "en": "{images} images, network input {height}×{width}, {processor}; `{command}`",
     "zh": "{images} 张图像，网络输入 {height}×{width}，{processor}；`{command}`",
@@ -61,8 +64,11 @@ def _section(report: dict[str, Any], language: str) -> str:
         processor=bench.machine["gpu" if bench.on_gpu else "processor"],
         command=report["command"],
     )
-    cells = [_cells(row, row.result, bench) for row in rows if row.result]
-    return "\n".join([title, "", *markdown_table([HEADS[language], *cells])])
+    cells = [HEADS[language], *(_cells(row, row.result, bench) for row in rows if row.result)]
+    if bench.on_gpu:
+        copies = [COPIES[language], *(copies_text(row.result) for row in rows if row.result)]
+        cells = [(*line[:2], more, *line[2:]) for line, more in zip(cells, copies, strict=True)]
+    return "\n".join([title, "", *markdown_table(cells)])
 
 
 def _bench(report: dict[str, Any]) -> Bench:
@@ -86,7 +92,7 @@ def _cells(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     gain = gain_of(row, bench)
     return (
         row.name,
-        rates_text(result.engine_only or result.with_copies),
+        rates_text(result.engine_only) if result.engine_only else "–",
         rates_text(result.files_to_files),
         "–" if gain is None or gain.reason else gain.text,
         "–" if row.agreement is None else f"{row.agreement:.4%}",

@@ -24,12 +24,13 @@ from ..training.checkpoint import Checkpoint, unet_from_checkpoint
 class ReferenceLoop:
     """Eager fp32, batch of one, logits to the host, resized to the image's size there.
 
-    bit_depth: of the data in 16-bit images.
+    bit_depth: of the data in 16-bit images. sizes: of all images that it has loaded.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, bit_depth: int | None = None) -> None:
         self.spec: ModelSpec = checkpoint.spec
         self.device, self.bit_depth = device, bit_depth
+        self.sizes: set[Size] = set()
         self.net = unet_from_checkpoint(checkpoint).to(device)
 
     def load(self, path: Path) -> tuple[Tensor, Size]:
@@ -39,6 +40,7 @@ class ReferenceLoop:
         """
         image = self._decode(path)
         height, width = image.shape[:2]
+        self.sizes.add((height, width))
         image = image.reshape(height, width, self.spec.channels)
         small = resize_image(image, self.spec.input_size((height, width)), self.spec.resize)
         planes = np.array(small.transpose(2, 0, 1), order="C")

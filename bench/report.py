@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .class_report import class_lines
+from .device_memory import memory_rule
 from .gain import gain_of
 from .job import RowResult
 from .layer_report import layer_lines
-from .machine import BUSY, LOADED, NOISY
-from .measure import spread
+from .quiet import warnings as warnings
 from .result import Bench, Row
 from .stages import StageTable
 from .sweep import KNEE, Sweep
 from .text import markdown_table, number, rates_text
 
-HEAD = ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement")
+HEAD = (
+    "engine",
+    "engine only, images/s",
+    "engine with copies, images/s",
+    "files to files, images/s",
+    "speed-up",
+    "agreement",
+)
 DETAILS = (
     "engine",
     "p50 / p95 / p99 of a batch, ms",
@@ -40,15 +47,17 @@ def table_lines(bench: Bench) -> list[str]:
     for peer in bench.peers:
         rate = rates_text(peer.rates) if peer.rates else "not run"
         told = _ratio_to_peer(bench, peer.of, peer.rate) if peer.rates else peer.reason
-        cells.append((f"peer: {peer.name}", rate, "", told, *[""] * (len(head) - 4)))
+        cells.append((f"peer: {peer.name}", rate, "", "", told, *[""] * (len(head) - 5)))
     return markdown_table([head, *cells])
 
 
 def detail_lines(bench: Bench) -> list[str]:
     """Latency, arithmetic, times before the first mask and memory of the rows that ran."""
-    return markdown_table(
-        [DETAILS, *(_details(row, row.result, bench) for row in bench.rows if row.result)]
-    )
+    ran = [row.result for row in bench.rows if row.result]
+    cells = [_details(row, row.result, bench) for row in bench.rows if row.result]
+    told = dict.fromkeys(r.memory_by for r in ran if r.device_bytes is not None)
+    rules = [line for by in told for line in ("", memory_rule(by))]
+    return [*markdown_table([DETAILS, *cells]), *rules]
 
 
 def fastest_row(bench: Bench) -> Row | None:
@@ -69,7 +78,7 @@ def stage_lines(rows: Sequence[Row]) -> list[str]:
                 for cpu in ["" if s.cpu is None else f"{s.cpu:.3f}"]
             ]
             lines += [f"{row.name}: where the time of files to files goes", ""]
-            lines += [*markdown_table([STAGES, *cells]), "", _bound(table), ""]
+            lines += [*markdown_table([STAGES, *cells]), "", _bound(table, row.result), ""]
     return lines[:-1]
 
 
@@ -124,34 +133,6 @@ def _baseline_lines(row: Row) -> list[str]:
     ]
 
 
-def warnings(bench: Bench) -> list[str]:
-    """What says that the machine was not quiet, and what could not be measured."""
-    found = list(bench.notes)
-    if bench.peaks.reason:
-        found.append(f"no measured peak: {bench.peaks.reason}")
-    load = bench.load_before
-    if load is not None and load > LOADED * bench.cores:
-        found.append(f"others were running before the bench: load {load}")
-    for row in bench.rows:
-        found += [f"{row.name}: {text}" for text in (_unquiet(row.result) if row.result else [])]
-    return found
-
-
-def _unquiet(result: RowResult) -> list[str]:
-    found = []
-    widest = max(spread(result.with_copies), spread(result.files_to_files))
-    if widest > NOISY:
-        found.append(f"repeats differ by ±{widest:.0%}: the machine was not quiet")
-    if result.others is not None and result.others > BUSY:
-        found.append(f"others kept {result.others:.0%} of the cores busy during files to files")
-    if not result.warm_up.stable:
-        found.append(f"not stable after {result.warm_up.seconds:.1f} s of warm-up")
-    throttled = result.use.throttled if result.use else {}
-    for reason, part in throttled.items():
-        found.append(f"the GPU was held back by {reason}, {part:.0%} of the time")
-    return found
-
-
 def report_lines(bench: Bench, command: str) -> list[str]:
     """The whole report as Markdown."""
     lines = [f"`{command}`", "", *table_lines(bench), "", *detail_lines(bench), ""]
@@ -166,15 +147,21 @@ def report_lines(bench: Bench, command: str) -> list[str]:
 
 def _cells(row: Row, bench: Bench) -> tuple[str, ...]:
     if row.result is None:
-        return (row.name, "not run", row.reason, "", "")
+        return (row.name, "not run", "", row.reason, "", "")
     gain = gain_of(row, bench)
     return (
         f"{row.name}: {row.result.label}" if row.name not in row.result.label else row.result.label,
         rates_text(row.result.engine_only) if row.result.engine_only else "not measured",
+        copies_text(row.result),
         rates_text(row.result.files_to_files) + _single(row.result.files_to_files),
         row.reason if gain is None else gain.text,
         "" if row.agreement is None else f"{row.agreement:.4%}",
     )
+
+
+def copies_text(result: RowResult) -> str:
+    """A CPU copies to no device: what stands at engine only is not said twice."""
+    return rates_text(result.with_copies) if result.on_gpu else "–"
 
 
 def _single(passes: Sequence[float]) -> str:
@@ -196,7 +183,6 @@ def _ratio_to_peer(bench: Bench, name: str, rate: float) -> str:
 
 def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     latency = result.latency
-    peak = bench.peaks.of(result.multiplies or result.precision)
     before = [row.build_seconds, result.open_seconds, result.first_seconds]
     ious = [iou for iou in row.judgement.iou.values() if iou is not None] if row.judgement else []
     return (
@@ -204,7 +190,7 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
         f"{latency.p50:.3g} / {latency.p95:.3g} / {latency.p99:.3g} ({latency.count} × "
         f"batch {result.batch})",
         f"{result.achieved / 1e12:.3g}",
-        f"{result.achieved / peak.ops:.0%}" if peak else "",
+        bench.peaks.share(result.achieved, result.peak_precision).text,
         " / ".join("–" if s is None else f"{s:.2f}" for s in before),
         f"{result.host_bytes / 2**20:.0f}",
         "" if result.device_bytes is None else f"{result.device_bytes / 2**20:.0f}",
@@ -226,14 +212,15 @@ def _threads(where: str, threads: int) -> str:
     return f"{threads} {where}" if where.endswith("threads") else where
 
 
-def _bound(table: StageTable) -> str:
-    share = table.main_seconds / table.wall
+def _bound(table: StageTable, result: RowResult) -> str:
+    region = "engine only" if result.engine_only else "engine with copies"
     shared = ""
     if table.shared_bound is not None:
         shared = f", with the other threads on its cores {number(table.shared_bound)}"
     return (
         f"{table.images} images in {table.wall:.3f} s, {number(table.images / table.wall)} "
-        f"images/s; the main thread's steps are {share:.1%} of it. Bottleneck: "
+        f"images/s; {table.in_no_step:.1%} of it is in no step of the main thread. Bottleneck: "
         f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}. The engine's "
-        "time is its images over the engine-only rate"
+        "time is its images over the engine-only rate; files to files is "
+        f"{result.files_rate / result.engine_rate:.1%} of {region}"
     )

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,6 @@ def csv_text(bench: Bench) -> str:
 
 def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
     result, judgement = row.result, row.judgement
-    peak = bench.peaks.of(result.multiplies or result.precision) if result else None
     gain = gain_of(row, bench)
     told = gain is not None and not gain.reason
     return {
@@ -85,6 +85,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "precision": result and result.precision,
         "batch": result and result.batch,
         "engine_only": round(result.engine_rate, 4) if result and result.engine_only else None,
+        "with_copies": result and round(statistics.median(result.with_copies), 4),
         "files_to_files": result and round(result.files_rate, 4),
         "speed_up": speed_up(row, bench),
         "speed_up_low": gain.low if gain and told else None,
@@ -95,7 +96,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "p95_ms": result and result.latency.p95,
         "p99_ms": result and result.latency.p99,
         "flops_per_s": result and result.achieved,
-        "of_peak": result.achieved / peak.ops if result and peak else None,
+        "of_peak": result and bench.peaks.share(result.achieved, result.peak_precision).value,
         "build_s": row.build_seconds,
         "open_s": result and result.open_seconds,
         "first_batch_s": result and result.first_seconds,

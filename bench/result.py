@@ -20,10 +20,11 @@ REGIONS = {
     "engine only": "inputs decoded and in the slots' memory, masks left there; no decode, resize, "
     "copy to a device, encode or write. On a CPU the slots' memory is the host's; on CUDA by "
     "events on the drained streams",
-    "with copies": "the same with copies to and from the device; on a CPU there are none, and the "
-    "number is that of engine only; on CUDA by events on the drained streams",
-    "files to files": "image files to mask files, one pass over all images; no opening of the "
-    "model, no compiling of its shapes",
+    "engine with copies": "the same with copies to and from the device, on CUDA by events on the "
+    "drained streams; on a CPU there are none: its number is that of engine only, shown as –",
+    "files to files": "image files to mask files, one pass over all images into a folder without "
+    "masks, with the journal that predict --output-dir keeps; no opening of the model, no "
+    "compiling of its shapes",
 }
 
 

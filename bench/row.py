@@ -15,11 +15,12 @@ from ..contract.resize import network_input
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
 from .cuda_clock import torch_rate
+from .device_memory import watch_memory
 from .engine_row import measure_engine, write_masks
 from .file_passes import FilePasses, time_passes
 from .flops import count_flops
 from .job import REFERENCE, VARIANTS, RowJob, RowResult
-from .machine import cuda_device, device_bytes_in_use, peak_host_bytes
+from .machine import cuda_device, peak_host_bytes
 from .measure import latency, rate, warm_up
 from .nvml import watch_device
 from .stock import NOTE, TF32, stock_convolutions
@@ -36,8 +37,15 @@ MOST_COMPILED_SHAPES = 3
 
 def measure_row(job: RowJob) -> RowResult:
     """Open, warm up, measure. Raises UserError when the model cannot run here."""
-    if job.backend == REFERENCE:
-        return _measure_reference(job)
+    with watch_memory(job.device) as memory:
+        measure = _measure_reference if job.backend == REFERENCE else _measure_opened
+        result = measure(job)
+    if not result.on_gpu:
+        return result
+    return replace(result, device_bytes=memory.taken, memory_by=memory.by)
+
+
+def _measure_opened(job: RowJob) -> RowResult:
     start = time.perf_counter()
     with _open(job) as engine:
         choose_graphs(engine, job.graphs)
@@ -156,10 +164,10 @@ def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResu
         files_to_files=files.rates,
         latency=latency(run, job.seconds),
         host_bytes=peak_host_bytes(),
-        device_bytes=device_bytes_in_use(loop.device),
         use=watch.use,
         use_reason=watch.reason,
         others=files.others,
+        shapes=len(loop.sizes),
     )
 
 

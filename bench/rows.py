@@ -9,29 +9,55 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..contract.errors import UserError
+from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
 from ..engine.onnxfile import is_onnx
+from ..engine.onnxruntime_cuda import CUDA
 from ..engine.probe import BackendStatus, probe_backends
+from ..engine.tensorrt_backend import cuda_devices
 from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
 from ..export.tensorrt_build import PlanOptions
 from .job import REFERENCE, VARIANTS
 
+
+class EngineRow(NamedTuple):
+    """cuda: in ONNX Runtime's CUDA provider, which is opened only where a device is asked for."""
+
+    backend: str
+    precision: str
+    cuda: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend}{'-cuda' * self.cuda}-{self.precision}"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.cuda or self.backend.startswith("tensorrt")
+
+
 CPU_ENGINES = (
-    ("onnxruntime", "fp32"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-    ("openvino", "int8"),
+    EngineRow("onnxruntime", "fp32"),
+    EngineRow("openvino", "fp32"),
+    EngineRow("openvino", "bf16"),
+    EngineRow("openvino", "int8"),
 )
 GPU_ENGINES = (
-    ("tensorrt", "fp32"),
-    ("tensorrt", "fp16"),
-    ("tensorrt", "int8"),
-    ("tensorrt-rtx", "fp32"),
-    ("tensorrt-rtx", "fp16"),
+    EngineRow("onnxruntime", "fp32", cuda=True),
+    EngineRow("onnxruntime", "fp16", cuda=True),
+    EngineRow("tensorrt", "fp32"),
+    EngineRow("tensorrt", "bf16"),
+    EngineRow("tensorrt", "fp16"),
+    EngineRow("tensorrt", "int8"),
+    EngineRow("tensorrt-rtx", "fp32"),
+    EngineRow("tensorrt-rtx", "bf16"),
+    EngineRow("tensorrt-rtx", "fp16"),
+    EngineRow("tensorrt-rtx", "int8"),
 )
 ENGINES = CPU_ENGINES + GPU_ENGINES
 """Built from a checkpoint that is given alone; in the order of the waterfall."""
@@ -55,6 +81,7 @@ class Entry:
     target: the directory that it writes, which is not there yet. required: its failure is the
     bench's; not so for PyTorch's own variants. batch, slots, graphs: of a step of the waterfall;
     None leaves them to the engine. failed: it should have run here, and its build went wrong.
+    device: what it is opened on; '' for the bench's own.
     """
 
     name: str
@@ -69,6 +96,7 @@ class Entry:
     slots: int | None = None
     graphs: bool | None = None
     failed: bool = False
+    device: str = ""
 
 
 def baseline_checkpoint(models: Sequence[Path]) -> Path:
@@ -95,7 +123,7 @@ def reference_entry(checkpoint: Path) -> Entry:
 
 def check_skipped(skip: Sequence[str], alone: bool) -> None:
     """Raise UserError for rows that there are not, and where the user has named the rows."""
-    known = [*VARIANTS, *(f"{backend}-{precision}" for backend, precision in ENGINES)]
+    known = [*VARIANTS, *(row.name for row in ENGINES)]
     unknown = [name for name in skip if name not in known]
     if unknown:
         seen, expected = ", ".join(unknown), ", ".join(known)
@@ -135,20 +163,23 @@ def entries_from_checkpoint(
         ),
     ]
     statuses = {status.name: status for status in probe_backends()}
-    for backend, precision in ENGINES:
-        name = f"{backend}-{precision}"
-        skipped = SKIPPED if name in skip else ""
-        reason = skipped or _obstacle(statuses[backend], precision, device)
+    for row in ENGINES:
+        skipped = SKIPPED if row.name in skip else ""
+        reason = skipped or _obstacle(row, statuses[row.backend], device)
         if reason:
-            entries += entry_steps(
-                Entry(name=name, model=checkpoint, reason=reason), backend, precision
-            )
+            entry = Entry(name=row.name, model=checkpoint, reason=reason)
         else:
-            sys.stderr.write(f"bench: build {name}\n")
-            options = build_options(backend, precision, sizes, scale)
-            built = _built_entry(checkpoint, folder / name, options)
-            entries += entry_steps(built, backend, precision)
+            sys.stderr.write(f"bench: build {row.name}\n")
+            options = build_options(row.backend, row.precision, sizes, scale)
+            entry = _built_entry(checkpoint, folder / row.name, options)
+            entry = replace(entry, device=_device_of(row, device))
+        entries += entry_steps(entry, row.backend, row.precision)
     return entries
+
+
+def _device_of(row: EngineRow, device: str) -> str:
+    """`auto` opens ONNX Runtime on the CPU: its row of the GPU asks for the GPU."""
+    return "cuda" if row.cuda and device == "auto" else ""
 
 
 def build_options(
@@ -213,15 +244,26 @@ def _no_variant(name: str, device: str) -> str:
     return "this processor has no bf16: in fp32 the row is torch-channels-last"
 
 
-def _obstacle(status: BackendStatus, precision: str, device: str) -> str:
+def _obstacle(row: EngineRow, status: BackendStatus, device: str) -> str:
     """Why a row cannot run here, or ''."""
     if not (status.builds and status.runs):
-        return f"{status.name} does not run here: {status.detail}"
-    if precision not in PRECISIONS[status.name]:
-        return f"{status.name} is not built in {precision} in this version"
-    on_gpu = status.name.startswith("tensorrt")
-    if on_gpu != device.startswith("cuda") and device != "auto":
-        return f"{status.name} does not run on {device}"
+        return f"{row.backend} does not run here: {status.detail}"
+    if row.precision not in PRECISIONS[row.backend]:
+        return f"{row.backend} is not built in {row.precision} in this version"
+    if row.on_gpu != device.startswith("cuda") and device != "auto":
+        return f"a row of {'CUDA' if row.on_gpu else 'the CPU'}, and the bench is of {device}"
+    return _no_cuda_provider() if row.cuda else ""
+
+
+def _no_cuda_provider() -> str:
+    """Why ONNX Runtime cannot run on a GPU here, or ''."""
+    if not cuda_devices():
+        return "ONNX Runtime's CUDA provider does not run here: 0 CUDA devices"
+    providers = import_module("onnxruntime").get_available_providers()
+    if CUDA not in providers:
+        return f"this onnxruntime has no {CUDA}: {', '.join(providers)}"
+    if not is_installed("pycuda"):
+        return "ONNX Runtime's CUDA provider does not run here: pycuda is not installed"
     return ""
 
 

@@ -144,7 +144,7 @@ class Run:
             name=entry.name,
             model=str(entry.model),
             backend=entry.backend,
-            device=self.options.device,
+            device=entry.device or self.options.device,
             images=[str(path) for path in self.images],
             outputs=[str(path) for path in outputs],
             seconds=self.options.seconds,
@@ -182,14 +182,17 @@ class Run:
             swept,
             build=fastest.build,
             target=fastest.target or str(fastest.model),
-            flags=predict_flags(self.options, built=bool(fastest.build)),
+            flags=predict_flags(
+                replace(self.options, device=fastest.device or self.options.device),
+                built=bool(fastest.build),
+            ),
             images=str(self.options.images),
         )
 
     def _sweep_job(self, entry: Entry) -> SweepJob:
         return SweepJob(
             model=str(entry.model),
-            device=self.options.device,
+            device=entry.device or self.options.device,
             images=[str(path) for path in self.images],
             seconds=self.options.seconds,
             scale=self.options.scale,

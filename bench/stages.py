@@ -1,4 +1,4 @@
-"""Where the time of files-to-files goes: the main thread's without a gap, workers' beside it."""
+"""Where the time of files-to-files goes: the main thread's step by step, workers' beside it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ LOAD = "wait for loaded images"
 COPY = "copy into the slots"
 SUBMIT = "start batches"
 ENGINE = "wait for the engine"
+COPY_OUT = "copy masks for the writers"
 WRITERS_BUSY = "wait for the writers"
-REST = "queues, copies of masks"
-STEPS = (START, LOAD, COPY, SUBMIT, ENGINE, WRITERS_BUSY, REST)
-"""Of the main thread, in their order; together they are the wall time, REST what others leave."""
+JOURNAL = "keep the journal"
+REST = "in no step"
+STEPS = (START, LOAD, COPY, SUBMIT, ENGINE, COPY_OUT, WRITERS_BUSY, JOURNAL, REST)
+"""Of the main thread, in their order; REST was not timed: what the others leave of the wall."""
+ITS_WORK = (START, COPY, SUBMIT, COPY_OUT, JOURNAL, REST)
+"""What the main thread does by itself, where it waits for nobody."""
+LOOSE = 0.05
+"""Share of the wall time in no step, above which the table does not say where the time went."""
 
 _SPANS = {
     LOAD: "wait for an image",
     COPY: "fill a slot",
     SUBMIT: "start a batch",
     ENGINE: "wait for a batch",
+    COPY_OUT: "copy a mask",
     WRITERS_BUSY: "wait for a writer",
+    JOURNAL: "journal",
 }
 """What the pipeline calls them."""
 
@@ -68,8 +76,14 @@ class StageTable:
 
     @property
     def main_seconds(self) -> float:
-        """The sum of the main thread's steps, to be held against the wall time."""
-        return sum(stage.seconds for stage in self.stages if stage.where == "main thread")
+        """The sum of the main thread's steps that were timed, to be held against the wall time."""
+        main = (stage for stage in self.stages if stage.where == "main thread")
+        return sum(stage.seconds for stage in main if stage.name != REST)
+
+    @property
+    def in_no_step(self) -> float:
+        """Share of the wall time; below 0 where steps overlap."""
+        return 1 - self.main_seconds / self.wall
 
 
 def stage_table_from_dict(raw: dict[str, Any]) -> StageTable:
@@ -125,7 +139,7 @@ class Pass:
         """Seconds of the main thread in each of STEPS, in their order."""
         found = {START: min(self.wall, self.clock.first - self.start)}
         found |= {step: self.clock.seconds[span] for step, span in _SPANS.items()}
-        return {**found, REST: max(0.0, self.wall - sum(found.values()))}
+        return {**found, REST: self.wall - sum(found.values())}
 
 
 def stage_table(done: Pass, engine_rate: float) -> StageTable:
@@ -176,7 +190,7 @@ def _bottleneck(done: Pass, stages: list[Stage], engine_rate: float) -> tuple[st
         "engine": spent[ENGINE],
         "load threads": spent[LOAD],
         "write threads": spent[WRITERS_BUSY],
-        "main thread": spent[START] + spent[COPY] + spent[SUBMIT] + spent[REST],
+        "main thread": sum(spent[step] for step in ITS_WORK),
     }
     name = max(waits, key=lambda key: waits[key])
     if name == "engine":

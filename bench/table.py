@@ -23,6 +23,7 @@ from .rows import (
     entries_from_models,
 )
 from .run import Run
+from .throttle import ThrottleClock
 
 
 def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
@@ -32,6 +33,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     the peers. Raises UserError without a checkpoint or images.
     """
     machine = describe_bench_machine()  # first: its load is that of others
+    throttle = ThrottleClock()
     checkpoint = baseline_checkpoint(models)
     images = spread_out(image_paths(options.images), options.limit)
     spec = _spec(checkpoint, options)
@@ -60,7 +62,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
         return Bench(
             rows=tuple(run.rows),
             images=len(images),
-            machine=machine,
+            machine={**machine, **throttle.told()},
             versions=_versions(),
             peaks=peaks,
             peers=tuple(run.peers),

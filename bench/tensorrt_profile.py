@@ -77,7 +77,7 @@ def layer_kinds(text: str) -> Kinds:
 def _precision(layer: dict[str, Any]) -> str:
     outputs = layer.get("Outputs") or [{}]
     words = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype", "")).split()
-    return precision_from_text(words[-1]) if words else ""
+    return precision_from_text(words[-1], layer.get("LayerType", "")) if words else ""
 
 
 def _kind_from_name(name: str) -> str:

@@ -10,7 +10,7 @@ from ..contract.errors import UserError
 from ..engine.base import Engine
 from ..engine.probe import usable_cores
 from ..runtime.plan import Task
-from ..runtime.predict import PredictOptions, predict_masks
+from ..runtime.predict import PredictOptions, Summary, predict_masks
 from .stages import Pass, StageClock, StageTable, stage_table
 
 
@@ -23,8 +23,7 @@ def time_stages(
     start = time.perf_counter()
     summary = predict_masks(engine, tasks, replace(options, pipeline=pipeline))
     wall = time.perf_counter() - start
-    if summary.failed:
-        raise UserError("images failed in the bench", seen=summary.failures[:3])
+    require_all_done(summary)
     done = Pass(
         clock=clock,
         start=start,
@@ -35,3 +34,11 @@ def time_stages(
         shared_cores=usable_cores() if engine.device == "cpu" else None,
     )
     return stage_table(done, engine_rate)
+
+
+def require_all_done(summary: Summary) -> None:
+    """Raise UserError unless the pass has made every mask: what was skipped took no time."""
+    if summary.failed:
+        raise UserError("images failed in the bench", seen=summary.failures[:3])
+    if summary.skipped:
+        raise UserError("images were skipped in the bench", seen=f"{summary.skipped} images")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ..bench.table import BenchOptions
 
 INTERRUPTED = 130
+MAX_REGRESSION = 0.05
+"""Of --compare, where none is asked for."""
 SAMPLES = 3
 """Images whose masks a report shows."""
 
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
     add("--compare", type=Path, metavar="OLD.json", help="what changed since that report")
     help_text = "of --compare: exit 1 past it (default: 5%%)"
-    add("--max-regression", type=share, default=0.05, metavar="SHARE", help=help_text)
+    add("--max-regression", type=share, metavar="SHARE", help=help_text)
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from ..bench.slo import slo_from_text
     from ..bench.table import bench_models
 
+    most = _most_from_args(args)
     slo = slo_from_text(args.slo) if args.slo else None
     before = read_report(args.compare) if args.compare else None
     bench = _with_answer(bench_models(args.models, _options(args, slo)), slo)
@@ -102,12 +105,27 @@ def run(args: argparse.Namespace) -> int:
     failed = any(row.required and not row.trusted for row in bench.rows)
     failed |= bench.slo is not None and not bench.slo.met
     if before is not None:
-        found, worse = compare_lines(before, bench, args.max_regression)
+        found, worse = compare_lines(before, bench, most)
         sys.stdout.write("\n".join(["", f"compared with {args.compare}:", "", *found]) + "\n")
         failed |= worse
     if paths:
         sys.stdout.write("report: " + ", ".join(map(str, paths)) + "\n")
     return INTERRUPTED if bench.interrupted else int(failed)
+
+
+def _most_from_args(args: argparse.Namespace) -> float:
+    """Of --max-regression. Raises UserError where there is nothing that it could bound."""
+    from ..contract.errors import UserError
+
+    most: float | None = args.max_regression
+    if most is not None and args.compare is None:
+        raise UserError(
+            "--max-regression is a bound of --compare",
+            seen=f"--max-regression {most:g} without --compare",
+            expected="the report of an earlier bench to compare with",
+            hint=f"--compare OLD.json --max-regression {most:g}; or leave it out",
+        )
+    return MAX_REGRESSION if most is None else most
 
 
 def _command() -> str:

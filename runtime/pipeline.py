@@ -262,7 +262,8 @@ class Pipeline(Closing, Generic[T]):
 
     def _write(self, task: T, mask: U8, batch: int) -> Iterator[Result[T]]:
         try:
-            copy = mask.copy()
+            with self.trace.span("copy a mask"):
+                copy = mask.copy()
         except MemoryError:
             yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
             return

@@ -219,7 +219,8 @@ class _Job:
         task = outcome.task
         if not outcome.reason:
             if self.journal is not None and outcome.stamp is not None:
-                self.journal.record(task, outcome.stamp, outcome.mask)
+                with self.options.pipeline.trace.span("journal"):
+                    self.journal.record(task, outcome.stamp, outcome.mask)
             self.summary.done += 1
             return
         self.summary.fail(task.source, outcome.reason)

@@ -19,7 +19,7 @@ from ..contract.files import atomic_path
 from ..contract.log import log
 
 MOST_EVENTS = 200_000
-"""Spans kept, the first ones: some 25,000 images, 70 MB of memory. A longer job is cut there."""
+"""Spans kept, the first ones: some 20,000 images, 70 MB of memory. A longer job is cut there."""
 
 SLOT_ROWS = 1_000_000
 """Rows of slots are numbered from here, those of threads from 1."""

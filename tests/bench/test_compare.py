@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,7 @@ import pytest
 
 from tests.bench.conftest import row_result
 from tests.conftest import ROOT
-from unetrt.bench import peers
 from unetrt.bench.compare import Change, compare_lines, compare_reports, read_report
-from unetrt.bench.peers import measure_peer, rate_from_output
 from unetrt.bench.readme import BEGIN, END, main, readme_block, readme_with_block
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench
@@ -32,9 +29,6 @@ from unetrt.bench.sweep import Sweep, sweep_from_dict
 from unetrt.bench.table import BenchOptions
 from unetrt.cli import build
 from unetrt.contract.errors import UserError
-from unetrt.contract.modules import import_module
-from unetrt.contract.spec import ModelSpec
-from unetrt.engine.manifest import MANIFEST, Manifest
 
 
 def report_of(bench: Bench, folder: Path) -> Path:
@@ -99,6 +93,31 @@ def test_no_spread_hides_a_row_that_is_a_thousandth_of_itself(
     change = Change(row="x", region="engine", before=then, now=now)
     assert change.verdict(0.05).startswith(verdict)
     assert change.is_unknown(0.05) == (verdict == "unknown")
+
+
+def test_a_slower_network_does_not_hide_behind_its_copies(bench: Bench, tmp_path: Path) -> None:
+    """Copies and files bound the rate before and now; the network alone lost half."""
+
+    def with_network(rates: list[float]) -> Bench:
+        result = replace(row_result("openvino", [40.0, 40.0]), engine_only=rates)
+        return replace(bench, rows=(bench.rows[0], replace(bench.rows[1], result=result)))
+
+    before = read_report(report_of(with_network([200.0, 202.0]), tmp_path))
+    lines, worse = compare_lines(before, with_network([100.0, 101.0]), 0.05)
+    assert worse
+    (line,) = [line for line in lines if "regression past 5%" in line]
+    assert "| engine only" in line
+    lines, worse = compare_lines(before, with_network([200.0, 202.0]), 0.05)
+    assert not worse
+    assert sum("engine with copies" in line for line in lines) == 1, "one number on the CPU's row"
+    lines, worse = compare_lines(before, with_network([]), 0.05)
+    assert worse, "it is not measured any more"
+    unmeasured = read_report(report_of(with_network([]), tmp_path / "other"))
+    changes = compare_reports(unmeasured, with_network([200.0]))
+    assert [c.region for c in changes if c.row == "openvino"] == [
+        "engine with copies",
+        "files to files",
+    ]
 
 
 def test_a_comparison_of_nothing_is_no_pass(bench: Bench, tmp_path: Path) -> None:
@@ -195,67 +214,6 @@ def test_our_readme_holds_what_was_measured(name: str, language: str) -> None:
         pytest.skip("no measured results are committed yet")
     wanted = readme_with_block(text, readme_block(results, language))
     assert text == wanted, f"python -m unetrt.bench.readme {name}   writes it again"
-
-
-def test_the_peers_numbers_are_read_from_what_they_print() -> None:
-    assert rate_from_output("[ INFO ] Throughput:   1050.52 FPS\n", 8) == 1050.52
-    assert rate_from_output("[I] Throughput: 12.5 qps", 8) == 100
-    assert rate_from_output("no number", 8) is None
-
-
-def engine_directory(folder: Path, backend: str, precision: str) -> Path:
-    folder.mkdir()
-    manifest = Manifest(
-        spec=ModelSpec(),
-        backend=backend,
-        backend_version="1",
-        precision=precision,
-        model="model.x",
-        files={"model.x": "0" * 64},
-        source={"name": "a", "sha256": "0"},
-        gate={"verdict": "passed", "min_agreement": 0.9, "agreement": 1.0, "inputs": "golden"},
-    )
-    (folder / "model.x").touch()
-    (folder / MANIFEST).write_text(manifest.to_json())
-    return folder
-
-
-def test_a_peer_runs_on_the_same_file_shape_and_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = engine_directory(tmp_path / "engine", "openvino", "bf16")
-    code = "import sys; print('Throughput: 42 FPS', file=sys.stdout)"
-    monkeypatch.setattr(peers, "BENCHMARK_APP", code)
-    found = measure_peer("engine", directory, row_result("x", [1]), 1.0, 2)
-    assert found is not None
-    assert found.rates == [42, 42]
-    assert found.reason == ""
-    assert found.command.startswith("benchmark_app -m model.x -d CPU -hint throughput")
-    assert "-infer_precision bf16 -shape image[1,100,90,3],size_like[200,180]" in found.command
-    assert str(tmp_path) not in found.command
-    int8 = engine_directory(tmp_path / "int8", "openvino", "int8")
-    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    hint = "bf16" if "BF16" in able else "f32"
-    found = measure_peer("int8", int8, row_result("x", [1]), 1.0, 1)
-    assert found is not None
-    assert f"-infer_precision {hint} " in found.command, "as our own engine runs it here"
-    monkeypatch.setattr(peers, "BENCHMARK_APP", "raise SystemExit('went wrong')")
-    broken = measure_peer("engine", directory, row_result("x", [1]), 1.0, 2)
-    assert broken is not None
-    assert "went wrong" in broken.reason
-    assert not broken.rates
-
-
-def test_models_without_a_peer_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = row_result("x", [1])
-    assert measure_peer("a", tmp_path, result, 1.0, 1) is None
-    other = engine_directory(tmp_path / "ort", "onnxruntime", "fp32")
-    assert measure_peer("a", other, result, 1.0, 1) is None
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    plan = engine_directory(tmp_path / "plan", "tensorrt", "fp16")
-    found = measure_peer("a", plan, result, 1.0, 1)
-    assert found is not None
-    assert found.reason == "trtexec is not installed"
 
 
 def test_the_knee_is_the_first_that_is_nearly_as_fast(sweep: Sweep) -> None:

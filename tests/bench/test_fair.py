@@ -19,7 +19,7 @@ from PIL import Image
 from tests.bench.conftest import row_result
 from tests.bench.test_bench import job_of
 from tests.conftest import balanced_checkpoint, steel
-from unetrt.bench import file_passes, run
+from unetrt.bench import engine_row, file_passes, run, timed_pass
 from unetrt.bench import row as row_module
 from unetrt.bench.file_passes import FilePasses, time_passes
 from unetrt.bench.filled import Batch
@@ -35,6 +35,11 @@ from unetrt.bench.sweep import SweepJob, _keep_in_flight
 from unetrt.bench.table import spread_out
 from unetrt.contract.masks import mask_pixels, read_mask
 from unetrt.contract.resize import network_input
+from unetrt.engine.base import Engine
+from unetrt.runtime.digest import digest_from_model
+from unetrt.runtime.journal import FOLDER, NAME
+from unetrt.runtime.plan import Task
+from unetrt.runtime.predict import PredictOptions, Summary
 
 CheckpointFile = Callable[..., Path]
 
@@ -132,6 +137,48 @@ def test_every_row_has_two_passes_unless_its_time_forbids(
     assert len(passes_of(replace(job, seconds=1.0, repeats=4), 0.001)) == 4
     assert len(passes_of(replace(job, until=time.time() + 0.1), 0.08)) == 1
     assert file_passes.FEWEST == 2
+
+
+def test_every_pass_is_a_first_run_with_the_journal_that_predict_keeps(
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that found the journal of the pass before would skip every image."""
+    job = job_of(checkpoint_file(), pictures, tmp_path / "o")
+    found: list[tuple[int, bool]] = []
+    real = engine_row.predict_masks
+
+    def looked_at(engine: Engine, tasks: list[Task], options: PredictOptions) -> Summary:
+        journal = options.journal
+        assert journal is not None
+        assert journal.model == digest_from_model(Path(job.model))
+        assert not journal.restart, "a restart reads what was there"
+        left = any(task.output and task.output.exists() for task in tasks)
+        summary = real(engine, tasks, options)
+        lines = (journal.output_dir / FOLDER / NAME).read_text().splitlines()
+        found.append((sum('"done"' in line for line in lines), left))
+        return summary
+
+    monkeypatch.setattr(engine_row, "predict_masks", looked_at)
+    monkeypatch.setattr(timed_pass, "predict_masks", looked_at)
+    result = measure_row(job)
+    assert len(result.files_to_files) == 2
+    assert found[1:] == [(5, False)] * 3, "two passes and that of the stages, all of it each time"
+    assert all(Path(path).is_file() for path in job.outputs)
+    assert result.shapes == 2
+
+
+def test_emptying_the_folder_is_not_timed(
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), repeats=2)
+    monkeypatch.setattr(file_passes, "clear_outputs", lambda job: time.sleep(0.2))
+    assert min(passes_of(job, 0.001)) > len(job.images) / 0.2
 
 
 def test_the_images_are_spread_over_the_folder() -> None:

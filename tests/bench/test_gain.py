@@ -22,7 +22,7 @@ def with_passes(bench: Bench, mine: list[float], theirs: list[float]) -> Bench:
 
 
 def told(bench: Bench, row: int = 1) -> str:
-    return table_lines(bench)[2 + row].split("|")[4].strip()
+    return table_lines(bench)[2 + row].split("|")[5].strip()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 
 from tests.bench.conftest import row_result
 from tests.conftest import balanced_checkpoint
+from unetrt.bench import rows
 from unetrt.bench.job import result_from_dict
 from unetrt.bench.machine import cuda_device, describe_bench_machine, device_bytes_in_use
 from unetrt.bench.nvml import DeviceUse, Sample, read_sample, use_from_samples, watch_device
@@ -24,18 +25,24 @@ from unetrt.bench.rows import (
     GPU_ENGINES,
     GPU_STEPS,
     SKIPPED,
+    EngineRow,
     Entry,
     _no_variant,
+    _obstacle,
     build_options,
     check_skipped,
     entries_from_checkpoint,
     entry_steps,
 )
+from unetrt.bench.run import Run
+from unetrt.bench.table import BenchOptions
 from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
 from unetrt.engine import extras
 from unetrt.engine.extras import describe_gpus
-from unetrt.engine.probe import probe_backends
+from unetrt.engine.probe import BackendStatus, probe_backends
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.export.build import PRECISIONS
 from unetrt.training.step import cpu_computes_bf16
 
 
@@ -106,13 +113,11 @@ def test_power_and_throttling_are_shown(bench: Bench) -> None:
     result = replace(row_result("x", [10.0]), use=use)
     assert result_from_dict(json.loads(json.dumps(asdict(result)))) == result
     blind = replace(row_result("y", [10.0]), use_reason="the package pynvml is needed here")
-    rows = (Row(name="x", result=result), Row(name="y", result=blind))
-    text = "\n".join(detail_lines(replace(bench, rows=rows)))
+    both = replace(bench, rows=(Row(name="x", result=result), Row(name="y", result=blind)))
+    text = "\n".join(detail_lines(both))
     assert "640, at most 700 (1700 to 1980)" in text
     assert "the package pynvml is needed here" in text
-    assert warnings(replace(bench, rows=rows)) == [
-        "x: the GPU was held back by power cap, 30% of the time"
-    ]
+    assert warnings(both) == ["x: the GPU was held back by power cap, 30% of the time"]
 
 
 def test_a_plan_in_fp16_is_a_waterfall(tmp_path: Path) -> None:
@@ -144,7 +149,8 @@ def test_steps_that_cannot_run_here_are_listed_with_the_reason(
         steps = [entry for entry in entries if entry.name.startswith(f"{backend}-fp16")]
         assert len(steps) == 4
         assert all(statuses[backend].detail in entry.reason for entry in steps)
-    assert any(entry.name == "tensorrt-int8" and entry.reason for entry in entries)
+    for name in ("tensorrt-int8", "tensorrt-rtx-int8", "onnxruntime-cuda-fp32"):
+        assert next(entry for entry in entries if entry.name == name).reason
     half = next(entry for entry in entries if entry.name == "torch-half")
     assert bool(half.reason) != cpu_computes_bf16()
     assert not half.required
@@ -169,7 +175,7 @@ def test_a_build_is_said_before_it_starts(
         raise UserError(f"said: {capsys.readouterr().err}")
 
     monkeypatch.setattr("unetrt.bench.rows.build_engine", build)
-    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (("onnxruntime", "fp32"),))
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (EngineRow("onnxruntime", "fp32"),))
     entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
     (entry,) = [entry for entry in entries if entry.name == "onnxruntime-fp32"]
     assert "bench: build onnxruntime-fp32" in entry.reason
@@ -178,7 +184,7 @@ def test_a_build_is_said_before_it_starts(
 def test_rows_that_are_left_out_are_listed_and_not_built(
     checkpoint_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (("onnxruntime", "fp32"),))
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (EngineRow("onnxruntime", "fp32"),))
     skip = ("torch-compile", "onnxruntime-fp32")
     entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None, skip)
     assert {entry.name for entry in entries if entry.reason == SKIPPED} == set(skip)
@@ -192,6 +198,70 @@ def test_a_row_to_skip_is_one_that_there_is() -> None:
     assert "torch-compile" in str(caught.value.expected)
     with pytest.raises(UserError, match="a checkpoint alone"):
         check_skipped(("torch-compile",), alone=False)
+
+
+ORT_ON_CUDA = EngineRow("onnxruntime", "fp32", cuda=True)
+
+
+def test_every_precision_of_a_plan_has_a_row() -> None:
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        assert {r.precision for r in GPU_ENGINES if r.backend == backend} == set(
+            PRECISIONS[backend]
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "device", "gpus", "providers", "pycuda", "reason"),
+    [
+        (ORT_ON_CUDA, "auto", 1, ["CUDAExecutionProvider"], True, ""),
+        (ORT_ON_CUDA, "cuda:1", 2, ["CUDAExecutionProvider"], True, ""),
+        (ORT_ON_CUDA, "auto", 0, ["CUDAExecutionProvider"], True, "0 CUDA devices"),
+        (ORT_ON_CUDA, "auto", 1, ["CPUExecutionProvider"], True, "no CUDAExecutionProvider: CPU"),
+        (ORT_ON_CUDA, "auto", 1, ["CUDAExecutionProvider"], False, "pycuda is not installed"),
+        (ORT_ON_CUDA, "cpu", 1, ["CUDAExecutionProvider"], True, "a row of CUDA, and the bench is"),
+        (EngineRow("onnxruntime", "fp32"), "auto", 1, [], True, ""),
+        (EngineRow("onnxruntime", "fp32"), "cuda", 1, [], True, "a row of the CPU"),
+        (EngineRow("openvino", "bf16"), "cuda", 1, [], True, "a row of the CPU"),
+        (EngineRow("tensorrt-rtx", "int8"), "auto", 1, [], True, ""),
+        (EngineRow("tensorrt-rtx", "fp8"), "auto", 1, [], True, "not built in fp8"),
+    ],
+)
+def test_a_row_runs_where_its_engine_does_and_says_the_true_reason_elsewhere(
+    row: EngineRow,
+    device: str,
+    gpus: int,
+    providers: list[str],
+    pycuda: bool,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = SimpleNamespace(get_available_providers=lambda: providers)
+    monkeypatch.setattr(rows, "cuda_devices", lambda: gpus)
+    monkeypatch.setattr(rows, "is_installed", lambda name: pycuda)
+    monkeypatch.setattr(rows, "import_module", lambda name: runtime)
+    found = _obstacle(row, BackendStatus(row.backend, True, True, "1"), device)
+    assert (reason in found) if reason else not found
+
+
+def test_onnx_runtimes_row_of_the_gpu_asks_for_the_gpu(
+    checkpoint_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` would open it on the CPU, and its row would be the other one again."""
+    engines = (EngineRow("onnxruntime", "fp32"), ORT_ON_CUDA)
+    monkeypatch.setattr(rows, "ENGINES", engines)
+    monkeypatch.setattr(rows, "_no_cuda_provider", str)
+    monkeypatch.setattr(rows, "_built_entry", lambda c, d, o: Entry(name=d.name, model=d))
+    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "auto", None)
+    devices = {entry.name: entry.device for entry in built}
+    assert devices["onnxruntime-fp32"] == ""
+    assert devices["onnxruntime-cuda-fp32"] == "cuda"
+    run = Run([], {}, tmp_path, BenchOptions(images=tmp_path), ModelSpec())
+    jobs = {entry.name: run._job(entry, []) for entry in built}
+    assert jobs["onnxruntime-fp32"].device == "auto"
+    assert jobs["onnxruntime-cuda-fp32"].device == "cuda"
+    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cuda:1", None)
+    entry = next(e for e in built if e.name == "onnxruntime-cuda-fp32")
+    assert entry.device == "", "the bench's own"
 
 
 def test_gpus_are_named_by_whoever_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:

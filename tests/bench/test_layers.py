@@ -64,6 +64,7 @@ def test_every_convolution_is_found_and_the_sum_stays_below_the_clock(
     assert [layer.block for layer in known] == [conv.block for conv in wanted]
     assert sum(layer.flops or 0 for layer in known) == 2 * count_flops(spec, SIZE)
     assert {layer.precision for layer in known} == {"fp32"}
+    assert "int8" not in {layer.precision for layer in table.layers}, "bytes are cast, not computed"
     assert all(layer.ms > 0 for layer in table.layers)
     assert 0 < table.total <= 1.05 * table.wall
     assert layer_table_from_dict(json.loads(json.dumps(asdict(table)))) == table
@@ -145,19 +146,26 @@ def test_time_on_two_streams_counts_half() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "precision"),
+    ("text", "kind", "precision"),
     [
-        ("brgconv_avx512_bf16", "bf16"),
-        ("jit_avx512_f32", "fp32"),
-        ("brgconv_avx512_I8", "int8"),
-        ("float16", "fp16"),
-        ("Half", "fp16"),
-        ("int64", "int64"),
-        ("", ""),
+        ("brgconv_avx512_bf16", "Convolution", "bf16"),
+        ("jit_avx512_f32", "MaxPool", "fp32"),
+        ("brgconv_avx512_I8", "Convolution", "int8"),
+        ("brgconv_avx512_i8", "Convolution", "int8"),
+        ("jit_avx2_I8", "Subgraph", "uint8"),
+        ("ref_I8", "Convert", "uint8"),
+        ("jit_avx2_i8", "Reorder", "int8"),
+        ("uint8", "Cast", "uint8"),
+        ("uint8", "QLinearConv", "int8"),
+        ("UInt8", "CaskConvolution", "int8"),
+        ("float16", "Conv", "fp16"),
+        ("Half", "", "fp16"),
+        ("int64", "Shape", "int64"),
+        ("", "", ""),
     ],
 )
-def test_the_profilers_words_for_precisions(text: str, precision: str) -> None:
-    assert precision_from_text(text) == precision
+def test_the_profilers_words_for_precisions(text: str, kind: str, precision: str) -> None:
+    assert precision_from_text(text, kind) == precision
 
 
 def test_a_plan_tells_kinds_when_it_was_built_verbosely() -> None:
@@ -211,6 +219,12 @@ def test_the_layers_are_shown_with_their_share_of_the_peak(table: LayerTable) ->
         "The layers take 8 ms of a batch of 1, 2 streams at once; its 1 convolutions" in lines[-1]
     )
     assert lines[-1].endswith("the sum is 80% and 80% of it")
+    low = Peaks((Peak("fp32", 4e11, "a product"),))
+    cells = cells_of(layer_lines([Row(name="a", result=result)], low)[2:-2])
+    assert cells[2][-1] == "above the peak"
+    crowded = replace(peaks, others=0.5)
+    cells = cells_of(layer_lines([Row(name="a", result=result)], crowded)[2:-2])
+    assert cells[2][-1] == "peak unknown"
     bare = replace(table, layers=table.layers[1:])
     (*_, last) = layer_lines([Row(name="a", result=replace(result, layers=bare))], peaks)
     assert "not the network's one by one" in last

@@ -17,6 +17,7 @@ from unetrt.bench.judge import ClassIou
 from unetrt.bench.measure import WarmUp
 from unetrt.bench.page import html_page
 from unetrt.bench.peak import Peaks
+from unetrt.bench.plots import rates_svg
 from unetrt.bench.readme import readme_block
 from unetrt.bench.report import (
     context_lines,
@@ -42,15 +43,59 @@ def cells_of(lines: list[str]) -> list[list[str]]:
 def test_the_table_lines_up_and_shows_no_speed_up_without_agreement(bench: Bench) -> None:
     lines = table_lines(bench)
     assert len({len(line) for line in lines}) == 1
-    assert {line.count("|") for line in lines} == {6}
+    assert {line.count("|") for line in lines} == {7}
     assert set(lines[1]) == {"|", "-"}
     cells = cells_of(lines)
-    assert cells[2] == ["reference: loop fp32 on cpu", "20 ± 10%", "10 ± 10%", "1.00×", "100.0000%"]
-    assert cells[3][2:] == ["40 (1 pass)", "4.00× (3.64–4.44)", "99.9950%"]
-    assert cells[4][3:] == ["agreement low", "50.0000%"]
-    assert cells[5] == ["gone", "not run", "no such ¦ file", "", ""]
-    assert cells[6] == ["peer: tool on openvino", "100", "", "ours is 0.80 of it", ""]
-    assert cells[7] == ["peer: other on wrong", "not run", "", "not installed", ""]
+    name = "reference: loop fp32 on cpu"
+    assert cells[2] == [name, "20 ± 10%", "–", "10 ± 10%", "1.00×", "100.0000%"]
+    assert cells[3][2:] == ["–", "40 (1 pass)", "4.00× (3.64–4.44)", "99.9950%"]
+    assert cells[4][4:] == ["agreement low", "50.0000%"]
+    assert cells[5] == ["gone", "not run", "", "no such ¦ file", "", ""]
+    assert cells[6] == ["peer: tool on openvino", "100", "", "", "ours is 0.80 of it", ""]
+    assert cells[7] == ["peer: other on wrong", "not run", "", "", "not installed", ""]
+
+
+def on_cuda(bench: Bench) -> Bench:
+    """The same bench on a GPU, where copies cost something."""
+    rows = tuple(
+        replace(
+            row,
+            result=row.result
+            and replace(row.result, device="NVIDIA X (cuda:0)", with_copies=[14.0, 16.0]),
+        )
+        for row in bench.rows
+    )
+    return replace(bench, rows=rows, machine={**bench.machine, "gpu": "NVIDIA X"}, peers=())
+
+
+def test_what_a_gpu_makes_with_copies_stands_wherever_engine_only_does(
+    bench: Bench, tmp_path: Path
+) -> None:
+    found = on_cuda(bench)
+    head, _, first = cells_of(table_lines(found))[:3]
+    assert dict(zip(head, first, strict=True))["engine with copies, images/s"] == "15 ± 7%"
+    paths = write_report(found, tmp_path, "x")
+    rows = list(csv.DictReader(paths[2].open()))
+    assert [row["with_copies"] for row in rows] == ["15.0", "15.0", "15.0", ""]
+    assert rates_svg(found).count('id="with-copies"') == 3
+    assert "15 ± 7%" in paths[3].read_text()
+    for language, column in (("en", "engine with copies, images/s"), ("zh", "引擎含拷贝")):
+        block = readme_block(tmp_path, language)
+        assert column in block
+        assert "15 ± 7%" in block
+    assert found.rows[0].result is not None
+    bare = replace(found.rows[0], result=replace(found.rows[0].result, engine_only=[]))
+    cells = cells_of(table_lines(replace(found, rows=(bare,))))[2]
+    assert cells[1:3] == ["not measured", "15 ± 7%"]
+
+
+def test_on_a_cpu_the_copies_are_none_and_readme_has_no_column_of_them(
+    bench: Bench, tmp_path: Path
+) -> None:
+    assert rates_svg(bench).count('id="with-copies"') == 0
+    assert "shown as –" in "\n".join(context_lines(bench))
+    write_report(bench, tmp_path, "x")
+    assert "copies" not in readme_block(tmp_path, "en")
 
 
 def test_masks_that_could_not_be_compared_give_no_speed_up(bench: Bench) -> None:
@@ -95,7 +140,8 @@ def test_the_stage_table_names_the_bottleneck_and_its_bounds(bench: Bench) -> No
     assert fastest_row(bench) == bench.rows[1]
     text = "\n".join(stage_lines([bench.rows[1]]))
     assert "2 load threads" in text
-    assert "100.0% of it" in text
+    assert "0.0% of it is in no step" in text
+    assert "files to files is 50.0% of engine only" in text
     assert "Bottleneck: engine; alone it allows 20 images/s" in text
     assert "cores 18" in text
     assert fastest_row(replace(bench, rows=bench.rows[:1])) is None

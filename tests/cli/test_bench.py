@@ -17,7 +17,7 @@ from PIL import Image
 from tests.bench.conftest import row_result
 from tests.conftest import steel
 from unetrt.bench.result import Bench, Row
-from unetrt.cli.bench import add_arguments, share
+from unetrt.cli.bench import _most_from_args, add_arguments, share
 from unetrt.cli.main import main
 from unetrt.engine import extras
 
@@ -38,6 +38,7 @@ def images(tmp_path: Path) -> Path:
         (["--compare", "none.json"], "no bench report"),
         (["--max-regression", "2"], "a share between 0 and 1"),
         (["--max-regression", "x%"], "a share between 0 and 1"),
+        (["--max-regression", "5%"], "a bound of --compare"),
         (["--row-timeout", "0"], "above 0"),
         (["--bit-depth", "7"], "--bit-depth"),
     ],
@@ -72,7 +73,8 @@ def test_every_flag_has_a_default() -> None:
         False,
         False,
     )
-    assert args.max_regression == 0.05
+    assert args.max_regression is None
+    assert _most_from_args(args) == 0.05
 
 
 @pytest.mark.slow
@@ -93,7 +95,7 @@ def test_a_second_bench_is_compared_with_the_first(
     assert main([*common, "--compare", str(path), "--max-regression", "95%"]) == 0
     assert "compared with" in capsys.readouterr().out
     for row in told["rows"]:
-        for region in ("with_copies", "files_to_files"):
+        for region in ("engine_only", "with_copies", "files_to_files"):
             row["result"][region] = [1e9]
     path.write_text(json.dumps(told))
     assert main([*common, "--compare", str(path), "--max-regression", "95%"]) == 1
@@ -104,7 +106,7 @@ def test_a_report_of_another_form_is_refused_before_anything_runs(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"name": "x", "trusted": True, "reason": "", "agreement": 1.0}
-    rows = [{**row, "result": {"with_copies": [1.0]}}]
+    rows = [{**row, "result": {"engine_only": [1.0], "with_copies": [1.0]}}]
     raw = {"command": "x", "rows": rows, "machine": {}, "versions": {}, "images": 1, "seconds": 1}
     old = tmp_path / "old.json"
     old.write_text(json.dumps(raw))
