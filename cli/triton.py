@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import positive, wrong
+from .shared import wrong
 
 if TYPE_CHECKING:
     from ..export.triton import Repository, Served
+
+MOST_INSTANCES = 1024
+MOST_BATCH = 65_536
+MOST_DELAY = 3_600_000_000
+"""An hour. Triton's configuration holds larger numbers, but not every one that can be typed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("engines", type=Path, nargs="+", metavar="ENGINE_DIR")
-    add("-o", "--output", type=Path, required=True, metavar="MODEL_REPOSITORY")
-    add("--instances", type=positive, default=1, metavar="N", help="of each engine (default: 1)")
+    add("-o", "--output", required=True, metavar="MODEL_REPOSITORY")
+    instances = whole(1, MOST_INSTANCES)
+    add("--instances", type=instances, default=1, metavar="N", help="of each engine (default: 1)")
     kinds = ("auto", "cpu", "gpu")
     add("--kind", choices=kinds, default="auto", help="where ONNX Runtime runs (default: cpu)")
     help_text = "images that requests are merged to (default: the plan's most, else 8)"
-    add("--max-batch", type=positive, metavar="N", help=help_text)
+    add("--max-batch", type=whole(1, MOST_BATCH), metavar="N", help=help_text)
     help_text = "how long a request waits for others (default: 1000)"
-    add("--delay", type=microseconds, default=1000, metavar="MICROSECONDS", help=help_text)
+    delay = whole(0, MOST_DELAY)
+    add("--delay", type=delay, default=1000, metavar="MICROSECONDS", help=help_text)
     add("--replace", action="store_true", help="write over a repository that differs")
 
 
@@ -37,19 +45,39 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         delay=args.delay,
     )
-    written = write_repository(args.engines, args.output, options, replace=args.replace)
+    output = folder_from_text(args.output)
+    written = write_repository(args.engines, output, options, replace=args.replace)
     sys.stdout.write(_summary(written))
     return 0
 
 
-def microseconds(text: str) -> int:
-    if not text.isdecimal():
-        raise wrong(text, "microseconds, a whole number")
-    return int(text)
+def whole(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise wrong(text, f"a whole number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def folder_from_text(text: str) -> Path:
+    """A Path would make a folder `s3:` here of an address."""
+    from ..contract.addresses import MARK
+    from ..contract.errors import UserError
+
+    if MARK in text:
+        raise UserError(
+            "a model repository is written to a folder of this machine",
+            seen=text,
+            expected="a folder",
+            hint=f"unetrt triton … -o repository   then copy it, whole, to {text}",
+        )
+    return Path(text)
 
 
 def _summary(written: Repository) -> str:
-    head = f"{written.path}: {len(written.models)} engines"
+    count = len(written.models)
+    head = f"{written.path}: {count} engine{'' if count == 1 else 's'}"
     if written.reused:
         head += ", up to date"
     lines = [head, *map(_line, written.models)]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 from .errors import UserError
+
+QUIET = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
+"""Packages that report to their makers, and the variable that keeps them from it."""
 
 INSTALL = {
     "torch": "pip install torch",
@@ -19,6 +23,11 @@ INSTALL = {
     "pycuda.driver": "pip install 'unetrt[trt]'",
     "upath": "pip install universal-pathlib",
     "tifffile": "pip install 'unetrt[bands]'",
+    "imagecodecs": "pip install 'unetrt[bands]'",
+    "s3fs": "pip install s3fs",
+    "gcsfs": "pip install gcsfs",
+    "adlfs": "pip install adlfs",
+    "wandb": "pip install 'unetrt[wandb]'",
     "tensorrt": "pip install 'unetrt[trt]'",
     "pynvml": "pip install nvidia-ml-py",
     "ray": "pip install 'unetrt[ray]'",
@@ -33,10 +42,17 @@ def is_installed(name: str) -> bool:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a package of INSTALL. Raises UserError with the line that brings it."""
+    """Import a package of INSTALL. UserError with the line that brings it, whatever it raises.
+
+    Broken packages raise RuntimeError and OSError too. Reports are off, unless the user has set
+    the variable himself.
+    """
+    if variable := QUIET.get(name.partition(".")[0]):
+        os.environ.setdefault(variable, "1")
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:
+        seen = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"the package {name} is needed here", seen=error, hint=INSTALL[name]
+            f"the package {name} is needed here", seen=seen, hint=INSTALL[name]
         ) from error

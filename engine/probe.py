@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..contract.errors import UserError
 from ..contract.memory import memory_bytes
-from ..contract.modules import INSTALL, is_installed
+from ..contract.modules import INSTALL, import_module, is_installed
 from .cuda import capability_of
 from .tensorrt_backend import cuda_devices
-from .tensorrt_flavour import RTX_TARGETS
+from .tensorrt_flavour import RTX_TARGETS, import_flavour
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,27 @@ def probe_backends() -> list[BackendStatus]:
 
 
 def _status_of(name: str, probe: Callable[[], BackendStatus]) -> BackendStatus:
-    """A package that is there but cannot be imported costs that backend alone."""
+    """A package that is there and does not work costs that backend alone, whatever it raises."""
     try:
         return probe()
     except UserError as error:
-        return BackendStatus(name, False, False, error.reason, error.hint or "")
+        detail = error.message
+        if error.seen is not None:
+            detail += f" ({first_line(error.seen)})"
+    except Exception as error:  # noqa: BLE001  shown as found; a broken package may raise anything
+        detail = f"{type(error).__name__}: {first_line(error)}"
+    return BackendStatus(name, False, False, detail, INSTALL.get(name.replace("-", "_"), ""))
 
 
-def choose_backend() -> tuple[str, str]:
+def first_line(error: object) -> str:
+    """Of a message that may fill a page, as numpy's do; they may begin with empty lines."""
+    return str(error).strip().partition("\n")[0]
+
+
+def choose_backend(statuses: Sequence[BackendStatus] | None = None) -> tuple[str, str]:
     """(backend, reason) for `--backend auto`: the first that builds and runs here."""
     passed_over: list[str] = []
-    for status in probe_backends():
+    for status in probe_backends() if statuses is None else statuses:
         if status.builds and status.runs:
             reason = f"{status.name}: {status.detail}"
             return status.name, "; ".join([reason, *passed_over])
@@ -68,7 +78,7 @@ def describe_machine() -> dict[str, str]:
     return {
         "unetrt": package_version("unetrt"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{_processor()}, {_cores()}",
         "memory": f"{memory_bytes() / 2**30:.1f} GiB",
         "gpu": f"{cuda_devices()} CUDA devices",
     }
@@ -86,6 +96,12 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cores() -> str:
+    """Those that may be used first: a scheduler often leaves a process some of them only."""
+    usable, count = usable_cores(), os.cpu_count()
+    return f"{count} cores" if usable == count else f"{usable} of {count} cores"
 
 
 def _processor() -> str:
@@ -115,6 +131,7 @@ def _missing(name: str, module: str) -> BackendStatus:
 def _probe_tensorrt() -> BackendStatus:
     if not is_installed("tensorrt"):
         return _missing("tensorrt", "tensorrt")
+    import_flavour("tensorrt")
     runs, gpu = _probe_gpu()
     detail = f"{package_version('tensorrt')}, {gpu}"
     return BackendStatus("tensorrt", cuda_devices() > 0, runs, detail)
@@ -123,6 +140,7 @@ def _probe_tensorrt() -> BackendStatus:
 def _probe_rtx() -> BackendStatus:
     if not is_installed("tensorrt_rtx"):
         return _missing("tensorrt-rtx", "tensorrt_rtx")
+    import_flavour("tensorrt-rtx")
     found = package_version("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
     runs, gpu = _probe_gpu()
     capability = capability_of(0) if runs else ""
@@ -136,6 +154,11 @@ def _probe_gpu() -> tuple[bool, str]:
     found = cuda_devices()
     if found and not is_installed("pycuda"):
         return False, f"{found} CUDA devices, but pycuda is not installed"
+    if found:
+        try:
+            import_module("pycuda.driver")
+        except UserError as error:  # plans for RTX are built all the same
+            return False, f"{found} CUDA devices, but pycuda fails ({first_line(error.seen)})"
     return found > 0, f"{found} CUDA devices"
 
 
@@ -151,15 +174,17 @@ def _probe_openvino() -> BackendStatus:
 def _probe_onnxruntime() -> BackendStatus:
     if not is_installed("onnxruntime"):
         return _missing("onnxruntime", "onnxruntime")
+    # Asked of the module itself: what pip leaves of a removed package is a folder without content.
+    runs = "CPUExecutionProvider" in import_module("onnxruntime").get_available_providers()
     found = package_version("onnxruntime-gpu", "onnxruntime")
-    return BackendStatus("onnxruntime", True, True, f"{found}, CPU provider")
+    detail = f"{found}, {'' if runs else 'no '}CPU provider"
+    return BackendStatus("onnxruntime", runs, runs, detail)
 
 
 def _probe_torch() -> BackendStatus:
     if not is_installed("torch"):
         return _missing("torch", "torch")
-    import torch
-
+    torch = import_module("torch")
     device = "CUDA" if torch.cuda.is_available() else "CPU"
     return BackendStatus("torch", False, True, f"{torch.__version__}, {device}; runs checkpoints")
 
@@ -171,3 +196,12 @@ PROBES: dict[str, Callable[[], BackendStatus]] = {
     "onnxruntime": _probe_onnxruntime,
     "torch": _probe_torch,
 }
+
+USES = {
+    "tensorrt": "engines, NVIDIA GPUs",
+    "tensorrt-rtx": "engines, RTX GPUs",
+    "openvino": "engines, CPUs",
+    "onnxruntime": "engines, CPUs and CUDA",
+    "torch": "training, checkpoints",
+}
+"""What each is for, in `doctor`'s table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def write_repository(
     """Two models an engine: NAME, which batches requests, and NAME_engine, the file as it is.
 
     Raises UserError for a damaged engine, for one that Triton cannot run, and for a folder that
-    holds anything else; a repository of ours is written over only by `replace`.
+    holds anything else; a repository of ours is written over only by `replace`. Where `path` is a
+    link, that is its target: a server may read it by its own name.
     """
     models = _served(directories, options)
     request = _request(models, options)
@@ -66,8 +68,9 @@ def write_repository(
     if found is not None and found["request"] == request and _unchanged(path, found):
         return Repository(path, models, reused=True)
     _check_target(path, found, replace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(place) as temporary:
         for served in models:
             _write_models(temporary, served, options)
         record = {"format": FORMAT, "request": request, "files": _digests(temporary)}

@@ -31,6 +31,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(ROOT / "typings"), os.environ.get("PYTHONPATH", "")])
 )
 
+# Tests that import it by themselves would report to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # A shell that starts the tests in the background has them, and what they start, ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shlex
 import shutil
@@ -96,8 +97,36 @@ def test_compilers_and_sources_stay_in_the_build_stages(target: str) -> None:
     assert stage.base == stages()[f"{target}-build"].base, "the environment is copied as it is"
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_reports_to_nobody(target: str) -> None:
+    assert "ORT_DISABLE_TELEMETRY=1" in stages()[target].last("ENV").split()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("extras", "wanted"), [("", ""), ("bands,ray", "[bands,ray]")])
+def test_the_wheel_is_installed_with_the_extras_that_are_asked_for(
+    target: str, extras: str, wanted: str, tmp_path: Path
+) -> None:
+    """The command of the stage itself, in the shell that runs it, with pip's words printed."""
+    stage = stages()[f"{target}-build"]
+    assert stage.last("ARG") == "EXTRAS="
+    (wheel := tmp_path / "unetrt-0.1.0-py3-none-any.whl").touch()
+    command = next(t for n, t in stage.lines if n == "RUN" and "*.whl" in t)
+    command = re.sub(r"--mount=\S+", "", command).replace("/dist/", f"{tmp_path}/")
+    command = command.replace("/opt/unetrt/bin/pip", "printf '%s\\n'")
+    done = subprocess.run(
+        ["sh", "-euc", command],
+        env={**os.environ, "EXTRAS": extras},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{wheel}{wanted}" in done.stdout.splitlines()
+
+
 def test_base_images_are_pinned() -> None:
-    images = [text.split("=", 1)[1] for name, text in instructions() if name == "ARG"]
+    names = [text for name, text in instructions() if name == "ARG"]
+    images = [text.split("=", 1)[1] for text in names if "_IMAGE=" in text]
     assert len(images) == 2
     assert not any(image.endswith("latest") or ":" not in image for image in images)
 

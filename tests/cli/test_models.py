@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from tests.cli.conftest import CheckpointFile, Command
+from tests.engine.test_probe import break_package
+from unetrt.contract import modules
 from unetrt.contract.masks import read_mask
+from unetrt.contract.modules import is_installed
+from unetrt.engine import probe
 from unetrt.engine.probe import PROBES
 
 
@@ -60,6 +64,7 @@ def test_build_refuses_what_it_cannot_do(
         (("--backend", "onnxruntime", "--precision", "bf16"), "not built in bf16"),
         (("--backend", "onnxruntime", "--precision", "fp16"), "a graph in fp32"),
         (("--backend", "onnxruntime", "--scale", "0.25"), "another scale"),
+        (("--max-iou-drop", "0"), "measured against the truth"),
     ):
         assert said in unetrt(*build, *arguments).error
     assert "holds other files" in unetrt("build", onnx_file, "-o", pictures).error
@@ -163,11 +168,45 @@ def test_doctor_names_every_backend_and_what_build_takes(unetrt: Command) -> Non
     assert "processor" in outcome.out
 
 
+def test_doctor_says_what_each_is_for(unetrt: Command) -> None:
+    from unetrt.engine.probe import USES
+
+    assert list(USES) == list(PROBES)
+    told = unetrt("doctor").out
+    for what in (*USES.values(), "s3://…", "gs://…", "az://…"):
+        assert what in told
+    for store in ("s3fs", "gcsfs", "adlfs"):
+        assert is_installed(store) or f"{store}\n" in told.partition("pip install ")[2]
+
+
+@pytest.mark.parametrize("package", ["torch", "onnxruntime"])
+def test_doctor_outlives_a_package_that_raises(
+    unetrt: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str
+) -> None:
+    code = "raise RuntimeError('libcudnn.so.9: cannot open shared object file')"
+    break_package(monkeypatch, tmp_path, package, code)
+    outcome = unetrt("doctor")
+    assert outcome.status == 0
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith(f"{package} "))
+    assert line.split()[1:3] == ["no", "no"]
+    assert "libcudnn.so.9: cannot open" in line
+    assert f" {modules.INSTALL[package]}\n" in outcome.out
+
+
+def test_doctor_is_content_where_torch_alone_runs(
+    unetrt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HEALTHCHECK of the images takes its status."""
+    monkeypatch.setattr(probe, "PROBES", {"torch": PROBES["torch"]})
+    outcome = unetrt("doctor")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "unetrt runs checkpoints by torch here" in outcome.out
+    assert "pip install openvino" in outcome.out
+
+
 def test_doctor_reports_also_where_nothing_runs(
     unetrt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unetrt.engine import probe
-
     nothing = probe.BackendStatus("openvino", False, False, "not installed", "pip install openvino")
     monkeypatch.setattr(probe, "PROBES", {"openvino": lambda: nothing})
     outcome = unetrt("doctor")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import pytest
 
 from unetrt.contract import modules
 from unetrt.contract.errors import UserError
-from unetrt.engine import probe
+from unetrt.contract.modules import import_module
+from unetrt.engine import extras, probe
 from unetrt.engine.probe import (
     choose_backend,
     default_precision,
@@ -34,10 +38,15 @@ def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     )
 
 
-def break_package(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+def break_package(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    name: str,
+    code: str = "raise ImportError('libfoo.so: not found')",
+) -> None:
     """Put a package in front that is there and cannot be imported."""
     (folder / name).mkdir()
-    (folder / name / "__init__.py").write_text("raise ImportError('libfoo.so: not found')\n")
+    (folder / name / "__init__.py").write_text(f"{code}\n")
     for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(str(folder))
@@ -99,6 +108,147 @@ def test_a_package_that_does_not_import_costs_its_backend_alone(
     name, reason = choose_backend()
     assert name == "onnxruntime"
     assert "not openvino: the package openvino is needed here" in reason
+
+
+BROKEN = {
+    "a library is missing": "raise OSError('libfoo.so: not found')",
+    "built for another numpy": "raise ImportError('\\n\\nlibfoo.so: not found\\nsecond line')",
+    "refuses to start": "raise RuntimeError('libfoo.so: not found')",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name != "tensorrt"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_whatever_a_package_raises_costs_its_backend_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, how: str
+) -> None:
+    before = {s.name: s for s in probe_backends()}
+    package = PACKAGES[name]
+    break_package(monkeypatch, tmp_path, package, BROKEN[how])
+    after = {s.name: s for s in probe_backends()}
+    status = after.pop(name)
+    assert (status.builds, status.runs) == (False, False)
+    assert "libfoo.so: not found" in status.detail
+    assert "\n" not in status.detail
+    assert "second line" not in status.detail
+    assert status.install == modules.INSTALL[package]
+    assert after == {other: s for other, s in before.items() if other != name}
+    assert choose_backend()[0] != name
+
+
+def test_what_pip_leaves_of_a_package_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two onnxruntimes in one environment one is removed, and takes the other's files along."""
+    break_package(monkeypatch, tmp_path, "onnxruntime", "")
+    status = {s.name: s for s in probe_backends()}["onnxruntime"]
+    assert (status.builds, status.runs) == (False, False)
+    assert status.install == modules.INSTALL["onnxruntime"]
+
+
+def test_a_broken_pycuda_costs_running_and_not_building(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "cuda_devices", lambda: 1)
+    break_package(monkeypatch, tmp_path, "pycuda")
+    status = {s.name: s for s in probe_backends()}["tensorrt-rtx"]
+    assert status.builds == modules.is_installed("tensorrt_rtx")
+    assert not status.runs
+
+
+@pytest.mark.parametrize("package", ["torch", "pycuda"])
+def test_the_next_is_asked_for_the_gpus_names_where_one_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str
+) -> None:
+    ways = {"torch": extras._names_by_torch, "pycuda": extras._names_by_pycuda}
+    break_package(monkeypatch, tmp_path, package)
+    break_package(monkeypatch, tmp_path, "pynvml")
+    monkeypatch.setattr(extras, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(extras, "GPU_NAMES", (ways[package], lambda: ["NVIDIA X"]))
+    assert extras.describe_gpus()["gpu"] == "NVIDIA X"
+
+
+def the_extra(name: str) -> extras.Extra:
+    return next(extra for extra in extras.probe_extras() if extra.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "needed"),
+    [
+        ("triton", "tritonclient", "grpc"),
+        ("ray", "ray", "pyarrow"),
+        ("ray", "ray", "pandas"),
+        ("bands", "tifffile", "imagecodecs"),
+    ],
+)
+def test_an_extra_that_lacks_a_part_is_not_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, needed: str
+) -> None:
+    if not (version := package_version(package)):
+        pytest.skip(f"{package} is not installed here")
+    monkeypatch.setattr(
+        extras, "is_installed", lambda module: module != needed and modules.is_installed(module)
+    )
+    extra = the_extra(name)
+    assert not extra.works
+    assert extra.found == f"{version}, lacks {needed}"
+    assert extra.install == f"pip install 'unetrt[{name}]'"
+
+
+@pytest.mark.parametrize("package", ["grpc", "imagecodecs", "s3fs"])
+def test_an_extra_that_cannot_be_imported_is_not_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str
+) -> None:
+    break_package(monkeypatch, tmp_path, package, "raise RuntimeError('libfoo.so: not found')")
+    extra = the_extra({"grpc": "triton", "imagecodecs": "bands"}.get(package, package))
+    assert not extra.works
+    assert extra.found.endswith("cannot be imported: RuntimeError: libfoo.so: not found")
+    assert extra.install == modules.INSTALL[package]
+
+
+SESSION = """
+import json, os
+from onnx import TensorProto, helper
+from unetrt.contract.modules import import_module
+
+floats = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", floats[:1], floats[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+runtime = import_module("onnxruntime")
+runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+print(json.dumps(os.environ["ORT_DISABLE_TELEMETRY"]))
+"""
+
+
+def test_onnxruntime_does_not_report_to_its_makers(tmp_path: Path) -> None:
+    """Left to it, onnxruntime 1.31 writes a device id there, and sends it."""
+    unset = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION],
+        env={**kept, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == "1"
+    assert not (tmp_path / ".cache" / "Microsoft").exists()
+
+
+def test_who_wants_it_to_report_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    import_module("onnxruntime")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="of Linux alone")
+@pytest.mark.parametrize(("usable", "told"), [({0, 5}, "2 of 16 cores"), (range(16), "16 cores")])
+def test_cores_are_those_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, usable: object, told: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert describe_machine()["processor"].endswith(f", {told}")
 
 
 def test_torch_runs_checkpoints_and_builds_nothing() -> None:

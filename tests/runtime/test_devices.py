@@ -17,6 +17,7 @@ import torch
 from tests.runtime.encodings import write_mixed
 from tests.runtime.test_journal import MODEL, counts
 from tests.runtime.test_predict import files_below
+from unetrt.contract import progress
 from unetrt.contract.errors import UserError
 from unetrt.engine.open import open_engine
 from unetrt.runtime import devices
@@ -325,12 +326,74 @@ def test_an_image_that_kills_its_reader_costs_itself(
 ) -> None:
     """As a decoder would that crashes: in every process that reads it."""
     poisoned = sorted(path for path in whole.images.rglob("*") if path.is_file())[20]
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(POISON)
     monkeypatch.setenv("POISON", poisoned.name)
-    paths = [str(tmp_path / "site"), os.environ["PYTHONPATH"]]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    in_every_process(monkeypatch, tmp_path, POISON)
     summary = run_on(model, whole.images, tmp_path / "out", "cpu:3", lambda _: None)
     assert counts(summary) == (PICTURES - 3, 3, 0)
     reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
     assert "two processes died" in reasons[str(poisoned)]
+
+
+def in_every_process(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{folder / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+
+SLOW = """
+import contextlib, os, pathlib, time
+from unetrt.runtime import work
+
+read, held, mine = work.read_reduced, pathlib.Path(os.environ["HELD"]), []
+
+
+def slow(*arguments, **options):
+    with contextlib.suppress(FileExistsError):
+        held.touch(exist_ok=False)
+        mine.append(True)
+    end = time.monotonic() + 60
+    while mine and not held.read_text():
+        if time.monotonic() > end:
+            held.write_text("nobody came")
+        time.sleep(0.01)
+    return read(*arguments, **options)
+
+
+work.read_reduced = slow
+"""
+
+
+def test_a_slow_device_does_not_hold_the_others(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two stands still until the other has done more than half of the pictures."""
+    held, seen = tmp_path / "held", list[str]()
+    monkeypatch.setenv("HELD", str(held))
+    in_every_process(monkeypatch, tmp_path, SLOW)
+
+    def release() -> None:
+        seen.append(held.read_text())
+        held.write_text("go on")
+
+    def disturb(crew: Disturbed) -> None:
+        crew.events[PICTURES // 2 + 2] = release
+
+    summary = run_on(model, whole.images, tmp_path / "out", "cpu:2", disturb)
+    assert seen == [""], "it still stood still"
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    check_same(tmp_path / "out", whole)
+
+
+def test_all_devices_have_one_progress_bar(
+    model: Path,
+    whole: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    every = "from unetrt.contract import progress\nprogress.LINE_SECONDS = 0.0\n"
+    in_every_process(monkeypatch, tmp_path, every)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    run_on(model, whole.images, tmp_path / "out", "cpu:2", lambda _: None)
+    told = [line.split(" images,")[0] for line in capfd.readouterr().err.splitlines()]
+    assert told == [f"predict: {place}/{PICTURES}" for place in range(1, PICTURES + 1)]
