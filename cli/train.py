@@ -7,10 +7,9 @@ import logging
 import os
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import mask_values, names, number
+from .shared import mask_values, named, names, number
 
 if TYPE_CHECKING:
     from ..training.options import RecipeOptions, TrainOptions
@@ -22,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     TrainOptions and the recipe have the defaults; the texts here repeat them.
     """
     data = parser.add_argument_group("data")
-    data.add_argument("--images", type=Path, metavar="DIR", help="(default: data/imgs)")
-    data.add_argument("--masks", type=Path, metavar="DIR", help="(default: data/masks)")
-    data.add_argument("--val-images", type=Path, metavar="DIR", help="score on these images")
-    data.add_argument("--val-masks", type=Path, metavar="DIR", help="and these masks")
+    data.add_argument("--images", type=named, metavar="DIR", help="(default: data/imgs)")
+    data.add_argument("--masks", type=named, metavar="DIR", help="(default: data/masks)")
+    data.add_argument("--val-images", type=named, metavar="DIR", help="score on these images")
+    data.add_argument("--val-masks", type=named, metavar="DIR", help="and these masks")
     data.add_argument(
         "--validation", "-v", type=float, metavar="PERCENT",
         help="of the images kept back to score on, where no --val-images are given (default: 10)",
@@ -58,7 +57,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--bilinear", action="store_true", default=None, help="upsample without weights"
     )
     network.add_argument(
-        "--load", "-f", type=Path, metavar="CHECKPOINT", help="start from these weights"
+        "--load", "-f", type=named, metavar="CHECKPOINT", help="start from these weights"
     )
 
 
@@ -91,7 +90,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, metavar="DIR", help="(default: runs/train, -2, -3 …)")
+    run.add_argument("--out", type=named, metavar="DIR", help="(default: runs/train, -2, -3 …)")
     run.add_argument("--seed", type=int, help="(default: 0)")
     run.add_argument(
         "--amp",
@@ -100,7 +99,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute in bfloat16, or float16 where the GPU lacks it, where that is safe",
     )
     run.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run: its folder"
+        "--resume", type=named, metavar="RUN", help="go on with an interrupted run: its folder"
     )
     run.add_argument("--workers", type=int, metavar="N", help="threads that make batches ahead")
     run.add_argument(

@@ -19,11 +19,17 @@ SOURCES = {"tr": "training", "te": "test"}
 EVERY = 10
 """One scene of so many goes to val."""
 
+PARTS = ("train", "val")
+
 Pair = tuple[str, Path, Path]
 
 
+class TableError(Exception):
+    """The table of scenes does not say what is needed."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 some images or masks have no partner, 2 nothing to do."""
+    """Exit status: 0 done, 1 the data is not whole, 2 the request cannot be met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="holds images/ and annotations/")
     parser.add_argument("--out", type=Path, default=Path("data/neu_seg"), metavar="DIR")
@@ -33,14 +39,22 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     args = parser.parse_args(argv)
+    full = [part for part in PARTS if any((args.out / part).rglob("*.*"))]
+    if full:
+        return _fail(f"{args.out / full[0]} holds files already: name another --out")
     pairs, alone = _pairs(args.source)
     if not pairs:
-        sys.stderr.write(f"{args.source} holds no images/training and annotations/training\n")
-        return 2
+        return _fail(f"{args.source} holds no images/training and annotations/training")
     if alone:
         sys.stderr.write(f"{len(alone)} files without a partner: {', '.join(alone[:5])}\n")
         return 1
-    parts = _split(pairs, _scenes(args.scenes) if args.scenes else {})
+    try:
+        parts = _split(pairs, _scenes(args.scenes, pairs) if args.scenes else {})
+    except TableError as error:
+        return _fail(f"{args.scenes}: {error}")
+    empty = [part for part, members in parts.items() if not members]
+    if empty:
+        return _fail(f"{empty[0]} would have no pairs: {len(pairs)} pairs, {_rule(args.scenes)}")
     for part, members in parts.items():
         sys.stdout.write(f"{args.out / part}: {len(members)} pairs\n")
         if not args.dry_run:
@@ -62,9 +76,26 @@ def _pairs(source: Path) -> tuple[list[Pair], list[str]]:
     return pairs, alone
 
 
-def _scenes(table: Path) -> dict[str, str]:
-    with table.open(newline="", encoding="utf-8") as file:
-        return {row["stem"]: row["scene"] for row in csv.DictReader(file)}
+def _scenes(table: Path, pairs: list[Pair]) -> dict[str, str]:
+    """Give the scene of every pair. Raises TableError where the table does not say it."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            lacking = {"stem", "scene"} - set(rows.fieldnames or ())
+            if lacking:
+                found = ", ".join(rows.fieldnames or ()) or "none"
+                raise TableError(f"no column {' and '.join(sorted(lacking))}; columns: {found}")
+            scenes: dict[str, str] = {}
+            for row in rows:
+                if scenes.setdefault(row["stem"], row["scene"]) != row["scene"]:
+                    raise TableError(f"{row['stem']} is of two scenes")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"cannot be read: {error}") from error
+    unknown = [stem for stem, _, _ in pairs if not scenes.get(stem)]
+    if unknown:
+        listed = ", ".join(unknown[:5])
+        raise TableError(f"{len(unknown)} of {len(pairs)} pictures have no scene: {listed}")
+    return scenes
 
 
 def _split(pairs: list[Pair], scenes: dict[str, str]) -> dict[str, list[Pair]]:
@@ -72,9 +103,13 @@ def _split(pairs: list[Pair], scenes: dict[str, str]) -> dict[str, list[Pair]]:
     if not scenes:
         val = [pair for pair in pairs if pair[0].startswith("te")]
     else:
-        val = [pair for pair in pairs if _held_back(scenes.get(pair[0], pair[0]))]
+        val = [pair for pair in pairs if _held_back(scenes[pair[0]])]
     kept = {stem for stem, _, _ in val}
     return {"train": [pair for pair in pairs if pair[0] not in kept], "val": val}
+
+
+def _rule(table: Path | None) -> str:
+    return f"one scene of {EVERY} goes to val, by its name" if table else "val is the test folder"
 
 
 def _held_back(scene: str) -> bool:
@@ -88,6 +123,11 @@ def _copy(pairs: list[Pair], folder: Path) -> None:
     for stem, image, mask in pairs:
         shutil.copyfile(image, folder / "imgs" / f"{stem}{image.suffix}")
         shutil.copyfile(mask, folder / "masks" / f"{stem}{mask.suffix}")
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"{message}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
@@ -122,8 +122,8 @@ class Batches:
         return image, truth
 
 
-def _too_large(count: int, shape: tuple[int, ...]) -> UserError:
-    return UserError(
+def _too_large(count: int, shape: tuple[int, ...]) -> DeviceMemoryError:
+    return DeviceMemoryError(
         "a batch does not fit into the machine's memory",
         seen=f"{count} images of {shape[0]}×{shape[1]} pixels",
         hint="a smaller --batch-size, --crop or --scale, or fewer --workers",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from ..contract.errors import ImageError
-from ..contract.masks import distinct_values, read_stored
+from ..contract.masks import MaskPixels, StoredMask, read_stored
 from ..contract.palettes import (
     HINT,
     Colours,
@@ -17,20 +19,34 @@ from ..contract.palettes import (
     disagreeing,
     merged_palette,
 )
+from ..contract.progress import show_progress
 from ..contract.spec import MaskValue, PaletteEntry
+from .ahead import map_ahead
 from .pairs import Pair, Problem
 
 Values = frozenset[MaskValue]
+Counts = Counter[MaskValue]
+"""Pixels of each value."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """values: those that occur, of a palette its indices; colours: of these."""
+    """counts: of the values that occur, of a palette its indices; colours: of these."""
 
     pair: Pair
-    values: Values
+    counts: Counts
     colours: Colours = field(default_factory=dict)
     one_bit: bool = False
+
+    @property
+    def values(self) -> Values:
+        return frozenset(self.counts)
+
+    def with_values(self, change: Callable[[MaskValue], MaskValue]) -> MaskFile:
+        counts = Counts()
+        for value, count in self.counts.items():
+            counts[change(value)] += count
+        return replace(self, counts=counts)
 
     @property
     def coloured(self) -> bool:
@@ -43,12 +59,14 @@ class MaskSet:
 
     palette: what the indices look like, where indices are what counts.
     by_colour: palette files are taken by their colours.
+    decoded: as many of the masks as there was room for.
     """
 
     files: list[MaskFile]
     problems: list[Problem]
     palette: tuple[PaletteEntry, ...] = ()
     by_colour: bool = False
+    decoded: dict[Path, StoredMask] = field(default_factory=dict)
 
     def values(self) -> Values:
         """All of them; 1-bit files add 0 and 1 only where no other tells the two values."""
@@ -57,34 +75,61 @@ class MaskSet:
         return merged | {0, 1} if unsaid and any(f.one_bit for f in self.files) else merged
 
 
-def read_mask_set(pairs: Sequence[Pair], wanted: Values) -> MaskSet:
+def read_mask_set(pairs: Sequence[Pair], wanted: Values, room: int = 0) -> MaskSet:
     """Read all masks that can be read, and decide what their palettes mean.
 
     wanted: values that are known to be classes, where some are.
+    room: bytes for decoded masks, which whoever needs them next need not read again.
     """
-    with ThreadPoolExecutor() as pool:
-        found = [file for file in pool.map(_file, pairs) if file is not None]
+    found, decoded = _read_all(pairs, room)
     files = sorted(found, key=lambda file: file.pair.mask)
     palettes = [file.colours for file in files if file.colours]
     wrong = disagreeing(palettes)
     by_colour = _means_colours(files, bool(wrong), wanted)
     if wrong and not all(map(colours_tell_apart, palettes)):
-        return MaskSet(files, _palette_problems(files, wrong))
+        return MaskSet(files, _palette_problems(files, wrong), decoded=decoded)
     palette = () if by_colour else merged_palette(palettes)
     if by_colour:
         files = [_by_colour(file) for file in files]
     alike, problems = _alike(files, wanted)
-    return MaskSet(alike, problems, palette, by_colour)
+    return MaskSet(alike, problems, palette, by_colour, decoded)
 
 
-def _file(pair: Pair) -> MaskFile | None:
+def _read_all(pairs: Sequence[Pair], room: int) -> tuple[list[MaskFile], dict[Path, StoredMask]]:
+    files: list[MaskFile] = []
+    decoded: dict[Path, StoredMask] = {}
+    with show_progress("read masks", len(pairs), "masks") as advance:
+        for read in map_ahead(_file, pairs, os.cpu_count() or 1):
+            advance(1)
+            if read is None:
+                continue
+            file, mask = read
+            files.append(file)
+            if mask.pixels.nbytes <= room:
+                room -= mask.pixels.nbytes
+                decoded[mask.path] = mask
+    return files, decoded
+
+
+def _file(pair: Pair) -> tuple[MaskFile, StoredMask] | None:
     """None for what cannot be read: who reads the pair says why."""
     try:
         mask = read_stored(pair.mask)
     except ImageError:
         return None
-    values = frozenset(distinct_values(mask.pixels))
-    return MaskFile(pair, values, mask.colours, mask.pixels.dtype == np.bool_)
+    one_bit = mask.pixels.dtype == np.bool_
+    return MaskFile(pair, _counts(mask.pixels), mask.colours, one_bit), mask
+
+
+def _counts(pixels: MaskPixels) -> Counts:
+    """Integers of (H, W), triples of (H, W, 3)."""
+    if pixels.ndim == 2:
+        found = np.bincount(pixels.astype(np.uint8).ravel(), minlength=256)
+        return Counter({value: int(found[value]) for value in np.flatnonzero(found).tolist()})
+    red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
+    packed, found = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+    colours = [(value >> 16, value >> 8 & 255, value & 255) for value in packed.tolist()]
+    return Counter(dict(zip(colours, found.tolist(), strict=True)))
 
 
 def _means_colours(files: Sequence[MaskFile], wrong: bool, wanted: Values) -> bool:
@@ -106,7 +151,7 @@ def _means_colours(files: Sequence[MaskFile], wrong: bool, wanted: Values) -> bo
 def _by_colour(file: MaskFile) -> MaskFile:
     if not file.colours:
         return file
-    return MaskFile(file.pair, frozenset(file.colours.values()), file.colours)
+    return file.with_values(lambda index: file.colours[index] if isinstance(index, int) else index)
 
 
 def _palette_problems(files: Sequence[MaskFile], wrong: dict[int, str]) -> list[Problem]:
@@ -125,7 +170,7 @@ def _alike(files: Sequence[MaskFile], wanted: Values) -> tuple[list[MaskFile], l
     triples = any(isinstance(v, tuple) for file in files for v in file.values)
     colours = triples and any(isinstance(v, tuple) for v in wanted)
     if not colours and not any(file.coloured for file in files):
-        return [_changed(file, _as_integers(file.values)) for file in files], []
+        return [file.with_values(_as_integer) for file in files], []
     good, problems = [], []
     for file in files:
         if file.one_bit or all(isinstance(v, tuple) for v in file.values):
@@ -136,10 +181,10 @@ def _alike(files: Sequence[MaskFile], wanted: Values) -> tuple[list[MaskFile], l
     return good, problems
 
 
-def _changed(file: MaskFile, values: Values) -> MaskFile:
-    return MaskFile(file.pair, values, file.colours, file.one_bit)
+def _as_integer(value: MaskValue) -> MaskValue:
+    """A grey of three channels as one number; a colour as it is."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
 def _as_integers(values: Values) -> Values:
-    """Greys of three channels as one number; colours as they are."""
-    return frozenset(v[0] if isinstance(v, tuple) and len(set(v)) == 1 else v for v in values)
+    return frozenset(map(_as_integer, values))

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
 from .options import RecipeOptions
 
 PATIENCE = 5
-"""Epochs without a better score before the plateau schedule lowers the rate."""
+"""Epochs without a better score that the plateau schedule bears: at the next it lowers the rate."""
 
 
 def optimizer_from_recipe(parameters: Iterable[nn.Parameter], recipe: RecipeOptions) -> Optimizer:

@@ -26,7 +26,7 @@ def _require(ok: bool, flag: str, seen: object, expected: str) -> None:
 class RecipeOptions:
     """How the weights move. The defaults are those of milesial/Pytorch-UNet.
 
-    schedule: "plateau" divides the rate by 10 after 5 epochs without a better score; "onecycle"
+    schedule: "plateau" divides the rate by 10 at the sixth epoch without a better score; "onecycle"
     rises to `learning_rate` and falls to zero, step by step; "cosine" only falls.
     loss: cross-entropy or its focal form, plus Dice. dice: "all" counts the background as one
     class among others, "foreground" leaves it out.
@@ -149,7 +149,11 @@ class TrainOptions:
         _require(not names or whole, "--class-names", ",".join(names), f"{count} that differ")
         whole = len(set(values)) == len(values) == count and _are_values(values)
         expected = f"{count} that differ, 0 to 255, or all of them R:G:B"
-        _require(not values or whole, "--mask-values", _text(values), expected)
+        _require(not values or whole, "--mask-values", values_text(values), expected)
+        ignored = self.ignore_index
+        apart = ignored is None or not {ignored, (ignored,) * 3} & set(values)
+        expected = f"none of --mask-values {values_text(values)}: it is of no class"
+        _require(apart, "--ignore-index", ignored, expected)
 
 
 def _are_values(values: tuple[MaskValue, ...]) -> bool:
@@ -159,7 +163,7 @@ def _are_values(values: tuple[MaskValue, ...]) -> bool:
     return depths in ({0}, {3}) and all(0 <= x <= 255 for x in flat)
 
 
-def _text(values: tuple[MaskValue, ...]) -> str:
+def values_text(values: tuple[MaskValue, ...]) -> str:
     """As they are written after --mask-values."""
     texts = [":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
     return ",".join(texts)

@@ -47,8 +47,13 @@ def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[Problem]]:
     """Match by the path below each folder without its suffix; a mask may end in "_mask".
 
     Return the pairs in the order of their names, and a problem for each file that has no
-    partner or too many. Raises UserError when a folder is missing or empty.
+    partner or too many. Raises UserError when a folder is missing or empty, or both are one.
     """
+    if images.is_dir() and images.resolve() == masks.resolve():
+        raise UserError(
+            f"{images} is named as the folder of the images and of the masks",
+            expected="two folders: an image and its mask have the same name",
+        )
     image_files = _by_name(images, image_paths(images))
     mask_files: dict[str, list[Path]] = defaultdict(list)
     for name, files in _by_name(masks, _mask_paths(masks)).items():
@@ -64,14 +69,15 @@ def match_pairs(images: Path, masks: Path) -> tuple[list[Pair], list[Problem]]:
 
 
 def read_pair(
-    pair: Pair, spec: ModelSpec, bit_depth: int | None = None
+    pair: Pair, spec: ModelSpec, bit_depth: int | None = None, mask: StoredMask | None = None
 ) -> tuple[U8, Size, StoredMask]:
     """Read the network's input (h, w, C), the file's (H, W) and the mask, of that size.
 
+    mask: that of the pair, where it was read before.
     Raises ImageError for a file that cannot be read, and for sizes that differ.
     """
     image, size = network_input(pair.image, spec, bit_depth=bit_depth)
-    mask = read_stored(pair.mask)
+    mask = mask or read_stored(pair.mask)
     if mask.pixels.shape[:2] != size:
         raise ImageError(
             f"{pair.image} and {pair.mask} differ in size",

@@ -53,7 +53,30 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
     _require_same(options, stored, given)
     own = {name: getattr(options, name) for name in OF_THIS_CALL}
     moved = {name: getattr(options, name) for name in DATA_FOLDERS if name in given}
-    return Resumed(replace(stored, **own, **moved), checkpoint)
+    resumed = Resumed(replace(stored, **own, **moved), checkpoint)
+    if not resumed.finished:
+        _require_folders(resumed.options, path)
+    return resumed
+
+
+def with_whole_paths(options: TrainOptions) -> TrainOptions:
+    """Name the data's folders from the root: a run may be resumed from anywhere."""
+    places = {name: getattr(options, name) for name in DATA_FOLDERS}
+    return replace(options, **{name: path.absolute() for name, path in places.items() if path})
+
+
+def _require_folders(options: TrainOptions, run: Path) -> None:
+    """Raise UserError where data has moved, or an older run names it from another folder."""
+    places = {name: getattr(options, name) for name in DATA_FOLDERS}
+    gone = {name: path for name, path in places.items() if path and not path.is_dir()}
+    if gone:
+        flags = " ".join(flag_text(name, "DIR") for name in gone)
+        raise UserError(
+            "the data of the run is not where it was",
+            seen=", ".join(f"no folder {path.absolute()}" for path in gone.values()),
+            expected="the images and masks that the run began with",
+            hint=f"unetrt train --resume {run} {flags}   where they are now",
+        )
 
 
 def options_to_json(options: TrainOptions) -> str:

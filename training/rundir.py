@@ -18,16 +18,26 @@ class RunFolder:
     """Chosen before the data is read, made once the data is known to be good."""
 
     def __init__(self, out: Path | None, *, resumed: bool = False) -> None:
-        """Raise UserError when `out` holds another run; without `out` take the next free name.
+        """Raise UserError when `out` holds another's files; without `out` take the next free name.
 
         resumed: the run that `out` holds is the one to go on with.
         """
         self.path = out or _free_folder()
-        if not resumed and ((self.path / LAST).exists() or (self.path / BEST).exists()):
+        if resumed:
+            return
+        if self.last.exists() or self.best.exists():
             raise UserError(
                 f"{self.path} holds the checkpoints of another run",
                 expected="a new folder",
                 hint=f"--out {self.path}-2   or, to go on with that run, --resume {self.path}",
+            )
+        foreign = [path.name for path in (self.metrics, self.curve) if _is_filled(path)]
+        if foreign:
+            raise UserError(
+                f"{self.path} holds files that a run would write over",
+                seen=", ".join(foreign),
+                expected="a new folder",
+                hint=f"--out {self.path}-2",
             )
 
     def create(self, epochs: int = 0) -> None:
@@ -99,6 +109,11 @@ def score_columns(scores: Scores) -> dict[str, int | float | None]:
         "pixel_accuracy": scores.pixel_accuracy,
     }
     return {**means, **{f"iou {score.name}": score.iou for score in scores.classes}}
+
+
+def _is_filled(path: Path) -> bool:
+    """A run that ended before its first epoch leaves an empty metrics.csv."""
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
 def _free_folder() -> Path:

@@ -14,11 +14,11 @@ import torch
 
 from ..contract.errors import ImageError
 from ..contract.log import log
-from ..contract.masks import true_classes
+from ..contract.masks import StoredMask, true_classes
 from ..contract.memory import memory_bytes
 from ..contract.progress import show_progress
 from ..contract.resize import resize_mask
-from ..contract.spec import ModelSpec
+from ..contract.spec import MIN_SIDE, ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .options import TrainOptions
@@ -28,6 +28,10 @@ from .values import Found, spec_from_masks
 
 Labelled: TypeAlias = tuple[U8, U8]
 """image (h, w, C) and truth (h, w), both of the network's size."""
+
+
+MASKS_PART = 4
+"""One part in so many of the images' memory is for masks that were read before the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +101,25 @@ def load_training_data(
     """
     train, validation, problems = _matched(options)
     pairs = [*train, *validation]
-    found = spec_from_masks(options, start, train, validation)
-    results = _read_all(pairs, options, found, half_of_memory() if memory is None else memory)
-    told = {problem.name for problem in found.problems}
+    memory = half_of_memory() if memory is None else memory
+    # Masks at their files' size are kept no longer than until their pair is read.
+    found = spec_from_masks(options, start, train, validation, memory // MASKS_PART)
+    results = _read_all(pairs, options, found, memory)
+    # Of unknown values no reader of a pair speaks: what it says is another problem of the file.
+    told = {problem.name for problem in found.problems} if found.known else set()
     problems += found.problems
     problems += [r for r in results if isinstance(r, Problem) and r.name not in told]
     samples = [result for result in results if isinstance(result, Sample)]
     crop, warnings = _crop_problems(options.crop, samples[: len(train)])
     raise_problems(problems + crop, options.out)
-    warnings = [*found.warnings, *warnings]
+    warnings = [*found.warnings, *warnings, *_warnings_of_size(samples, options.scale)]
     return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
 
 
 def _read_all(
     pairs: Sequence[Pair], options: TrainOptions, found: Found, memory: int
 ) -> list[Sample | Problem]:
-    read = partial(_sample, spec=found.spec, bit_depth=options.bit_depth, known=found.known)
+    read = partial(_sample, bit_depth=options.bit_depth, found=found)
     results: list[Sample | Problem] = []
     held = _Held(memory)
     with show_progress("read", len(pairs)) as advance:
@@ -164,14 +171,28 @@ def _crop_problems(crop: int | None, train: Sequence[Sample]) -> tuple[list[Prob
     return [], [text] if 2 * short > len(train) else []
 
 
-def _sample(pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool) -> Sample | Problem:
-    """Return a sample, or what is wrong; `known`: the spec's mask values are those of the masks."""
+def _warnings_of_size(samples: Sequence[Sample], scale: float) -> list[str]:
+    small = [sample for sample in samples if min(sample.input_size) < MIN_SIDE]
+    if not small:
+        return []
+    height, width = min((sample.input_size for sample in small), key=min)
+    few = f"{len(small)} of {len(samples)} images have a side of less than {MIN_SIDE} pixels"
+    seen = f"at --scale {scale:g}, as {height}×{width}"
+    return [f"{few} {seen}: they are padded to as many, and show the network little"]
+
+
+def _sample(pair: Pair, bit_depth: int | None, found: Found) -> Sample | Problem:
+    """Return a sample, or what is wrong."""
+    spec = found.spec
     try:
-        held, size = _read(pair, spec, bit_depth, known)
+        held, size = _read(pair, spec, bit_depth, found.known, found.decoded.pop(pair.mask, None))
     except ImageError as error:
         expected = f", expected {error.expected}" if error.expected is not None else ""
         hint = f"; {error.hint}" if error.hint else ""
         return Problem(pair.name, error.reason + expected + hint)
+    if min(int(spec.scale * side) for side in size) < 1:
+        seen = f"{pair.image} of {size[0]}×{size[1]} pixels has none at --scale {spec.scale:g}"
+        return Problem(pair.name, seen, "a larger --scale")
     image, truth = held
     return Sample(
         pair=pair,
@@ -185,9 +206,14 @@ def _sample(pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool) -> 
 
 
 def _read(
-    pair: Pair, spec: ModelSpec, bit_depth: int | None, known: bool = True
+    pair: Pair,
+    spec: ModelSpec,
+    bit_depth: int | None,
+    known: bool = True,
+    decoded: StoredMask | None = None,
 ) -> tuple[Labelled, Size]:
-    image, size, mask = read_pair(pair, spec, bit_depth)
+    """known: the spec's mask values are those of the masks. decoded: the mask, if it was read."""
+    image, size, mask = read_pair(pair, spec, bit_depth, decoded)
     truth = mask.classes(spec) if known else mask.pixels
     return (image, resize_mask(truth, spec.input_size(size))), size
 

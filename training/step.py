@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError
 from ..contract.log import log
 from .batches import Batch
+from .finite import first_not_finite
 from .losses import LossOptions, segmentation_loss
 from .masknet import MaskNet
+from .memory import first_line, short_of_memory
 from .ranks import Ranks
 from .unet import UNet
 
@@ -20,7 +24,14 @@ CLIP_NORM = 1.0
 
 
 class NotFiniteError(Exception):
-    """The step was not taken: weights and running statistics are those of before it."""
+    """The step was not taken: weights and running statistics are those of before it.
+
+    what: is not finite.
+    """
+
+    def __init__(self, what: str, seen: str) -> None:
+        super().__init__(seen)
+        self.what = what
 
 
 def amp_dtype(device: torch.device) -> torch.dtype | None:
@@ -50,7 +61,11 @@ class Stepper:
     def __init__(
         self, net: UNet, masknet: MaskNet, optimizer: Optimizer, options: StepOptions, ranks: Ranks
     ) -> None:
-        """masknet: wraps `net`, in what joins the processes if there are several."""
+        """masknet: wraps `net`, in what joins the processes if there are several.
+
+        whole: the weights are those of a whole step; not if the optimiser was stopped in its work.
+        """
+        self.whole = True
         self._net, self._masknet = net, masknet
         self._optimizer, self._options, self._ranks = optimizer, options, ranks
         self._device = next(net.parameters()).device
@@ -64,36 +79,38 @@ class Stepper:
     def step(self, batch: Batch) -> tuple[float, bool]:
         """Return the loss, and whether the weights were moved: float16 skips an overflow.
 
-        Raises NotFiniteError, and UserError where the memory does not suffice.
+        Raises NotFiniteError, and DeviceMemoryError where the memory does not suffice.
         """
         before = [buffer.clone() for buffer in self._net.buffers()]
         try:
             loss, norm = self._gradients(batch, before)
             self._require_finite(loss, norm)
-        except NotFiniteError:
+        except (NotFiniteError, DeviceMemoryError):
             self._restore(before)
             raise
         moved = bool(torch.isfinite(norm))
-        self.scaler.step(self._optimizer)
+        self.whole = False
+        with self._memory_told():
+            self.scaler.step(self._optimizer)
+        self.whole = True
         self.scaler.update()
         return loss.item(), moved
 
     def _gradients(self, batch: Batch, before: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Try once more with less memory where it did not suffice."""
         try:
-            return self._backward(batch)
-        except torch.OutOfMemoryError as error:
+            with self._memory_told():
+                return self._backward(batch)
+        except DeviceMemoryError:
             if self._net.recompute or self._ranks.world > 1:
-                raise _too_large(error) from error
+                raise
         self._net.recompute = True
         self._restore(before)
         self._optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         log.warning("out of memory: from here on blocks are computed twice, with the same results")
-        try:
+        with self._memory_told():
             return self._backward(batch)
-        except torch.OutOfMemoryError as error:
-            raise _too_large(error) from error
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and the norm of its gradient, which is clipped."""
@@ -112,17 +129,33 @@ class Stepper:
         """Stop before the step that would write the numbers into the weights."""
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not torch.isfinite(loss if overflow else loss + norm):
-            raise NotFiniteError(f"loss {loss.item():g}, gradient norm {norm.item():g}")
+            seen = f"loss {loss.item():g}, gradient norm {norm.item():g}"
+            raise NotFiniteError("the loss or its gradient", seen)
+        # A variance may overflow where the loss does not: what is divided by it is zero.
+        name = first_not_finite(self._net.named_buffers())
+        if name is not None:
+            raise NotFiniteError("a running statistic", name)
 
     def _restore(self, before: list[Tensor]) -> None:
         with torch.no_grad():
             for buffer, value in zip(self._net.buffers(), before, strict=True):
                 buffer.copy_(value)
 
+    @contextmanager
+    def _memory_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
+                raise
+            raise _too_large(error, self._device) from error
 
-def _too_large(error: torch.OutOfMemoryError) -> UserError:
-    return UserError(
-        "the batch does not fit into the memory of the GPU",
-        seen=str(error).splitlines()[0],
-        hint="a smaller --batch-size, --crop or --scale, or --amp",
+
+def _too_large(error: Exception, device: torch.device) -> DeviceMemoryError:
+    on_gpu = device.type == "cuda"
+    message = "the batch does not fit into the memory of this machine"
+    return DeviceMemoryError(
+        "the batch does not fit into the memory of the GPU" if on_gpu else message,
+        seen=first_line(error),
+        hint="a smaller --batch-size, --crop or --scale" + (", or --amp" if on_gpu else ""),
     )

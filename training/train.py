@@ -89,7 +89,7 @@ def device_from_name(name: str) -> torch.device:
         name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers to give
     except (RuntimeError, AssertionError) as error:
         seen = str(error).splitlines()[0]
         raise UserError(

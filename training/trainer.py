@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from ..contract.errors import UserError
+from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.log import log
 from ..contract.metrics import Scores
 from ..contract.progress import Advance, show_progress
 from .batches import Batch, Batches, BatchOptions
 from .checkpoint import Checkpoint, write_checkpoint
+from .finite import first_not_finite
 from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
 from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
 from .ranks import Ranks, sync_batchnorms
 from .report import EpochResult, Reporter
-from .resume import data_checksums, data_names, options_to_json
+from .resume import data_checksums, data_names, options_to_json, with_whole_paths
 from .rundir import RunFolder
 from .samples import TrainingData
 from .step import NotFiniteError, StepOptions, Stepper, amp_dtype
@@ -81,6 +82,7 @@ class Trainer:
         joined = MaskNet(ranks.wrapped(net), data.spec)
         self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
         self._at = Position()
+        self._kept = 0  # the step that last.pth is of
         self._interrupts = Interrupts()
         self._data_state = {"data": data_names(data), "checksums": data_checksums(data)}
 
@@ -99,6 +101,7 @@ class Trainer:
         if state["scaler"]:  # empty where the run began on a device that needs none
             self._stepper.scaler.load_state_dict(state["scaler"])
         self._at = Position(**{field.name: state[field.name] for field in fields(Position)})
+        self._kept = self._at.step
 
     def run(self) -> Path:
         """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped."""
@@ -107,12 +110,17 @@ class Trainer:
             self._warn_of_recipe()
         try:
             with self._interrupts:
+                self._ranks.wait()  # until a signal finds all of them prepared
+                if self._at.step == 0:
+                    self._write_last()  # what the first step can go back to
                 while self._at.epoch < self._options.recipe.epochs:
                     self._run_epoch()
         except Stopped:
             self._write_last()
             log.info(f"interrupted: unetrt train --resume {self._folder.path}   goes on from here")
             raise
+        except DeviceMemoryError as error:
+            raise self._short_of_memory(error) from error
         finally:
             if self._ranks.is_main:
                 self._reporter.close()
@@ -135,7 +143,6 @@ class Trainer:
     def _run_epoch(self) -> None:
         start, skipped = time.perf_counter(), self._at.batch
         self._train_epoch()
-        self._require_finite_weights()
         step_seconds = time.perf_counter() - start
         self._write_last()  # what was learnt is kept, whatever becomes of the validation
         rate = self._schedule.rate
@@ -174,8 +181,10 @@ class Trainer:
             loss, moved = self._stepper.step(batch)
         except NotFiniteError as error:
             self._write_last()
-            files = ", ".join(str(pair.image) for pair in batch.pairs)
-            raise self._diverged("the loss or its gradient", f"{error}; images {files}") from error
+            raise self._diverged(error.what, f"{error}; {_files(batch)}") from error
+        name = first_not_finite(self._masknet.net.state_dict().items())
+        if name is not None:
+            raise self._diverged("a weight", f"{name}; {_files(batch)}")
         if moved:
             self._schedule.end_step()
         self._at.batch, self._at.step = self._at.batch + 1, self._at.step + 1
@@ -190,28 +199,30 @@ class Trainer:
             warn_of_one_class(matrix, names)
         return matrix.scores(names)
 
-    def _require_finite_weights(self) -> None:
-        for name, tensor in self._masknet.net.state_dict().items():
-            if not torch.isfinite(tensor).all():
-                raise self._diverged("a weight", name)
-
     def _diverged(self, what: str, seen: str) -> UserError:
-        last = self._folder.last
-        kept = f"the weights of before are in {last}" if last.exists() else "nothing was saved yet"
+        """--resume keeps the run's rate: the weights are what a new run can start from."""
+        last, rate = self._folder.last, f"-l {self._options.recipe.learning_rate / 10:g}"
+        amp = ", without --amp" if self._stepper.amp else ""
         place = f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
         return UserError(
-            f"{what} is not finite at {place}; {kept}",
+            f"{what} is not finite at {place}; {self._told_last()}",
             seen=seen,
-            hint=self._hint_to_go_on(),
+            hint=f"unetrt train --load {last} {rate} …   a lower rate{amp}",
         )
 
-    def _hint_to_go_on(self) -> str:
-        """--resume keeps the run's rate: the weights are what a new run can start from."""
-        rate = f"-l {self._options.recipe.learning_rate / 10:g}"
-        amp = ", without --amp" if self._stepper.amp else ""
-        if not self._folder.last.exists():
-            return f"unetrt train {rate} …   a lower rate{amp}"
-        return f"unetrt train --load {self._folder.last} {rate} …   a lower rate{amp}"
+    def _short_of_memory(self, error: DeviceMemoryError) -> DeviceMemoryError:
+        """The state of before the step is kept, unless the optimiser was in the middle of it."""
+        if self._stepper.whole:
+            self._write_last()
+        place = f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
+        return DeviceMemoryError(
+            f"{error.message}, at {place}; {self._told_last()}",
+            seen=error.seen,
+            hint=f"unetrt train --load {self._folder.last} …   with {error.hint}",
+        )
+
+    def _told_last(self) -> str:
+        return f"the weights after step {self._kept} are in {self._folder.last}"
 
     def _progress(self, work: str, count: int) -> AbstractContextManager[Advance]:
         return show_progress(work, count, "steps") if self._ranks.is_main else nullcontext(_silent)
@@ -234,15 +245,20 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._schedule.state_dict(),
             "scaler": self._stepper.scaler.state_dict(),
-            "options": options_to_json(self._options),
+            "options": options_to_json(with_whole_paths(self._options)),
             **self._data_state,
             "wandb": self._reporter.run_id,
             **asdict(self._at),
         }
         write_checkpoint(self._folder.last, checkpoint)
+        self._kept = self._at.step
 
     def _checkpoint(self) -> Checkpoint:
+        """Raise UserError rather than replace a good file by weights that none can use."""
         state = {k: v.cpu().contiguous() for k, v in self._masknet.net.state_dict().items()}
+        name = first_not_finite(state.items())
+        if name is not None:
+            raise self._diverged("a weight", name)
         golden = [(s.load()[0].copy(), s.size) for s in self._data.validation[:GOLDEN_IMAGES]]
         return Checkpoint(self._data.spec, state, golden)
 
@@ -258,6 +274,10 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
         workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
         pinned=device.type == "cuda",
     )
+
+
+def _files(batch: Batch) -> str:
+    return f"images {', '.join(str(pair.image) for pair in batch.pairs)}"
 
 
 def _silent(count: int) -> None:

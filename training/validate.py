@@ -14,6 +14,7 @@ from ..contract.metrics import ConfusionMatrix
 from ..contract.progress import show_progress
 from ..contract.types import U8, Size
 from .masknet import MaskNet
+from .memory import first_line, short_of_memory
 from .ranks import Ranks
 from .samples import Sample
 
@@ -64,16 +65,19 @@ class _Fitting:
             part = images[len(done) : len(done) + (self._most or len(images))]
             try:
                 done += list(masks_from_net(self._masknet, part, size))
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not short_of_memory(error):
+                    raise
                 self._halve(len(part), error)
         return done
 
-    def _halve(self, count: int, error: torch.OutOfMemoryError) -> None:
-        seen = str(error).splitlines()[0]
+    def _halve(self, count: int, error: Exception) -> None:
         if count == 1:
+            on_gpu = next(self._masknet.parameters()).device.type == "cuda"
+            message = "a validation image does not fit into the memory of this machine"
             raise UserError(
-                "a validation image does not fit into the memory of the GPU",
-                seen=seen,
+                "a validation image does not fit into the memory of the GPU" if on_gpu else message,
+                seen=first_line(error),
                 hint="a smaller --scale, or smaller validation images",
             ) from error
         self._most = count // 2

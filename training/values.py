@@ -6,30 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..contract.masks import JPEG_HINT, is_jpeg
+from ..contract.masks import JPEG_HINT, StoredMask, is_jpeg
 from ..contract.spec import MaskValue, ModelSpec
 from ..contract.types import NO_CLASS
-from .mask_files import MaskFile, MaskSet, Values, read_mask_set
-from .options import TrainOptions
+from .mask_files import Counts, MaskFile, MaskSet, Values, read_mask_set
+from .options import TrainOptions, values_text
 from .pairs import Pair, Problem
+from .strays import (
+    LEAST_FILES,
+    SHOWN_VALUES,
+    classes_without_strays,
+    holders,
+    named,
+    rare,
+    remedy,
+    revalued,
+    stray_files,
+    value_key,
+)
 
-SHOWN_VALUES = 8
-SHOWN_FILES = 3
+BLACK_AND_WHITE = (0, 255)
 MOST_CLASSES = 20
 """Of so many values each may be a class; more are those of a photograph, or of a JPEG."""
-
-FEW_FILES = 3
-"""Below so many files it says nothing that a value is in one of them only."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """known: the spec's mask values are those of the masks. warnings: of what trains, but badly."""
+    """known: the spec's mask values are those of the masks. warnings: of what trains, but badly.
+
+    decoded: masks that were read on the way.
+    """
 
     spec: ModelSpec
     known: bool
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    decoded: dict[Path, StoredMask] = field(default_factory=dict)
 
 
 def spec_from_masks(
@@ -37,23 +49,28 @@ def spec_from_masks(
     start: ModelSpec | None,
     train: Sequence[Pair],
     validation: Sequence[Pair],
+    room: int = 0,
 ) -> Found:
-    """Make the spec with the values that the masks hold; or with none of them, and say why."""
+    """Make the spec with the values that the masks hold; or with none of them, and say why.
+
+    room: bytes for decoded masks.
+    """
     wanted = options.mask_values or (start.mask_values if start else ())
-    masks = read_mask_set([*train, *validation], frozenset(wanted))
+    masks = read_mask_set([*train, *validation], frozenset(wanted), room)
     ignored = _ignored(options)
     values = _chosen(options, start, masks.values() - ignored)
     known = len(values) == max(2, options.classes)
     problems = list(masks.problems)
     if not known and not problems:
-        problems.append(_count_problem(masks, values, options))
+        problems += _count_problems(masks, values, options)
     spec = _spec(options, start, values if known else (), masks)
     if not known or not masks.files:
-        return Found(spec, known, problems)
+        return Found(spec, known, problems, decoded=masks.decoded)
     parts = _Parts(masks, spec, ignored, set(train))
     problems += _unknown(masks, spec, ignored) + parts.problems()
-    counted = not options.mask_values and values != tuple(range(len(values)))
-    return Found(spec, known, problems, [] if problems else parts.warnings(counted))
+    counted = values not in (wanted, tuple(range(len(values))), BLACK_AND_WHITE)
+    warnings = [*parts.warnings(counted), *(revalued(masks.files, values) if counted else [])]
+    return Found(spec, known, problems, [] if problems else warnings, masks.decoded)
 
 
 def _spec(
@@ -88,18 +105,15 @@ def _chosen(options: TrainOptions, start: ModelSpec | None, found: Values) -> tu
         return start.mask_values
     if found and all(isinstance(v, int) and v < count for v in found):
         return tuple(range(count))
-    return tuple(sorted(found, key=_sort_key))
+    return tuple(sorted(found, key=value_key))
 
 
-def _sort_key(value: MaskValue) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _count_problem(masks: MaskSet, values: Sequence[MaskValue], options: TrainOptions) -> Problem:
-    """Name each value with files that hold it, the rarest first: it is the one to look for."""
-    holders = {v: [f.pair.mask for f in masks.files if v in f.values] for v in values}
-    shown = sorted(holders.items(), key=lambda item: (len(item[1]), _sort_key(item[0])))
-    listed = [f"{value} in {named(files)}" for value, files in shown[:SHOWN_VALUES]]
+def _count_problems(
+    masks: MaskSet, values: Sequence[MaskValue], options: TrainOptions
+) -> list[Problem]:
+    """Name each value with files that hold it, and each file if these do not go into one line."""
+    found = holders(masks, values)
+    listed = [f"{value} in {named(files)}" for value, files in list(found.items())[:SHOWN_VALUES]]
     more = f" … ({len(values)} values)" if len(values) > SHOWN_VALUES else ""
     jpeg = f"; {JPEG_HINT}" if any(is_jpeg(file.pair.mask) for file in masks.files) else ""
     held = f"the masks hold {len(values)} values"
@@ -110,21 +124,19 @@ def _count_problem(masks: MaskSet, values: Sequence[MaskValue], options: TrainOp
         f"{'; '.join(listed) or 'none'}{more}; --mask-values names those of the classes, "
         f"--ignore-index one that is none{jpeg}"
     )
-    takes_all = 2 < len(values) <= MOST_CLASSES
-    return Problem("", text, f"--classes {len(values)}" if takes_all else "--mask-values 0,1,…")
-
-
-def named(files: Sequence[Path]) -> str:
-    """The first three, and how many more."""
-    more = f" (+{len(files) - SHOWN_FILES})" if len(files) > SHOWN_FILES else ""
-    return ", ".join(map(str, files[:SHOWN_FILES])) + more
+    count = max(2, options.classes)
+    likely = classes_without_strays(masks, found, count)
+    hint = f"--mask-values {values_text(likely) if likely else '0,1,…'}"
+    if not likely and 2 < len(values) <= MOST_CLASSES:
+        hint = f"--classes {len(values)}"
+    return [Problem("", text, hint), *stray_files(masks, found, count)]
 
 
 def _unknown(masks: MaskSet, spec: ModelSpec, ignored: Values) -> list[Problem]:
     """Values of palette files that were taken by colour: no reader of one file alone sees them."""
     found = []
     for file in masks.files if masks.by_colour else ():
-        others = sorted(file.values - set(spec.mask_values) - ignored, key=_sort_key)
+        others = sorted(file.values - set(spec.mask_values) - ignored, key=value_key)
         if file.colours and others:
             text = f"{file.pair.mask} holds colours that no class has: "
             listed = ", ".join(map(str, others[:SHOWN_VALUES]))
@@ -137,42 +149,47 @@ class _Parts:
 
     def __init__(self, masks: MaskSet, spec: ModelSpec, ignored: Values, train: set[Pair]) -> None:
         self._spec = spec
-        self._train: list[tuple[Path, Values]] = []
-        self._validation: list[tuple[Path, Values]] = []
+        self._train: list[tuple[Path, Counts]] = []
+        self._validation: list[tuple[Path, Counts]] = []
         for file in masks.files:
             part = self._train if file.pair in train else self._validation
-            part.append((file.pair.mask, _as_classes(file, spec) - ignored))
+            counts = _as_classes(file, spec)
+            part.append((file.pair.mask, Counts({v: counts[v] for v in counts.keys() - ignored})))
 
     def problems(self) -> list[Problem]:
-        held = Values().union(*(values for _, values in self._train))
+        held = Values().union(*(counts for _, counts in self._train))
         found = []
         if self._train and len(held) < 2:
-            only = f"nothing but {self._told(min(held, key=_sort_key))}" if held else "no class"
+            only = f"nothing but {self._told(min(held, key=value_key))}" if held else "no class"
             found.append(Problem("", f"the training masks hold {only}: there is nothing to learn"))
-        if self._validation and not any(values for _, values in self._validation):
+        if self._validation and not any(counts for _, counts in self._validation):
             text = "no pixel of the validation masks is of a class: there is nothing to score on"
             found.append(Problem("", text))
         return found
 
     def warnings(self, counted: bool) -> list[str]:
         """counted: the values are classes only because their number is that of the classes."""
-        found = []
+        found, masks = [], [*self._train, *self._validation]
         for value in self._spec.mask_values:
+            rarity = rare(masks, value) if counted else None
             told, files = self._told(value), self._holders(self._train, value)
             if not files:
                 others = self._holders(self._validation, value)
                 seen = f"; it is in {named(others)} of the validation" if others else ""
                 absent = f"no training mask has a pixel of {told}"
                 found.append(f"{absent}: it cannot be learnt{seen}")
-            elif counted and len(files) == 1 and len(self._train) >= FEW_FILES:
+            elif rarity is not None and len(files) == 1 and len(self._train) >= LEAST_FILES:
                 alone = f"{told} is in one training mask only, {files[0]}"
-                remedy = "correct it, or name the values of the classes by --mask-values"
-                found.append(f"{alone}: if it is a stray value, {remedy}")
+                found.append(f"{alone}: {rarity}; {remedy(self._spec.mask_values)}")
+            elif rarity is not None:
+                few = f"{told} is a class only because the number of values is --classes"
+                seen = f"{rarity}: {named(files)}"
+                found.append(f"{few}, and is rare: {seen}; {remedy(self._spec.mask_values)}")
         return found + self._of_validation()
 
     def _of_validation(self) -> list[str]:
         background = self._spec.mask_values[0]
-        foreground = any(values - {background} for _, values in self._validation)
+        foreground = any(counts.keys() - {background} for _, counts in self._validation)
         if foreground or not self._validation:
             return []
         return ["no validation mask has a pixel of the foreground: no epoch has a score of worth"]
@@ -183,12 +200,13 @@ class _Parts:
         name = self._spec.class_names[self._spec.mask_values.index(value)]
         return f"value {value} ({name})"
 
-    def _holders(self, part: Sequence[tuple[Path, Values]], value: MaskValue) -> list[Path]:
-        return [path for path, values in part if value in values]
+    def _holders(self, part: Sequence[tuple[Path, Counts]], value: MaskValue) -> list[Path]:
+        return [path for path, counts in part if value in counts]
 
 
-def _as_classes(file: MaskFile, spec: ModelSpec) -> Values:
+def _as_classes(file: MaskFile, spec: ModelSpec) -> Counts:
     """A 1-bit file holds the two classes of two, whatever their values."""
     if file.one_bit and spec.mask_classes == 2:
-        return frozenset(spec.mask_values[int(bit)] for bit in file.values if isinstance(bit, int))
-    return file.values
+        values = spec.mask_values
+        return file.with_values(lambda bit: values[bit] if isinstance(bit, int) else bit).counts
+    return file.counts

@@ -154,3 +154,46 @@ def test_neu_seg_tells_what_has_no_partner(tmp_path: Path, repository: Path) -> 
     assert done.returncode == 1
     assert "training/000003" in done.stderr
     assert run("prepare_neu_seg.py", tmp_path, "--out", tmp_path / "out").returncode == 2
+
+
+def test_neu_seg_is_not_laid_out_over_another_layout(tmp_path: Path, repository: Path) -> None:
+    """Pictures of both layouts would be in train and in val."""
+    out, table = tmp_path / "out", tmp_path / "scenes.csv"
+    stems = [f"tr{i:06}" for i in range(30)] + [f"te{i:06}" for i in range(4)]
+    table.write_text("stem,scene\n" + "".join(f"{s},scene{i // 2}\n" for i, s in enumerate(stems)))
+    assert run("prepare_neu_seg.py", repository, "--out", out).returncode == 0
+    before = names(out)
+    for more in ((), ("--scenes", table)):
+        again = run("prepare_neu_seg.py", repository, "--out", out, *more)
+        assert again.returncode == 2
+        assert "holds files already: name another --out" in again.stderr
+    assert names(out) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"", "no column scene and stem"),
+        (b"stem,group\ntr000000,a\n", "no column scene; columns: stem, group"),
+        (b"stem,scene\n", "34 of 34 pictures have no scene: tr000000"),
+        (b"stem,scene\ntr000000,a\ntr000001\n", "33 of 34 pictures have no scene: tr000001"),
+        (b"stem,scene\ntr000000,a\ntr000000,b\n", "tr000000 is of two scenes"),
+        ("all", "val would have no pairs: 34 pairs, one scene of 10"),
+    ],
+)
+def test_a_table_that_does_not_say_every_scene_is_refused(
+    tmp_path: Path, repository: Path, content: bytes | str | None, says: str
+) -> None:
+    table, out = tmp_path / "scenes.csv", tmp_path / "out"
+    if content == "all":
+        stems = [f"tr{i:06}" for i in range(30)] + [f"te{i:06}" for i in range(4)]
+        table.write_text("stem,scene\n" + "".join(f"{stem},one\n" for stem in stems))
+    elif isinstance(content, bytes):
+        table.write_bytes(content)
+    failed = run("prepare_neu_seg.py", repository, "--out", out, "--scenes", table)
+    assert failed.returncode == 2
+    assert says in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not out.exists()

@@ -13,6 +13,7 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.training.batches import Batch
 from unetrt.training.checkpoint import read_checkpoint
+from unetrt.training.finite import first_not_finite
 from unetrt.training.losses import LossOptions, segmentation_loss
 from unetrt.training.masknet import MaskNet
 from unetrt.training.options import TrainOptions
@@ -44,14 +45,18 @@ def a_batch() -> Batch:
     return Batch(images, torch.from_numpy(rng.integers(0, 3, (2, 32, 32))), [])
 
 
-def failing_at(*steps: int) -> Callable[..., Tensor]:
+ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GiB")
+
+
+def failing_at(*steps: int, error: Exception = ON_GPU) -> Callable[..., Tensor]:
     """The loss, short of memory when it is called for these times."""
     calls: list[int] = []
 
     def loss(logits: Tensor, truth: Tensor, options: LossOptions, ranks: Ranks) -> Tensor:
         calls.append(len(calls))
         if len(calls) in steps:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            raise error
         return segmentation_loss(logits, truth, options, ranks)
 
     return loss
@@ -73,14 +78,42 @@ def test_out_of_memory_goes_on_with_the_same_numbers(
     assert all(torch.equal(tight.state[key], value) for key, value in roomy.state.items())
 
 
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU, MemoryError()])
 def test_a_batch_that_fits_in_no_way_is_told(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The second step and its repetition fail: the state of after the first one is kept."""
+    monkeypatch.setattr(LOSS, failing_at(2, 3, error=error))
+    with pytest.raises(UserError, match="does not fit into the memory of this machine") as caught:
+        train(quick_options)
+    assert "at step 2 (epoch 1); the weights after step 1" in str(caught.value)
+    assert str(caught.value.seen) == (str(error) or "MemoryError")
+    assert "--batch-size" in str(caught.value.hint)
+    last = read_checkpoint(folder_of(quick_options) / "last.pth")
+    assert last.resume["step"] == last.state["inc.double_conv.1.num_batches_tracked"] == 1
+
+
+def test_an_optimiser_without_memory_leaves_the_checkpoint_of_before(
     quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LOSS, failing_at(1, 2))
-    with pytest.raises(UserError, match="does not fit") as caught:
+    """Part of the weights may have moved: they are of no step."""
+
+    def fails(self: torch.optim.Optimizer) -> None:
+        raise ON_CPU
+
+    monkeypatch.setattr("torch.optim.AdamW.step", fails)
+    with pytest.raises(UserError, match="the weights after step 0 are in"):
         train(quick_options)
-    assert "Tried to allocate 9 GiB" in str(caught.value)
-    assert "--batch-size" in str(caught.value)
+    state = read_checkpoint(folder_of(quick_options) / "last.pth").state
+    assert state["inc.double_conv.1.num_batches_tracked"] == 0
+
+
+def test_another_error_is_not_taken_for_it(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOSS, failing_at(1, error=RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(quick_options)
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
@@ -178,3 +211,22 @@ def test_a_step_that_is_not_finite_leaves_all_as_it_was(options: StepOptions) ->
         stepper.step(a_batch())
     after = net.state_dict()
     assert all(torch.equal(after[k].nan_to_num(7), v.nan_to_num(7)) for k, v in before.items())
+
+
+def test_a_running_statistic_that_overflows_stops_before_the_step() -> None:
+    """What is divided by an infinite variance is zero: the loss does not tell."""
+    stepper, net = stepper_of(StepOptions(loss=LossOptions()))
+    with torch.no_grad():
+        net.inc.double_conv[0].weight.mul_(1e30)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(NotFiniteError, match="running_var"):
+        stepper.step(a_batch())
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_norm_that_overflows_is_no_number_that_does() -> None:
+    large, wrong = torch.full((4,), 3e38), torch.tensor([1.0, float("nan")])
+    counts = torch.tensor([5])
+    assert first_not_finite([("large", large), ("counts", counts)]) is None
+    assert first_not_finite([("large", large), ("wrong", wrong)]) == "wrong"
+    assert first_not_finite([("counts", counts)]) is None

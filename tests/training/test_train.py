@@ -15,12 +15,14 @@ from unetrt.cli.main import main
 from unetrt.cli.train import add_arguments, options_from_arguments, run
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
+from unetrt.training.batches import Batch
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, unet_from_checkpoint
 from unetrt.training.losses import LossOptions, segmentation_loss
 from unetrt.training.masknet import MaskNet
 from unetrt.training.options import RECIPES, RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.samples import load_training_data
+from unetrt.training.step import Stepper
 from unetrt.training.train import train
 from unetrt.training.validate import masks_from_net, validate
 
@@ -157,6 +159,42 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_weights(
     assert kept.state["inc.double_conv.1.num_batches_tracked"] == 4
 
 
+@pytest.mark.parametrize(("step", "kept"), [(1, 0), (3, 0), (5, 3)])
+def test_weights_that_are_not_finite_are_never_written(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch, step: int, kept: int
+) -> None:
+    """Of three steps an epoch; the images that are named are those of the step that did it."""
+    taken: list[list[str]] = []
+    whole = Stepper.step
+
+    def overflows(self: Stepper, batch: Batch) -> tuple[float, bool]:
+        done = whole(self, batch)
+        taken.append([str(pair.image) for pair in batch.pairs])
+        if len(taken) == step:
+            with torch.no_grad():
+                self._net.outc.conv.bias[1] = float("inf")
+        return done
+
+    monkeypatch.setattr(Stepper, "step", overflows)
+    with pytest.raises(UserError, match=f"a weight is not finite at step {step} ") as caught:
+        train(quick_options)
+    assert len(taken) == step
+    assert caught.value.seen == f"outc.conv.bias; images {', '.join(taken[-1])}"
+    last = folder_of(quick_options) / "last.pth"
+    assert f"the weights after step {kept} are in {last}" in str(caught.value)
+    assert read_checkpoint(last).resume["step"] == kept
+
+
+def test_a_folder_of_other_files_is_not_written_into(quick_options: TrainOptions) -> None:
+    folder = folder_of(quick_options)
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("mine")
+    with pytest.raises(UserError, match="would write over") as caught:
+        train(quick_options)
+    assert caught.value.seen == "metrics.csv"
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+
+
 def test_another_run_is_never_overwritten(quick_options: TrainOptions) -> None:
     best = train(with_recipe(quick_options, epochs=1))
     before = best.read_bytes()
@@ -180,7 +218,8 @@ def test_without_out_each_run_takes_a_new_folder(
 
 
 def test_bad_data_and_devices_leave_no_folder(quick_options: TrainOptions) -> None:
-    for wrong in ({"classes": 3}, {"device": "gpu7"}, {"class_names": ("a", "b")}):
+    devices = ({"device": "gpu7"}, {"device": "meta"})
+    for wrong in ({"classes": 3}, *devices, {"class_names": ("a", "b")}):
         with pytest.raises(UserError):
             train(replace(quick_options, **wrong))
     assert not folder_of(quick_options).exists()
@@ -250,6 +289,7 @@ def test_flags_reach_the_options() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ("--out=", "--out: seen: ''"),
         ("--mask-values a,b", "--mask-values: seen: 'a,b'"),
         ("--class-weights 1,x", "--class-weights: seen: 'x'"),
         ("--class-names a,a", "--class-names is wrong"),
