@@ -1,8 +1,9 @@
-"""How much memory there is."""
+"""How much memory there is, and the errors that say that it did not suffice."""
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,12 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 """Where a container says what it may use, by the second and the first version of cgroups."""
 
 _UNKNOWN = 8 << 30
+
+_NO_MEMORY = re.compile(
+    r"(failed to|can't|cannot|could not) allocate|bad.alloc"
+    r"|(out ?of ?|not enough |insufficient )memory|alloc_failed",
+    re.IGNORECASE,
+)
 
 
 def memory_bytes() -> int:
@@ -21,3 +28,8 @@ def memory_bytes() -> int:
     if hasattr(os, "sysconf"):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=_UNKNOWN)
+
+
+def tells_of_memory(error: Exception | str) -> bool:
+    """Whether any library's error says that memory did not suffice: few have a class for it."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,19 +11,9 @@ import numpy as np
 
 from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
+from ..contract.memory import tells_of_memory
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
-
-_NO_MEMORY = re.compile(
-    r"(failed to|can't|cannot|could not) allocate|bad.alloc"
-    r"|(out ?of ?|not enough |insufficient )memory|alloc_failed",
-    re.IGNORECASE,
-)
-
-
-def tells_of_memory(error: Exception | str) -> bool:
-    """Whether any backend's error says that memory did not suffice: few have a class for it."""
-    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 @contextmanager

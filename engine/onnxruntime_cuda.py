@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
-from .base import Engine, Slot, tells_of_memory
+from .base import Engine, Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
 from .onnxruntime_backend import Providers, runtime_errors, session_from_onnx
 from .tensorrt_backend import cuda_devices

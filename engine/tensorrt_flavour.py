@@ -8,8 +8,8 @@ from typing import Any
 
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.log import log
+from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module
-from .base import tells_of_memory
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
-from .base import Slot, tells_of_memory
+from .base import Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, DeviceView, Kernel, cuda_index
 from .host import HostEngine
 
