@@ -202,11 +202,6 @@ def is_jpeg(path: Path) -> bool:
     return path.suffix.lower() in (".jpg", ".jpeg")
 
 
-def distinct_values(pixels: MaskPixels) -> list[MaskValue]:
-    """Sorted integers of (H, W), triples of (H, W, 3)."""
-    return _distinct(pixels.reshape(-1, 3) if pixels.ndim == 3 else pixels.ravel())
-
-
 def _distinct(pixels: MaskPixels) -> list[MaskValue]:
     """(N,) → sorted integers; (N, 3) → sorted triples."""
     if pixels.ndim == 1:
