@@ -11,6 +11,7 @@ from unetrt.engine.tensorrt_flavour import check
 class Logger:
     def __init__(self, *messages: str) -> None:
         self.messages = list(messages)
+        self.errors: list[str] = []
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,11 @@ def test_what_was_said_of_work_that_went_well_is_forgotten() -> None:
         check(False, "run the plan", logger)
     assert not isinstance(caught.value, DeviceMemoryError)
     assert "tactic" not in str(caught.value)
+
+
+def test_an_error_is_told_without_the_warnings_before_it() -> None:
+    logger = Logger("a layer was removed", "no kernel for it")
+    logger.errors = ["no kernel for it"]
+    with pytest.raises(UserError) as caught:
+        check(None, "build the plan", logger)
+    assert caught.value.seen == "no kernel for it"

@@ -251,7 +251,7 @@ class TestPlan:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
         spec = metadata_from_onnx(exported())[0]
         options = PlanOptions(sizes=((64, 64),), precision="int8")
-        with pytest.raises(UserError, match="an int8 plan would compute") as caught:
+        with pytest.raises(UserError, match="a plan in int8 would compute") as caught:
             plan_from_onnx("tensorrt-rtx", exported(), spec, options, 0)
         assert str(caught.value.seen).startswith("21 of them")
 
