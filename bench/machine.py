@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..engine.extras import describe_gpus
-from ..engine.probe import describe_machine, usable_cores
+from ..engine.probe import cpu_flags, cpuinfo, describe_machine, usable_cores
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 NOISY = 0.05
@@ -80,22 +80,14 @@ def _busy_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
 def _features() -> list[str]:
-    flags = re.search(r"^flags\s*: (.*)$", _cpuinfo(), re.MULTILINE)
-    present = set(flags.group(1).split()) if flags else set()
+    present = cpu_flags()
     return [name for name in FEATURES if name in present]
 
 
 def clocks_text() -> str:
     """As the kernel reports them now, or ''; in a virtual machine often a constant."""
-    values = [float(v) for v in re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)]
+    values = [float(v) for v in re.findall(r"^cpu MHz\s*: ([\d.]+)$", cpuinfo(), re.MULTILINE)]
     return f"{min(values):.0f} to {max(values):.0f} MHz" if values else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -104,14 +105,24 @@ def _cores() -> str:
     return f"{count} cores" if usable == count else f"{usable} of {count} cores"
 
 
+def cpu_flags() -> set[str]:
+    """The instruction sets that Linux names for an x86 processor; none where it tells nothing."""
+    found = re.search(r"^flags\s*: (.*)$", cpuinfo(), re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def cpuinfo() -> str:
+    """Linux's own description of the processors, or ''."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 def _processor() -> str:
     """The name that Linux gives it; elsewhere the platform's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    found = re.search(r"^model name\s*: (.*)$", cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor()
 
 
 def package_version(*names: str) -> str:

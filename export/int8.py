@@ -18,6 +18,7 @@ from ..contract.modules import import_module
 from ..contract.progress import Advance, show_progress
 from ..contract.spec import ModelSpec
 from ..engine.onnxfile import PRECISION_KEY, read_onnx
+from ..engine.probe import cpu_flags
 from ..training.checkpoint import Golden
 from .source import Source, gate_inputs, load_inputs
 
@@ -43,12 +44,13 @@ class QuantizationScheme:
 
     symmetric: activations are int8 around 0, else uint8 from least to most. kinds: nodes whose
     inputs are quantised; none for all that ONNX Runtime can, outputs and biases too. first:
-    also the first convolution, whose input is the image.
+    also the first convolution, whose input is the image. narrow: weights in 7 of the 8 bits.
     """
 
     symmetric: bool = False
     kinds: tuple[str, ...] = ()
     first: bool = True
+    narrow: bool = False
 
     def extra_options(self) -> dict[str, Any]:
         if not self.kinds:
@@ -66,6 +68,20 @@ IN_TENSORRT = QuantizationScheme(symmetric=True, kinds=("Conv", "ConvTranspose")
 """TensorRT takes int8 with zero point 0 alone, biases in floats, and no quantised constants but
 weights. It moves a quantise node up through concatenations and poolings by itself. Around 0 an
 image keeps seven of its eight bits: the first convolution stays in floats."""
+WITHOUT_VNNI = QuantizationScheme(narrow=True)
+"""There ONNX Runtime adds two products of a uint8 and an int8 in 16 bits, which hold no more than
+those of 7-bit weights: others are cut off in silence.
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"""
+VNNI = {"avx512_vnni", "avx_vnni"}
+
+
+def scheme_of(backend: str) -> QuantizationScheme:
+    """What a backend computes right, ONNX Runtime on this machine's processor."""
+    if backend.startswith("tensorrt"):
+        return IN_TENSORRT
+    flags = cpu_flags()
+    saturates = "avx2" in flags and not flags & VNNI
+    return WITHOUT_VNNI if backend == "onnxruntime" and saturates else ON_CPU
 
 
 def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -> Calibration:
@@ -103,6 +119,7 @@ def int8_from_onnx(
                 activation_type=kind.QInt8 if scheme.symmetric else kind.QUInt8,
                 weight_type=kind.QInt8,
                 per_channel=True,
+                reduce_range=scheme.narrow,
                 op_types_to_quantize=list(scheme.kinds) or None,
                 nodes_to_exclude=_in_floats(source, scheme),
                 extra_options=scheme.extra_options(),

@@ -11,7 +11,7 @@ from ..engine.manifest import Manifest, graph_precision
 from ..engine.probe import package_version
 from ..engine.tensorrt_backend import cuda_devices
 from ..engine.tensorrt_flavour import import_flavour
-from .int8 import IN_TENSORRT, ON_CPU, Calibration, int8_from_onnx
+from .int8 import Calibration, int8_from_onnx, scheme_of
 from .layers import Shares, onnx_shares
 from .onnx_export import Precision, onnx_from_checkpoint
 from .source import Source
@@ -99,8 +99,7 @@ def write_onnx(path: Path, source: Source, options: ModelOptions) -> None:
         return
     floats = path.with_name("floats.onnx")
     _write_floats(floats, source, graph)
-    form = IN_TENSORRT if options.backend.startswith("tensorrt") else ON_CPU
-    int8_from_onnx(floats, path, options.calibration, form)
+    int8_from_onnx(floats, path, options.calibration, scheme_of(options.backend))
     floats.unlink()
 
 

@@ -19,7 +19,13 @@ from unetrt.export import int8
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
-from unetrt.export.int8 import Calibration, calibration_inputs, int8_from_onnx
+from unetrt.export.int8 import (
+    WITHOUT_VNNI,
+    Calibration,
+    calibration_inputs,
+    int8_from_onnx,
+    scheme_of,
+)
 from unetrt.export.layers import onnx_shares
 from unetrt.export.source import load_inputs, read_source
 from unetrt.export.tensorrt_build import PlanOptions, plan_from_onnx
@@ -69,6 +75,12 @@ def planned(
     return path
 
 
+def largest_weight(path: Path) -> int:
+    graph = onnx.load(str(path)).graph
+    weights = (onnx.numpy_helper.to_array(w) for w in graph.initializer if w.data_type == 3)
+    return max(int(np.abs(w.astype(int)).max()) for w in weights if w.ndim == 4)
+
+
 class TestGraph:
     def test_inputs_outputs_and_spec_stay(self, quantised: Path, exported: Export) -> None:
         old, new = onnx.load(str(exported())), onnx.load(str(quantised))
@@ -116,6 +128,30 @@ class TestGraph:
         assert shares["layers"] == {"fp32": round(1 / 23, 6), "int8": round(22 / 23, 6)}
         assert 0.9 < shares["flops"]["int8"] < 1
         assert sum(shares["flops"].values()) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("backend", "flags", "narrow"),
+        [
+            ("onnxruntime", {"avx2"}, True),
+            ("onnxruntime", {"avx2", "avx512f"}, True),
+            ("onnxruntime", {"avx2", "avx_vnni"}, False),
+            ("onnxruntime", set(), False),
+            ("openvino", {"avx2"}, False),
+            ("tensorrt", {"avx2"}, False),
+        ],
+    )
+    def test_where_products_saturate_weights_have_7_bits(
+        self, monkeypatch: pytest.MonkeyPatch, backend: str, flags: set[str], narrow: bool
+    ) -> None:
+        monkeypatch.setattr(int8, "cpu_flags", lambda: flags)
+        assert scheme_of(backend).narrow is narrow
+
+    def test_weights_of_7_bits(
+        self, exported: Export, pictures: tuple[Path, Path], quantised: Path, tmp_path: Path
+    ) -> None:
+        calibration = calibration_inputs(read_source(exported()), pictures[0], None)
+        int8_from_onnx(exported(), tmp_path / "m.onnx", calibration, WITHOUT_VNNI)
+        assert [largest_weight(path) for path in (quantised, tmp_path / "m.onnx")] == [127, 64]
 
     def test_a_graph_that_cannot_be_read(self, tmp_path: Path) -> None:
         (tmp_path / "text.onnx").write_text("text")
