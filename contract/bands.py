@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .depth import bytes_from_samples
 from .errors import ImageError
 from .headers import MAX_BYTES, ORIENTATION, check_pixels, is_tiff, open_picture, tiff_directories
-from .jpeg import TIFF_JPEGS, check_segments
+from .jpeg import TIFF_JPEG, TIFF_OLD_JPEG, check_ends, check_segments
 from .modules import import_module
 from .types import U8, Size
 
@@ -159,8 +159,10 @@ def _check_page(page: Any, first: Any, length: int, name: str) -> None:
 
 def _plane(page: Any, size: Size, data: bytes, name: str) -> npt.NDArray[np.generic]:
     """(H, W, samples of a pixel), whichever way these are stored."""
-    if page.compression in TIFF_JPEGS:
+    if page.compression == TIFF_JPEG:
         check_segments(data, page.dataoffsets, page.databytecounts, page.jpegtables or b"")
+    elif page.compression == TIFF_OLD_JPEG:
+        check_ends(data, page.dataoffsets, page.databytecounts)
     try:
         pixels = np.asarray(page.asarray())
     except (ValueError, ImportError) as error:

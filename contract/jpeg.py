@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import simplejpeg
 from PIL.TiffImagePlugin import TiffImageFile
 
-TIFF_JPEGS = (6, 7)
-"""What a TIFF names its compression where it is JPEG: the old way and the new."""
+TIFF_OLD_JPEG, TIFF_JPEG = 6, 7
+"""What a TIFF names its compression where it is JPEG; the old way has its tables elsewhere."""
 
 _COMPRESSION, _TABLES = 259, 347
 _STRIPS, _TILES = (273, 279), (324, 325)
@@ -20,7 +20,7 @@ _END = b"\xff\xd9"
 def check_tiff(image: TiffImageFile, data: bytes) -> None:
     """As check_segments, of a file that Pillow reads; of another compression there is nothing."""
     tags = image.tag_v2
-    if tags.get(_COMPRESSION) in TIFF_JPEGS:
+    if tags.get(_COMPRESSION) == TIFF_JPEG:
         offsets, counts = _TILES if _TILES[0] in tags else _STRIPS
         check_segments(data, tags[offsets], tags[counts], tags.get(_TABLES, b""))
 
@@ -38,5 +38,12 @@ def check_segments(
         colours = _COLOURS.get(simplejpeg.decode_jpeg_header(whole)[2])
         if colours:
             simplejpeg.decode_jpeg(whole, colours, strict=True)
-        elif segment[-2:] != _END:
-            raise ValueError("a JPEG in it without its end")
+        else:
+            check_ends(data, [at], [count])
+
+
+def check_ends(data: bytes, offsets: Sequence[int], counts: Sequence[int]) -> None:
+    """Raise ValueError for a strip or tile that does not end as a JPEG does."""
+    ends = (at + count for at, count in zip(offsets, counts, strict=True))
+    if any(data[end - 2 : end] != _END for end in ends):
+        raise ValueError("a JPEG in it without its end")
