@@ -24,7 +24,7 @@ from ..runtime.plan import plan_tasks
 from ..runtime.predict import PredictOptions, predict_masks
 from ..runtime.viz import coloured_mask
 from ..training.options import RECIPES, TrainOptions
-from ..training.rundir import BEST, LAST
+from ..training.rundir import BEST, CURVE, LAST, METRICS
 from ..training.synthetic import CLASS_NAMES, write_dataset
 from ..training.train import train
 from .report_files import write_report
@@ -67,7 +67,7 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     What an earlier demo left there is written over.
     """
     if (folder / "train" / "imgs" / "steel-00000.png").exists():
-        for name in (BEST, LAST):  # training never writes over another run
+        for name in (BEST, LAST, METRICS, CURVE):  # training never writes over another run
             (folder / "run" / name).unlink(missing_ok=True)
     with _step("draw pictures of steel with three kinds of defects"):
         train_data = write_dataset(

@@ -183,20 +183,31 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _is_pickle(path: Path) -> bool:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
+    names = _names_in_zip(path)
+    if names is not None:
+        return any(name.endswith("data.pkl") for name in names)
     with path.open("rb") as file:
         return file.read(1) == b"\x80"
+
+
+def _names_in_zip(path: Path) -> list[str] | None:
+    """None of what is no zip archive; [] of one whose directory is damaged."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except LOAD_ERRORS:
+        return []
 
 
 def _describe(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(24)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any("/code/" in name for name in archive.namelist()):
-                return "a TorchScript archive, which is a program and no state_dict"
+    names = _names_in_zip(path)
+    if names is not None:
+        if any("/code/" in name for name in names):
+            return "a TorchScript archive, which is a program and no state_dict"
         return f"a damaged or foreign zip archive of {path.stat().st_size} bytes"
     return f"{path.stat().st_size} bytes that begin {head!r}"
 

@@ -285,3 +285,13 @@ def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, 
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_archive_whose_directory_is_damaged(tmp_path: Path) -> None:
+    """Its end says that it is an archive, and its directory is none."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "c.pth")
+    data = (tmp_path / "c.pth").read_bytes()
+    (tmp_path / "c.pth").write_bytes(data.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    with pytest.raises(UserError, match="not a checkpoint") as caught:
+        read_checkpoint(tmp_path / "c.pth")
+    assert "damaged or foreign zip" in str(caught.value.seen)
