@@ -71,7 +71,7 @@ class Change:
 
     def verdict(self, most: float) -> str:
         if self.is_regression(most):
-            return f"regression past {most:.0%}"
+            return f"regression past {100 * most:g}%"
         if self.is_unknown(most):
             return "unknown: the repeats differ too much"
         direction = "faster" if self.change > 0 else "slower"

@@ -92,14 +92,14 @@ def test_a_second_bench_is_compared_with_the_first(
     (path,) = (tmp_path / "report").glob("*.json")
     told = json.loads(path.read_text())
     capsys.readouterr()
-    assert main([*common, "--compare", str(path), "--max-regression", "95%"]) == 0
+    assert main([*common, "--compare", str(path), "--max-regression", "99.9%"]) == 0
     assert "compared with" in capsys.readouterr().out
     for row in told["rows"]:
         for region in ("engine_only", "with_copies", "files_to_files"):
             row["result"][region] = [1e9]
     path.write_text(json.dumps(told))
-    assert main([*common, "--compare", str(path), "--max-regression", "95%"]) == 1
-    assert "regression past 95%" in capsys.readouterr().out
+    assert main([*common, "--compare", str(path), "--max-regression", "99.9%"]) == 1
+    assert "regression past 99.9%" in capsys.readouterr().out
 
 
 def test_a_report_of_another_form_is_refused_before_anything_runs(
