@@ -18,8 +18,8 @@ from .shared import (
     place,
     require_done,
     show_failures,
-    slots,
     trace_file,
+    whole,
     write_json,
 )
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("MODEL.pth")
 """As in Pytorch-UNet's predict.py."""
+
+MOST_SLOTS = 256
+"""Each has memory of its own from the start."""
 
 INTERRUPTED = 130
 STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
@@ -53,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bit_depth_argument(parser)
     fast = "JPEG at reduced size, if that keeps the masks of some of the images"
     add("--fast-decode", action="store_true", help=fast)
-    add("--slots", type=slots, help="batches in flight (default: the engine's)")
+    most = whole(1, MOST_SLOTS)
+    add("--slots", type=most, help="batches in flight (default: the engine's)")
     add("--trace", type=trace_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)

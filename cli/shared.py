@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ..contract.spec import MaskValue, SpecOverrides
     from ..engine.base import Engine
 
-MOST_SLOTS = 256
 MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
 
 
@@ -63,11 +62,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def slots(text: str) -> int:
-    """Each has memory of its own from the start."""
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_SLOTS:
-        raise wrong(text, f"a whole number from 1 to {MOST_SLOTS}")
-    return int(text)
+def whole(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise wrong(text, f"a whole number from {least} to {most}")
+        return int(text)
+
+    return number
 
 
 def number(text: str, expected: str) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import wrong
+from .shared import whole
 
 if TYPE_CHECKING:
     from ..export.triton import Repository, Served
@@ -49,15 +48,6 @@ def run(args: argparse.Namespace) -> int:
     written = write_repository(args.engines, output, options, replace=args.replace)
     sys.stdout.write(_summary(written))
     return 0
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise wrong(text, f"a whole number from {least} to {most}")
-        return int(text)
-
-    return number
 
 
 def folder_from_text(text: str) -> Path:

@@ -25,35 +25,29 @@ def rounding_from_bf16(model: Any) -> Any:
     found.CopyFrom(model)
     graph = found.graph
     for weight in graph.initializer:
-        if weight.data_type == half:
-            array = onnx.numpy_helper.to_array(weight).astype("float32")
-            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
-    del graph.value_info[:]
-    nodes = []
-    for node in graph.node:
+        _widen(onnx, weight)
+    del graph.value_info[:], graph.node[:]
+    for original in model.graph.node:
+        node = graph.node.add()
+        node.CopyFrom(original)
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
                 attribute.i = single
-            if attribute.t.data_type == half:
-                array = onnx.numpy_helper.to_array(attribute.t).astype("float32")
-                attribute.t.CopyFrom(onnx.numpy_helper.from_array(array))
-        nodes.append(node)
+            _widen(onnx, attribute.t)
         name = node.output[0]
         if name in rounded:
             node.output[0] = f"{name}.exact"
             make = onnx.helper.make_node
-            nodes.append(make("Cast", [node.output[0]], [f"{name}.bf16"], to=half))
-            nodes.append(make("Cast", [f"{name}.bf16"], [name], to=single))
-    nodes = [*map(_copied, nodes)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+            first = make("Cast", [node.output[0]], [f"{name}.bf16"], to=half)
+            graph.node.extend([first, make("Cast", [f"{name}.bf16"], [name], to=single)])
     return found
 
 
-def _copied(node: Any) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    return copy
+def _widen(onnx: Any, tensor: Any) -> None:
+    """A TensorProto of bf16 becomes one of fp32; others stay."""
+    if tensor.data_type == onnx.TensorProto.BFLOAT16:
+        array = onnx.numpy_helper.to_array(tensor).astype("float32")
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
 
 
 def _rounded_tensors(onnx: Any, model: Any, half: int) -> set[str]:

@@ -56,7 +56,7 @@ def onnx_from_checkpoint(
     with atomic_path(path) as temporary:
         _export(net, temporary, OPSETS[precision])
         _finish(temporary, checkpoint.spec, precision, source)
-        _check_by_running(net, temporary, path)
+        _check_by_running(net, temporary, path, precision)
 
 
 def export_checkpoint(
@@ -204,10 +204,10 @@ def _finish(path: Path, spec: ModelSpec, precision: str, source: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def _check_by_running(net: MaskNet, path: Path, target: Path) -> None:
+def _check_by_running(net: MaskNet, path: Path, target: Path, precision: Precision) -> None:
     images = _check_images(net.spec.channels)
     size = (2 * CHECK_SIZE[0], 2 * CHECK_SIZE[1])
-    found = _run(path, images, size)
+    found = _run(path, images, size, precision)
     with torch.inference_mode():
         like = torch.empty(size, dtype=torch.uint8)
         expected = net(torch.from_numpy(images), like).numpy()
@@ -249,13 +249,9 @@ def _check_images(channels: int) -> U8:
     return np.stack(picture).astype(np.uint8)
 
 
-def _run(path: Path, images: U8, size: Size) -> Any:
+def _run(path: Path, images: U8, size: Size, precision: Precision) -> Any:
     feeds = {"image": images, "size_like": np.zeros(size, np.uint8)}
-    model = runnable_on_cpu(read_onnx(path)).SerializeToString()
+    model: Path | bytes = path
+    if precision == "bf16":
+        model = rounding_from_bf16(read_onnx(path)).SerializeToString()
     return session_from_onnx(model, CPU).run(None, feeds)[0]
-
-
-def runnable_on_cpu(model: Any) -> Any:
-    """A graph that ONNX Runtime runs here and that gives the same masks, in bf16 another one."""
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    return rounding_from_bf16(model) if entries.get(PRECISION_KEY) == "bf16" else model

@@ -21,9 +21,9 @@ from ..engine.open import engine_from_manifest, golden_agreement, open_engine
 from ..engine.probe import probe_backends
 from ..engine.tensorrt_backend import plan_runs_here
 from ..training.checkpoint import Golden
+from .bfloat16 import rounding_from_bf16
 from .gate import GateOptions, GateResult, judge_engine
 from .gate_inputs import GateInputs
-from .onnx_export import runnable_on_cpu
 from .overflow import OverflowProbe
 from .source import Source
 
@@ -103,7 +103,7 @@ def _engine_of_graph(path: Path, manifest: Manifest) -> Engine:
         return open_engine(path, "onnxruntime", "cpu", result)
     with TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        copy.write_bytes(runnable_on_cpu(read_onnx(path)).SerializeToString())
+        copy.write_bytes(rounding_from_bf16(read_onnx(path)).SerializeToString())
         return OnnxRuntimeEngine(copy, manifest.spec, "bf16")
 
 
