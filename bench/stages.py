@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.trace import NoTrace
+from ..runtime.trace import NoTrace, Spans
 
 START = "start threads and slots"
 LOAD = "wait for loaded images"
@@ -116,7 +116,7 @@ class StageClock(NoTrace):
                 self.seconds[name] += spent
                 self.cpu[name] += computed
 
-    def note(self, name: str, slot: int, start: int, **arguments: Any) -> None:
+    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
         """Of a batch that has landed; from the main thread."""
         self.ran += arguments["of"]
 

@@ -75,6 +75,13 @@ class Slot(ABC):
     def masks(self) -> U8:
         """Wait for this slot alone. uint8 (n, H, W), valid until the next submit."""
 
+    def spans(self) -> list[tuple[str, int, int]]:
+        """(name, start, end) of what a device did for the batch whose masks have come.
+
+        In time.perf_counter_ns(); nothing unless the engine is `timed` and the device has a clock.
+        """
+        return []
+
     def close(self) -> None:  # noqa: B027  a slot may own nothing but memory
         """Free the buffers; twice is harmless."""
 
@@ -83,8 +90,8 @@ class Engine(Closing, ABC):
     """A model opened on a device.
 
     slots: batches to keep in flight; batch: images a slot should hold, min_batch the fewest that
-    it runs with; graphs: whether slots replay CUDA graphs, None where an engine has none; why: how
-    it was chosen.
+    it runs with; graphs: whether slots replay CUDA graphs, None where an engine has none; timed:
+    whether slots on CUDA note when the device copies and computes; why: how it was chosen.
     """
 
     backend: str
@@ -94,6 +101,7 @@ class Engine(Closing, ABC):
     batch: int = 1
     min_batch: int = 1
     graphs: bool | None = None
+    timed: bool = False
     why: str = ""
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -16,7 +16,9 @@ from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module
 from ..contract.types import U8, Size
 from .base import Slot
+from .cuda_buffers import DeviceBuffer, PinnedBuffer
 from .cuda_graph import Replay
+from .cuda_spans import DeviceClock, Laps, Span
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: no waits for the legacy stream, which others in the process use.
@@ -38,6 +40,7 @@ class CudaDevice:
             self._context = self.device.retain_primary_context()
         self.index = index
         self._thread = threading.get_ident()
+        self._clock: DeviceClock | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +63,13 @@ class CudaDevice:
         finally:
             self._driver.Context.pop()
 
+    def clock(self) -> DeviceClock:
+        """One for all slots that are timed."""
+        if self._clock is None:
+            with self.current() as driver, cuda_errors("set a clock"):
+                self._clock = DeviceClock(driver, driver.Stream(NON_BLOCKING))
+        return self._clock
+
     def close(self) -> None:
         """Release the context, from the thread that opened it; twice is harmless.
 
@@ -67,6 +77,7 @@ class CudaDevice:
         """
         if self._context is None:
             return
+        self._clock = None  # its event, while there is a context to free it in
         self._context.detach()
         self._context = None
         if threading.get_ident() == self._thread:
@@ -109,56 +120,6 @@ def cuda_errors(what: str) -> Iterator[None]:
         raise DeviceMemoryError(f"CUDA has no memory to {what}", seen=error) from error
     except driver.Error as error:
         raise UserError(f"CUDA failed to {what}", seen=error) from error
-
-
-class PinnedBuffer:
-    """Owns page-locked host bytes; grows, never shrinks. Use with the device current."""
-
-    def __init__(self) -> None:
-        self._bytes: U8 = np.empty(0, np.uint8)
-
-    def view(self, driver: Any, shape: tuple[int, ...]) -> U8:
-        count = int(np.prod(shape))
-        if count > self._bytes.size:
-            self._bytes = driver.pagelocked_empty(count, np.uint8)
-        return self._bytes[:count].reshape(shape)
-
-    def free(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-
-
-class DeviceBuffer:
-    """Owns bytes on the device; grows, never shrinks. Use with the device current."""
-
-    def __init__(self) -> None:
-        self._memory: Any = None
-        self._size = 0
-
-    def address(self, driver: Any, count: int) -> int:
-        """The address of at least `count` bytes."""
-        if count > self._size:
-            self.free()
-            self._memory = driver.mem_alloc(count)
-            self._size = count
-        return int(self._memory)
-
-    def free(self) -> None:
-        if self._memory is not None:
-            self._memory.free()
-        self._memory, self._size = None, 0
-
-
-class DeviceView:
-    """Device memory of someone else, uint8, as other libraries take it without a copy."""
-
-    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
-        # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": "|u1",
-            "data": (address, False),
-            "version": 3,
-        }
 
 
 @dataclass(frozen=True)
@@ -207,17 +168,27 @@ class Kernel(ABC):
 class CudaSlot(Slot):
     """Copy in, compute and copy out on a stream of its own, so that slots overlap.
 
-    From the second batch of a shape on, the three are one CUDA graph.
+    From the second batch of a shape on, the three are one CUDA graph; not where they are timed,
+    each by itself, for spans().
     """
 
-    def __init__(self, device: CudaDevice, channels: int, kernel: Kernel, planes: int = 0) -> None:
+    def __init__(
+        self,
+        device: CudaDevice,
+        channels: int,
+        kernel: Kernel,
+        planes: int = 0,
+        timed: bool = False,
+    ) -> None:
         self._device, self._channels, self._kernel = device, channels, kernel
         self._planes = planes
         self._shape = BatchShape(0, (0, 0), channels, (0, 0), planes)
         self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
         self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
-        self._replay = Replay(kernel.eager)
+        self._replay = Replay("its parts are timed" if timed else kernel.eager)
+        clock = device.clock() if timed else None
         with device.current() as driver, cuda_errors("make a stream"):
+            self._laps = Laps(driver, clock) if clock else None
             self._stream: Any = driver.Stream(NON_BLOCKING)
             flags = driver.event_flags  # a wait that sleeps leaves its core to those who decode
             self._done: Any = driver.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC)
@@ -269,18 +240,32 @@ class CudaSlot(Slot):
 
         def work() -> None:
             with self._errors("queue a batch"):
+                self._mark(0)
                 driver.memcpy_htod_async(image, images, self._stream)
+                self._mark(1)
                 self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
+                self._mark(2)
                 driver.memcpy_dtoh_async(self._masks, mask, self._stream)
+                self._mark(3)
 
         host = (images.ctypes.data, self._masks.ctypes.data)
         key = (shape, host, image, like, mask)
         self._replay.run(key, work, self._stream.handle, self._what)
         self._done.record(self._stream)
 
+    def _mark(self, part: int) -> None:
+        if self._laps is not None:
+            self._laps.mark(part, self._stream)
+
     def masks(self) -> U8:
         self._wait()
         return self._masks[: self._n]
+
+    def spans(self) -> list[Span]:
+        if self._laps is None or self._busy:
+            return []
+        with self._device.current(), cuda_errors("read its clock"):
+            return self._laps.spans()
 
     def queue_network(self) -> None:
         """Queue the network again on the batch that lies on the device; nothing is copied."""
@@ -324,4 +309,4 @@ class CudaSlot(Slot):
                 buffer.free()
             self._inputs.free()
             self._outputs.free()
-            self._done = self._stream = None
+            self._done = self._laps = self._stream = None

@@ -43,7 +43,7 @@ class OnnxRuntimeCudaEngine(Engine):
         if self._cuda is None:
             raise RuntimeError("the engine is closed")
         kernel = SessionKernel(self.path, self.spec.result, self._cuda.index)
-        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         if self._cuda is not None:

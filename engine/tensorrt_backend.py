@@ -123,7 +123,7 @@ class TensorRtEngine(Engine):
             kernel = self._kernel()
         if not self.graphs:
             kernel.eager = "CUDA graphs are switched off"
-        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def _kernel(self) -> PlanKernel:
         return PlanKernel(self._plan, self._logger, str(self._path), self.spec.result)

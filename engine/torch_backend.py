@@ -15,7 +15,8 @@ from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
 from .base import Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, DeviceView, Kernel, cuda_index
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
+from .cuda_buffers import DeviceView
 from .host import HostEngine
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class TorchEngine(HostEngine):
         if self._cuda is None:
             return super().slot()
         kernel = TorchKernel(self._net, self._cuda.index)
-        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes)
+        return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         super().close()

@@ -123,6 +123,7 @@ class Pipeline(Closing, Generic[T]):
     ) -> None:
         self.load, self.consume, self.options, self.stop = load, consume, options, stop
         self.engine, self.trace = engine, options.trace
+        engine.timed = options.trace.of_device
         batch, count = options.batch or engine.batch, options.slots or engine.slots
         self.fit = Fit(batch, count, engine.min_batch)
         self.waiting = max(options.waiting, batch)
@@ -251,7 +252,7 @@ class Pipeline(Closing, Generic[T]):
         self.fill.add(len(tasks), flight.batch)
         yield from self._tell_unfit()
         told = {"batch": number, "images": len(tasks), "of": flight.batch}
-        self.trace.note("batch", flight.row, flight.started, **told)
+        self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
         for task, mask in zip(tasks, masks, strict=True):
             if (mask[..., 0, 0] == NO_CLASS).all():
                 yield Result(task, ImageError("the network's output is not finite"))

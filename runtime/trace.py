@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,28 @@ MOST_EVENTS = 200_000
 SLOT_ROWS = 1_000_000
 """Rows of slots are numbered from here, those of threads from 1."""
 
+DEVICE_ROWS = 2_000_000
+"""Rows of what the device did for a slot, by its own clock."""
+
+Spans = Sequence[tuple[str, int, int]]
+"""Name, start and end of each, in time.perf_counter_ns()."""
+
 
 class NoTrace:
-    """Notes nothing."""
+    """Notes nothing. of_device: wants to know when the device copied and computed."""
+
+    of_device = False
 
     def span(self, name: str, **arguments: Any) -> AbstractContextManager[None]:
         """Note what the with block takes, in this thread."""
         del name, arguments
         return nullcontext()
 
-    def note(self, name: str, slot: int, start: int, **arguments: Any) -> None:
-        """Note a span of a slot that began at `start`, in time.perf_counter_ns(), and ends now."""
+    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
+        """Note a span of a slot that began at `start`, in time.perf_counter_ns(), and ends now.
+
+        device: what the device did for it meanwhile, on a row of its own.
+        """
 
     def write(self, path: Path) -> None:
         """Nothing."""
@@ -42,6 +53,8 @@ class NoTrace:
 
 class Trace(NoTrace):
     """Notes spans from any thread; the first `most` are kept."""
+
+    of_device = True
 
     def __init__(self, most: int = MOST_EVENTS) -> None:
         self._most = most
@@ -61,15 +74,21 @@ class Trace(NoTrace):
         finally:
             self._add(name, self._thread_row(), start, arguments)
 
-    def note(self, name: str, slot: int, start: int, **arguments: Any) -> None:
+    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
         self._rows.setdefault(SLOT_ROWS + slot, f"slot {slot}")
         self._add(name, SLOT_ROWS + slot, start, arguments)
+        for part, begin, end in device:
+            self._rows.setdefault(DEVICE_ROWS + slot, f"slot {slot}, on the device")
+            self._add(part, DEVICE_ROWS + slot, begin, arguments, end)
 
-    def _add(self, name: str, row: int, start: int, arguments: dict[str, Any]) -> None:
-        end = time.perf_counter_ns()
+    def _add(
+        self, name: str, row: int, start: int, arguments: dict[str, Any], end: int | None = None
+    ) -> None:
+        """end: now, where there is none."""
+        ends = time.perf_counter_ns() if end is None else end
         with self._lock:
             if len(self._spans) < self._most:
-                self._spans.append((name, row, start, end, arguments))
+                self._spans.append((name, row, start, ends, arguments))
                 return
             self._dropped += 1
         if self._dropped == 1:
@@ -94,7 +113,7 @@ class Trace(NoTrace):
             yield {
                 "ph": "X",
                 "name": name,
-                "cat": "slot" if row >= SLOT_ROWS else "thread",
+                "cat": _category(row),
                 "pid": pid,
                 "tid": row,
                 "ts": (start - self._zero) / 1000,
@@ -110,6 +129,12 @@ class Trace(NoTrace):
                 file.write(separator + json.dumps(event))
                 separator = ",\n"
             file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+def _category(row: int) -> str:
+    if row >= DEVICE_ROWS:
+        return "device"
+    return "slot" if row >= SLOT_ROWS else "thread"
 
 
 NO_TRACE = NoTrace()

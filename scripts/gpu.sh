@@ -148,12 +148,22 @@ END
         --epochs 12 --batch-size 8 --amp --seed 1 "${from[@]}" && touch "$work/drawn/done"
 }
 
+# When the device copied and computed, slot by slot, for a browser's trace viewer.
+timeline() {
+    [ -f "$results/timeline.json" ] && return 0
+    find "$work/640x959/imgs" -name '*.jpg' | sort | head -n 128 > "$work/timeline.txt"
+    step timeline "$python" -m unetrt.cli predict -m "$work/drawn/best.pth" -i "@$work/timeline.txt" \
+        --device cuda --scale 0.5 --batch 8 --slots 3 --output-dir "$work/timeline" --restart \
+        --trace "$results/timeline.json"
+}
+
 # The reference net, every row; PyTorch's compiler tunes for minutes, so at the largest size alone.
 bench() {
     if ! prepare_bench; then
         say "bench: skipped, no trained network: see train-drawn.txt"
         return 0
     fi
+    timeline
     local size scale skip
     for size in 640x959 512x512 200x200 100x100; do
         if ls "$results/$size"/*.json > /dev/null 2>&1; then

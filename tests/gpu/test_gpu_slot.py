@@ -98,3 +98,26 @@ def test_ten_thousand_replays_grow_neither_memory(device: CudaDevice) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - host < 8 << 10, "KiB"
     for slot in slots:
         slot.close()
+
+
+def test_a_timeline_shows_copies_of_slots_at_the_same_time(device: CudaDevice) -> None:
+    slots = [CudaSlot(device, 1, CopyKernel(), timed=True) for _ in range(3)]
+    ways: dict[str, list[tuple[int, int, int]]] = {"copy in": [], "compute": [], "copy out": []}
+    for slot in slots:
+        slot.reserve(32, (1024, 1024))[:] = 7
+        slot.submit(32, (1024, 1024))
+    for turn in range(30):
+        slot = slots[turn % 3]
+        assert (slot.masks() == 7).all()
+        for part, start, end in slot.spans():
+            assert start <= end
+            ways[part].append((turn % 3, start, end))
+        slot.submit(32, (1024, 1024))
+    for slot in slots:
+        slot.masks()
+        slot.close()
+    assert any(
+        one != other and begin < until and start < end
+        for one, begin, end in ways["copy in"]
+        for other, start, until in ways["copy out"]
+    )

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import ThresholdEngine, torch_engine, write_picture
+from unetrt.bench.stages import StageClock
 from unetrt.runtime.pipeline import PipelineOptions, run_pipeline
 from unetrt.runtime.plan import plan_tasks
 from unetrt.runtime.predict import PredictOptions, predict_masks
@@ -110,6 +111,19 @@ def test_batches_in_flight_overlap_on_their_rows() -> None:
     first, second = by_name(list(trace.events()))["batch"][:2]
     assert first["tid"] != second["tid"]
     assert second["ts"] < first["ts"] + first["dur"]
+
+
+def test_the_bench_does_not_ask_for_the_devices_spans() -> None:
+    """A slot that is timed replays no CUDA graph: what is measured would be another engine."""
+    options = PipelineOptions(trace=StageClock())
+    with ThresholdEngine() as engine:
+        image = steel(0, 16, 16)
+        for given, timed in ((options, False), (PipelineOptions(trace=Trace()), True)):
+            results = run_pipeline(
+                engine, range(2), lambda _: (image, (16, 16)), lambda *_: None, given
+            )
+            assert len(list(results)) == 2
+            assert engine.timed is timed
 
 
 def test_spans_of_threads_lie_on_rows_of_their_own() -> None:

@@ -1,0 +1,59 @@
+"""Memory for a slot: page-locked on the host, and on the device. It grows and never shrinks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..contract.types import U8
+
+
+class PinnedBuffer:
+    """Owns page-locked host bytes; grows, never shrinks. Use with the device current."""
+
+    def __init__(self) -> None:
+        self._bytes: U8 = np.empty(0, np.uint8)
+
+    def view(self, driver: Any, shape: tuple[int, ...]) -> U8:
+        count = int(np.prod(shape))
+        if count > self._bytes.size:
+            self._bytes = driver.pagelocked_empty(count, np.uint8)
+        return self._bytes[:count].reshape(shape)
+
+    def free(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+
+class DeviceBuffer:
+    """Owns bytes on the device; grows, never shrinks. Use with the device current."""
+
+    def __init__(self) -> None:
+        self._memory: Any = None
+        self._size = 0
+
+    def address(self, driver: Any, count: int) -> int:
+        """The address of at least `count` bytes."""
+        if count > self._size:
+            self.free()
+            self._memory = driver.mem_alloc(count)
+            self._size = count
+        return int(self._memory)
+
+    def free(self) -> None:
+        if self._memory is not None:
+            self._memory.free()
+        self._memory, self._size = None, 0
+
+
+class DeviceView:
+    """Device memory of someone else, uint8, as other libraries take it without a copy."""
+
+    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
+        # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
