@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def first_line(found: object) -> str:
+    """Of a message that may fill a page and begin with empty lines; an error may have no words."""
+    name = type(found).__name__ if isinstance(found, BaseException) else ""
+    return (str(found).strip().splitlines() or [name])[0]
+
+
 class UserError(Exception):
     """What happened, what was seen, what was expected and the command that helps.
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.modules import INSTALL, import_module, is_installed
-from .probe import first_line, package_version
+from .probe import package_version
 from .tensorrt_backend import cuda_devices
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, import_module, is_installed
 from .cuda import capability_of
@@ -45,11 +45,6 @@ def _status_of(name: str, probe: Callable[[], BackendStatus]) -> BackendStatus:
     except Exception as error:  # noqa: BLE001  shown as found; a broken package may raise anything
         detail = f"{type(error).__name__}: {first_line(error)}"
     return BackendStatus(name, False, False, detail, INSTALL.get(name.replace("-", "_"), ""))
-
-
-def first_line(error: object) -> str:
-    """Of a message that may fill a page, as numpy's do; they may begin with empty lines."""
-    return str(error).strip().partition("\n")[0]
 
 
 def choose_backend(statuses: Sequence[BackendStatus] | None = None) -> tuple[str, str]:

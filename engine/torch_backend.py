@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
@@ -129,13 +129,8 @@ def torch_errors(what: str) -> Iterator[None]:
     except RuntimeError as error:
         if tells_of_memory(error):
             text = f"PyTorch has no memory for {what}"
-            raise DeviceMemoryError(text, seen=_first(error)) from error
-        raise UserError(f"PyTorch failed on the device: {what}", seen=_first(error)) from error
-
-
-def _first(error: Exception) -> str:
-    """PyTorch's messages go on about environment variables."""
-    return str(error).splitlines()[0]
+            raise DeviceMemoryError(text, seen=first_line(error)) from error
+        raise UserError(f"PyTorch failed on the device: {what}", seen=first_line(error)) from error
 
 
 def torch_engine_from_checkpoint(
@@ -163,7 +158,7 @@ def _choose_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"PyTorch cannot use {device}",
-            seen=_first(error),
+            seen=first_line(error),
             hint="unetrt doctor   says what this machine can run; or --device cpu",
         ) from error
     return device

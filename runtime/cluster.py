@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.closing import Closing
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.modules import import_module
 from ..engine.manifest import read_manifest
 from ..engine.onnxfile import is_onnx
@@ -206,7 +206,7 @@ def _connect(ray: Any, address: str | None) -> None:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster at {address or 'this machine'}",
-                seen=str(error).strip().splitlines()[0],
+                seen=first_line(error),
                 expected="HOST:6379 of a head node, ray://HOST:10001 or local",
                 hint="ray start --head   starts one; --ray local   is one for this job alone",
             ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.files import atomic_path, require_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
@@ -103,7 +103,7 @@ def _save(path: Path, content: Mapping[str, Any]) -> None:
         before = "the file of before is there, and whole" if path.exists() else "there is none yet"
         raise UserError(
             f"cannot write {path}; {before}",
-            seen=str(error).splitlines()[0],
+            seen=first_line(error),
             expected="room on the disk, and the right to write there",
             hint=f"df -h {path.parent}",
         ) from error

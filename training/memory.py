@@ -8,8 +8,3 @@ from ..contract.memory import tells_of_memory
 def short_of_memory(error: Exception) -> bool:
     """PyTorch has a class for the GPU's memory alone: of the machine's there are but words."""
     return isinstance(error, MemoryError | RuntimeError) and tells_of_memory(error)
-
-
-def first_line(error: Exception) -> str:
-    """The words of the error; a bare MemoryError has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

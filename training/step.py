@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..contract.errors import DeviceMemoryError
+from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
 from .batches import Batch
 from .finite import first_not_finite
 from .losses import LossOptions, segmentation_loss
 from .masknet import MaskNet
-from .memory import first_line, short_of_memory
+from .memory import short_of_memory
 from .ranks import Ranks
 from .unet import UNet
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.images import shown
 from ..contract.modules import is_installed
 from ..contract.types import NO_CLASS
@@ -49,7 +49,7 @@ def _told(wandb: Any) -> Iterator[None]:
     try:
         yield
     except (wandb.errors.Error, ValueError) as error:
-        seen = str(error).splitlines()[0]
+        seen = first_line(error)
         raise UserError("wandb does not start", seen=seen, hint=KEY_HINT) from error
 
 

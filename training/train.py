@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
@@ -91,7 +91,7 @@ def device_from_name(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no numbers to give
     except (RuntimeError, AssertionError) as error:
-        seen = str(error).splitlines()[0]
+        seen = first_line(error)
         raise UserError(
             f"no device {name}",
             seen=seen,

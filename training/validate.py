@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.log import log
 from ..contract.metrics import ConfusionMatrix
 from ..contract.progress import show_progress
 from ..contract.types import U8, Size
 from .masknet import MaskNet
-from .memory import first_line, short_of_memory
+from .memory import short_of_memory
 from .ranks import Ranks
 from .samples import Sample
 

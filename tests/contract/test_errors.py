@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unetrt.contract.errors import GateError, ImageError, UserError
+from unetrt.contract.errors import GateError, ImageError, UserError, first_line
 
 
 def test_all_parts_are_shown() -> None:
@@ -31,3 +31,11 @@ def test_exit_status(kind: type[UserError], status: int) -> None:
     error = kind("x")
     assert error.status == status
     assert isinstance(error, UserError)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [("\n one\ntwo", "one"), (ValueError("a\nb"), "a"), (MemoryError(), "MemoryError"), ("", "")],
+)
+def test_the_first_line_of_what_was_seen(found: object, line: str) -> None:
+    assert first_line(found) == line
