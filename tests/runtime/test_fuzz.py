@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.runtime.conftest import ThresholdEngine
 from tests.runtime.encodings import ENCODINGS, encoded
@@ -118,6 +122,26 @@ def write_files(folder: Path, count: int) -> tuple[list[Path], list[Path]]:
     return damaged, whole
 
 
+def grey_of(path: Path) -> U8:
+    """Pixels as Pillow alone has them, (H, W); it raises for what it cannot read whole."""
+    with warnings.catch_warnings(), Image.open(io.BytesIO(path.read_bytes())) as picture:
+        warnings.simplefilter("ignore")
+        picture.load()
+        if picture.mode.startswith("I"):
+            high = (np.asarray(picture) >> 8).astype(np.uint8)
+            return np.asarray(ImageOps.exif_transpose(Image.fromarray(high)))
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB").convert("L"))
+
+
+def check_mask(source: Path, out: Path) -> None:
+    """A file that is read in spite of its damage: its mask is that of what Pillow reads in it."""
+    mask = np.asarray(Image.open(out / f"{source.stem}.png").convert("L")) > 0
+    grey = grey_of(source)
+    assert mask.shape == grey.shape, source
+    sure = np.abs(grey.astype(int) - 128) > 2  # decoders round colours to grey in two ways
+    assert np.array_equal(mask[sure], grey[sure] >= 128), source
+
+
 def predict(sources: list[Path], out: Path) -> Summary:
     """The summary; fails when the job raises or takes too long."""
     tasks = [
@@ -159,6 +183,8 @@ def check_fuzz(tmp_path: Path, count: int) -> Summary:
         assert (tmp_path / "among" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     for path in damaged:
         assert (tmp_path / "among" / f"{path.stem}.png").exists() == (str(path) not in failed)
+        if str(path) not in failed:
+            check_mask(path, tmp_path / "among")
     return among
 
 
