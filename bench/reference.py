@@ -29,7 +29,7 @@ class ReferenceLoop:
 
     def __init__(self, checkpoint: Checkpoint, device: str, bit_depth: int | None = None) -> None:
         self.spec: ModelSpec = checkpoint.spec
-        self.device, self.bit_depth = device, bit_depth
+        self.device, self.bit_depth = device, checkpoint.spec.depth(bit_depth)
         self.sizes: set[Size] = set()
         self.net = unet_from_checkpoint(checkpoint).to(device)
 

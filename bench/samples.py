@@ -38,7 +38,7 @@ def read_samples(
     varied = sorted(range(len(first)), key=lambda i: -len(np.unique(read_mask(first[i]))))
     panels = []
     for index in varied[:count]:
-        image = read_shown(images[index], spec.channels, bit_depth=bit_depth)
+        image = read_shown(images[index], spec.channels, bit_depth=spec.depth(bit_depth))
         shown = [("image", image)]
         if index in truth:
             shown.append(("truth", coloured_mask(true_classes(truth[index], spec))))

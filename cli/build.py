@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract.log import log
-from .shared import add_override_arguments, names, number, overrides_from_args, positive, wrong
+from .shared import (
+    add_bit_depth_argument,
+    add_override_arguments,
+    names,
+    number,
+    overrides_from_args,
+    positive,
+    wrong,
+)
 
 if TYPE_CHECKING:
     from ..export.borders import BorderGate
@@ -57,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="TensorRT only: its whole log, on stderr")
     add("--target", type=names, default=(), metavar="sm89,…", help="TensorRT-RTX only")
     add_override_arguments(parser)
+    add_bit_depth_argument(parser)
 
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     options = BuildOptions(
         backend=args.backend,
         precision=args.precision,
-        overrides=overrides_from_args(args),
+        overrides=overrides_from_args(args, args.bit_depth),
         calibration=args.calibration,
         rebuild=args.rebuild,
         fp32_blocks=args.fp32_blocks,

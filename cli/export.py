@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import add_override_arguments, overrides_from_args
+from .shared import add_bit_depth_argument, add_override_arguments, overrides_from_args
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
     add("--result", choices=("mask", "prob"), default="mask", help="default: mask")
     add_override_arguments(parser)
+    add_bit_depth_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..export.onnx_export import export_checkpoint
 
     spec = export_checkpoint(
-        args.checkpoint, args.output, args.precision, overrides_from_args(args)
+        args.checkpoint, args.output, args.precision, overrides_from_args(args, args.bit_depth)
     )
     size = args.output.stat().st_size / 1e6
     sys.stdout.write(

@@ -50,7 +50,7 @@ def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_bit_depth_argument(parser: argparse.ArgumentParser) -> None:
-    help_text = "bits really used in 16-bit images"
+    help_text = "bits really used in 16-bit images (default: the model's)"
     parser.add_argument(
         "--bit-depth", type=int, choices=range(8, 17), metavar="8-16", help=help_text
     )
@@ -164,7 +164,8 @@ def wrong(text: str, expected: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"seen: {text!r}, expected: {expected}")
 
 
-def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
+def overrides_from_args(args: argparse.Namespace, bit_depth: int | None = None) -> SpecOverrides:
+    """bit_depth: for the spec of what is made; who reads images with it takes it as it is."""
     from ..contract.spec import SpecOverrides
 
     result: Any = getattr(args, "result", "mask")
@@ -172,6 +173,7 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         scale=args.scale,
         threshold=args.mask_threshold,
         mask_values=args.mask_values,
+        bit_depth=bit_depth,
         result=result,
     )
 

@@ -50,9 +50,11 @@ def network_input(
 ) -> tuple[U8, Size]:
     """Read a file, or its bytes, as uint8 (h, w, C) for the network, with its own (H, W).
 
+    bit_depth: in place of the spec's.
     Raises ImageError as `read_image` does.
     """
-    return resized_input(read_image(source, spec.channels, bit_depth=bit_depth), spec, source)
+    image = read_image(source, spec.channels, bit_depth=spec.depth(bit_depth))
+    return resized_input(image, spec, source)
 
 
 def resized_input(

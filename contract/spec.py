@@ -32,6 +32,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "ignore_index": (int, type(None)),
     "result": (str,),
     "palette": (tuple,),
+    "bit_depth": (int, type(None)),
 }
 MAX_CHANNELS = 512
 """More bands than any camera or satellite gives; a header that says so is damaged."""
@@ -52,6 +53,7 @@ class ModelSpec:
     result: what the network gives; an exported graph gives one of them.
     palette: what the indices looked like in the palette masks that were trained on, if their
     indices are the classes' values: a file that orders its palette otherwise is read by colour.
+    bit_depth: of the data in images of 16 bits that fill fewer (12 for most cameras).
     """
 
     channels: int = 3
@@ -67,6 +69,7 @@ class ModelSpec:
     ignore_index: int | None = None
     result: Result = "mask"
     palette: tuple[PaletteEntry, ...] = ()
+    bit_depth: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -113,6 +116,8 @@ class ModelSpec:
         flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
         ok = all(type(x) is int and 0 <= x <= 255 for x in flat)
         _require(ok, "mask_values", values, "integers, 0 to 255")
+        depth = self.bit_depth
+        _require(depth is None or 8 <= depth <= 16, "bit_depth", depth, "8 to 16")
         entries = all(isinstance(e, tuple) and len(e) == 4 for e in self.palette)
         entries = entries and all(type(x) is int and 0 <= x <= 255 for e in self.palette for x in e)
         _require(entries, "palette", self.palette, "(index, red, green, blue), 0 to 255 each")
@@ -140,10 +145,15 @@ class ModelSpec:
         height, width = size
         return max(1, int(self.scale * height)), max(1, int(self.scale * width))
 
+    def depth(self, asked: int | None) -> int | None:
+        """The bit depth to read images with, where a command may have asked for one."""
+        return self.bit_depth if asked is None else asked
+
     def to_json(self) -> str:
         content = asdict(self)
-        if not self.palette:  # what has none is read by versions that know of none
-            del content["palette"]
+        for name in ("palette", "bit_depth"):  # what has none is read by versions that know of none
+            if not content[name]:
+                del content[name]
         return json.dumps(content, sort_keys=True)
 
     @classmethod
@@ -185,6 +195,7 @@ class SpecOverrides:
     scale: float | None = None
     threshold: float | None = None
     mask_values: tuple[MaskValue, ...] | None = None
+    bit_depth: int | None = None
     result: Result = "mask"
 
     def given(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ FLAGS = {
     "scale": "--scale",
     "threshold": "--mask-threshold",
     "mask_values": "--mask-values",
+    "bit_depth": "--bit-depth",
 }
 """What is asked for on the command line → by which flag."""
 

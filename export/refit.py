@@ -98,8 +98,10 @@ def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> So
             f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
         )
     checkpoint = read_checkpoint(model)
-    # Neither is of the weights: what the graph gives, and how the truth was stored.
-    asked = replace(checkpoint.spec, result=spec.result, palette=spec.palette)
+    # None is of the weights: what the graph gives, how truth and, where it is unsaid, images were
+    # stored.
+    depth = checkpoint.spec.bit_depth or spec.bit_depth
+    asked = replace(checkpoint.spec, result=spec.result, palette=spec.palette, bit_depth=depth)
     checkpoint = replace(checkpoint, spec=asked)
     if checkpoint.bare:
         checkpoint = replace(checkpoint, spec=_completed(checkpoint.spec, spec))
@@ -120,7 +122,7 @@ def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> So
 
 def _completed(bare: ModelSpec, engine: ModelSpec) -> ModelSpec:
     """What a bare checkpoint does not say is as in the engine."""
-    names = ["scale", "resize", "threshold", "ignore_index", "palette"]
+    names = ["scale", "resize", "threshold", "ignore_index", "palette", "bit_depth"]
     if bare.classes == engine.classes:
         names.append("class_names")
         unsaid = bare.mask_values == tuple(range(bare.mask_classes))

@@ -39,7 +39,7 @@ def evaluate_engine(
 ) -> Evaluation:
     """Score every pair. Raises UserError when images and masks do not match.
 
-    bit_depth: of 16-bit files whose values fill fewer bits.
+    bit_depth: of 16-bit files whose values fill fewer bits, in place of the spec's.
     """
     pairs = checked_pairs(images, masks)
     spec = engine.spec

@@ -49,7 +49,8 @@ class MaskViewer:
         from matplotlib import pyplot
 
         for task, mask in self._masks.items():
-            image = read_shown(task.source, spec.channels, bit_depth=self._bit_depth)
+            depth = spec.depth(self._bit_depth)
+            image = read_shown(task.source, spec.channels, bit_depth=depth)
             draw_mask(image, mask, spec, str(task.source))
             pyplot.show()
             pyplot.close()

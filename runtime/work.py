@@ -35,7 +35,7 @@ Look = Callable[[Task, U8], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """bit_depth: of 16-bit files whose values fill fewer bits (12 for most cameras).
+    """bit_depth: of 16-bit files whose values fill fewer bits, in place of the spec's.
 
     fast_decode: JPEG files at a reduced size, where the network's input is at most half of theirs;
     see fast_decode.py. strict: stop at the first image that fails. journal: None keeps none, so
@@ -101,6 +101,7 @@ class Work:
     def __init__(self, spec: ModelSpec, options: PredictOptions, look: Look | None = None) -> None:
         self.spec, self.options, self.look = spec, options, look
         self.trace = options.pipeline.trace
+        self.depth = spec.depth(options.bit_depth)
         # What is in flight and no more.
         self.stamps: dict[Task, Stamp] = {}
         self.masks: dict[Task, dict[str, Any]] = {}
@@ -114,9 +115,7 @@ class Work:
         spec = self.spec
         least = spec.input_size if self.options.fast_decode else None
         with self.trace.span("decode"):
-            image, size = read_reduced(
-                task.source, spec.channels, least, bit_depth=self.options.bit_depth
-            )
+            image, size = read_reduced(task.source, spec.channels, least, bit_depth=self.depth)
         with self.trace.span("resize"):
             return resized_input(image, spec, task.source, size)
 
@@ -130,7 +129,7 @@ class Work:
         if self.options.format == "rle":
             self.masks[task] = rle.rle_from_mask(mask)
         if task.overlay is not None:
-            image = read_shown(task.source, self.spec.channels, bit_depth=self.options.bit_depth)
+            image = read_shown(task.source, self.spec.channels, bit_depth=self.depth)
             if image.shape[:2] != mask.shape:
                 raise ImageError(f"{task.source} was changed while it was worked on")
             _write(task.overlay, encode_overlay(image, mask))

@@ -47,13 +47,12 @@ class Sample:
     spec: ModelSpec
     input_size: Size
     size: Size
-    bit_depth: int | None = None
     held: Labelled | None = None
     checksum: int = 0
 
     def load(self) -> Labelled:
         """Give image uint8 (h, w, C) and truth uint8 (h, w) of `input_size`."""
-        return self.held or _read(self.pair, self.spec, self.bit_depth)[0]
+        return self.held or _read(self.pair, self.spec)[0]
 
     def full_truth(self) -> U8:
         """Class indices (H, W) at the file's own size, read again unless it is the network's."""
@@ -104,7 +103,7 @@ def load_training_data(
     memory = half_of_memory() if memory is None else memory
     # Masks at their files' size are kept no longer than until their pair is read.
     found = spec_from_masks(options, start, train, validation, memory // MASKS_PART)
-    results = _read_all(pairs, options, found, memory)
+    results = _read_all(pairs, found, memory)
     # Of unknown values no reader of a pair speaks: what it says is another problem of the file.
     told = {problem.name for problem in found.problems} if found.known else set()
     problems += found.problems
@@ -116,10 +115,8 @@ def load_training_data(
     return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
 
 
-def _read_all(
-    pairs: Sequence[Pair], options: TrainOptions, found: Found, memory: int
-) -> list[Sample | Problem]:
-    read = partial(_sample, bit_depth=options.bit_depth, found=found)
+def _read_all(pairs: Sequence[Pair], found: Found, memory: int) -> list[Sample | Problem]:
+    read = partial(_sample, found=found)
     results: list[Sample | Problem] = []
     held = _Held(memory)
     with show_progress("read", len(pairs)) as advance:
@@ -181,11 +178,11 @@ def _warnings_of_size(samples: Sequence[Sample], scale: float) -> list[str]:
     return [f"{few} {seen}: they are padded to as many, and show the network little"]
 
 
-def _sample(pair: Pair, bit_depth: int | None, found: Found) -> Sample | Problem:
+def _sample(pair: Pair, found: Found) -> Sample | Problem:
     """Return a sample, or what is wrong."""
     spec = found.spec
     try:
-        held, size = _read(pair, spec, bit_depth, found.known, found.decoded.pop(pair.mask, None))
+        held, size = _read(pair, spec, found.known, found.decoded.pop(pair.mask, None))
     except ImageError as error:
         expected = f", expected {error.expected}" if error.expected is not None else ""
         hint = f"; {error.hint}" if error.hint else ""
@@ -199,7 +196,6 @@ def _sample(pair: Pair, bit_depth: int | None, found: Found) -> Sample | Problem
         spec=spec,
         input_size=(truth.shape[0], truth.shape[1]),
         size=size,
-        bit_depth=bit_depth,
         held=held,
         checksum=zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes())),
     )
@@ -208,12 +204,11 @@ def _sample(pair: Pair, bit_depth: int | None, found: Found) -> Sample | Problem
 def _read(
     pair: Pair,
     spec: ModelSpec,
-    bit_depth: int | None,
     known: bool = True,
     decoded: StoredMask | None = None,
 ) -> tuple[Labelled, Size]:
     """known: the spec's mask values are those of the masks. decoded: the mask, if it was read."""
-    image, size, mask = read_pair(pair, spec, bit_depth, decoded)
+    image, size, mask = read_pair(pair, spec, mask=decoded)
     truth = mask.classes(spec) if known else mask.pixels
     return (image, resize_mask(truth, spec.input_size(size))), size
 

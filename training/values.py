@@ -88,6 +88,7 @@ def _spec(
         scale=options.scale,
         ignore_index=options.ignore_index,
         palette=palette,
+        bit_depth=options.bit_depth or (start.bit_depth if start else None),
     )
 
 

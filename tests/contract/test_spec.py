@@ -37,6 +37,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         threshold=draw(st.floats(0.01, 0.99)),
         ignore_index=draw(st.none() | BYTES),
         palette=tuple(draw(st.lists(st.tuples(BYTES, BYTES, BYTES, BYTES), max_size=3))),
+        bit_depth=draw(st.none() | st.integers(8, 16)),
     )
 
 
@@ -98,6 +99,9 @@ BAD: list[tuple[str, Any]] = [
     ("ignore_index", 1.5),
     ("palette", ((0, 1, 2),)),
     ("palette", ((0, 1, 2, 256),)),
+    ("bit_depth", 7),
+    ("bit_depth", 17),
+    ("bit_depth", 12.0),
 ]
 
 
@@ -123,8 +127,13 @@ def test_what_is_no_spec_is_a_user_error(text: str) -> None:
         ModelSpec.from_json(text)
 
 
-def test_a_spec_without_a_palette_says_nothing_of_one() -> None:
-    assert "palette" not in json.loads(ModelSpec().to_json())
+def test_what_a_spec_has_not_it_does_not_speak_of() -> None:
+    assert not {"palette", "bit_depth"} & set(json.loads(ModelSpec().to_json()))
+
+
+def test_the_depth_that_is_asked_goes_before_the_models() -> None:
+    spec = ModelSpec(bit_depth=12)
+    assert (spec.depth(None), spec.depth(14), ModelSpec().depth(14)) == (12, 14, 14)
 
 
 def test_fields_of_a_later_version_are_named() -> None:

@@ -240,6 +240,9 @@ def test_an_image_s_problem_comes_with_its_remedy(empty_pairs: Folders) -> None:
     deep = np.full((12, 20), 4000, np.uint16)
     Image.fromarray(deep).save(empty_pairs[0] / "b.png")
     assert "--bit-depth 12" in message(options_for(empty_pairs))
+    assert load_training_data(options_for(empty_pairs, bit_depth=12), None).spec.bit_depth == 12
+    start = ModelSpec(bit_depth=12)
+    assert load_training_data(options_for(empty_pairs), start).spec.bit_depth == 12
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
