@@ -42,8 +42,8 @@ def unet_carvana(
     """Give the U-Net for cars (3 channels, 2 classes), for images resized by `scale`.
 
     pretrained: with the published weights for that scale (0.5 or 1.0), in evaluation mode.
-    url: another place of that file. Its SHA-256 is written beside it once it was read, no
-    source states one, and checked from then on. Raises UserError where it has changed.
+    url: another place of that file. No source states its SHA-256: that of the first file that was
+    read is kept beside it, and later ones are checked against it. UserError where it has changed.
     """
     if not pretrained:
         return unet(3, 2, 64, bilinear=False)

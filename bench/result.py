@@ -22,8 +22,8 @@ REGIONS = {
     "events on the drained streams",
     "engine with copies": "the same with copies to and from the device, on CUDA by events on the "
     "drained streams; on a CPU there are none: its number is that of engine only, shown as –",
-    "files to files": "image files to mask files, one pass over all images into a folder without "
-    "masks, with the journal that predict --output-dir keeps; no opening of the model, no "
+    "files to files": "image files to mask files, passes over all images, each into a folder "
+    "without masks, with the journal that predict --output-dir keeps; no opening of the model, no "
     "compiling of its shapes",
 }
 
