@@ -62,15 +62,17 @@ install() {
     local pair
     for pair in simplejpeg:simplejpeg cv2:opencv-python-headless onnx:onnx onnxscript:onnxscript \
         rich:rich matplotlib:matplotlib PIL:pillow pytest:pytest hypothesis:hypothesis \
-        filelock:filelock pynvml:nvidia-ml-py; do
+        filelock:filelock pynvml:nvidia-ml-py onnxruntime:onnxruntime-gpu; do
         has "${pair%%:*}" && continue
         "$python" -m pip install --quiet "${from[@]}" --no-deps "${pair#*:}" \
             || echo "install: no ${pair#*:}"
     done
     if ! has "simplejpeg, cv2, torch, onnx, PIL, rich"; then
-        echo "install: what every stage needs is not there: WHEELS with the packages named above"
+        echo "install: what every stage needs is not there: make dev, then PYTHON=.venv/bin/python;" \
+            "or WHEELS with the packages named above" >&2
         return 1
     fi
+    has onnxruntime || echo "install: no onnxruntime: fp16 plans are not judged, so not built"
     has pycuda.driver || PYCUDA_FROM=$wheels scripts/install_pycuda.sh "$python"
     has pycuda.driver || echo "install: FAILED: no pycuda: the CUDA slot does not run in any stage"
     # With its dependencies: by itself it is a shell around libraries that are packages of their own.
@@ -180,11 +182,11 @@ bench() {
 }
 
 case $stage in
-    install) install ;;
+    install) install || exit 1 ;;
     tests) run_tests ;;
     train) train ;;
     bench) bench ;;
-    all) install && { run_tests; bench; train; } ;;
+    all) install || exit 1; run_tests; bench; train ;;
     *) echo "no stage $stage: install, tests, train, bench or all" >&2; exit 2 ;;
 esac
 say "results in $results"
