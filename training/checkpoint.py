@@ -67,9 +67,9 @@ class Checkpoint:
         if self.bare and overrides.scale is None:
             _say_scale(self.spec.scale)
         for name in [] if self.bare else overrides.conflicts_with(self.spec):
-            if name == "result":
-                continue  # a checkpoint gives either
             trained = getattr(self.spec, name)
+            if name == "result" or trained is None:
+                continue  # a checkpoint gives either; what it does not say is no other
             log.warning(
                 "the checkpoint was trained with %s %s, another one is asked", name, trained
             )
