@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shared import (
@@ -15,14 +13,20 @@ from .shared import (
     add_bit_depth_argument,
     add_device_argument,
     add_scale_argument,
+    images,
+    local,
+    model_path,
     names,
-    number,
     positive,
+    report_dir,
     seconds,
-    wrong,
+    share,
+    size,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..bench.result import Bench
     from ..bench.slo import Slo
     from ..bench.table import BenchOptions
@@ -37,9 +41,9 @@ SAMPLES = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     help_text = f"{MODEL_HELP}; the first checkpoint is the baseline, alone it brings its engines"
-    add("models", type=Path, nargs="+", metavar="MODEL", help=help_text)
-    add("--images", type=Path, required=True, metavar="DIR")
-    add("--masks", type=Path, metavar="DIR", help="the truth: mIoU, and its change, in each row")
+    add("models", type=model_path, nargs="+", metavar="MODEL", help=help_text)
+    add("--images", type=images, required=True, metavar="DIR")
+    add("--masks", type=images, metavar="DIR", help="the truth: mIoU, and its change, in each row")
     add("--limit", type=positive, default=64, help="images taken, all over DIR (default: 64)")
     add("--seconds", type=seconds, default=3.0, help="of each repeat (default: 3)")
     add("--repeats", type=positive, default=3, help="default: 3")
@@ -61,28 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip", type=names, default=(), metavar="ROW,…", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
     add("--row-timeout", type=seconds, default=1800.0, metavar="SECONDS", help=help_text)
-    add("--report", type=Path, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
-    add("--compare", type=Path, metavar="OLD.json", help="what changed since that report")
+    add("--report", type=report_dir, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
+    old = local("a report is read from a file")
+    add("--compare", type=old, metavar="OLD.json", help="what changed since that report")
     help_text = "of --compare: exit 1 past it (default: 5%%)"
     add("--max-regression", type=share, metavar="SHARE", help=help_text)
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:
     """`256x256,512x640`: heights and widths of images."""
-    pairs = [re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", part) for part in text.split(",")]
-    found = [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
-    if len(found) != len(pairs):
-        raise wrong(text, "heights and widths, as 256x256,512x640")
-    return tuple(found)
-
-
-def share(text: str) -> float:
-    """`5%` or `0.05`."""
-    expected = "a share between 0 and 1, or a percentage"
-    value = number(text.removesuffix("%"), expected) / (100 if text.endswith("%") else 1)
-    if not 0 <= value < 1:
-        raise wrong(text, expected)
-    return value
+    return tuple(size(part) for part in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,20 +86,29 @@ def run(args: argparse.Namespace) -> int:
     from ..bench.report_files import write_report
     from ..bench.slo import slo_from_text
     from ..bench.table import bench_models
+    from ..contract.errors import UserError
 
     most = _most_from_args(args)
     slo = slo_from_text(args.slo) if args.slo else None
     before = read_report(args.compare) if args.compare else None
     bench = _with_answer(bench_models(args.models, _options(args, slo)), slo)
+    refused: UserError | None = None
+    paths: list[Path] = []
     # Before anything is printed or compared: a long measurement is not lost to what follows it.
-    paths = write_report(bench, args.report, _command()) if args.report else []
-    sys.stdout.write("\n".join(_lines(bench, args.layers)) + "\n")
+    try:
+        paths = write_report(bench, args.report, _command()) if args.report else []
+    except UserError as error:
+        refused = error
+    finally:
+        sys.stdout.write("\n".join(_lines(bench, args.layers)) + "\n")
     failed = any(row.required and not row.trusted for row in bench.rows)
     failed |= bench.slo is not None and not bench.slo.met
     if before is not None:
         found, worse = compare_lines(before, bench, most)
         sys.stdout.write("\n".join(["", f"compared with {args.compare}:", "", *found]) + "\n")
         failed |= worse
+    if refused is not None:
+        raise refused
     if paths:
         sys.stdout.write("report: " + ", ".join(map(str, paths)) + "\n")
     return INTERRUPTED if bench.interrupted else int(failed)

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract.log import log
 from .shared import (
+    WHOLE_COPY,
     add_bit_depth_argument,
     add_override_arguments,
+    images,
+    local,
+    model_path,
     names,
-    number,
     overrides_from_args,
     positive,
+    share,
+    size,
     wrong,
 )
 
@@ -30,13 +35,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="CHECKPOINT|ONNX")
-    add("-o", "--output", type=Path, required=True, metavar="ENGINE_DIR")
+    add("model", type=model_path, metavar="CHECKPOINT|ONNX")
+    output = local("an engine is written to a folder", WHOLE_COPY)
+    add("-o", "--output", type=output, required=True, metavar="ENGINE_DIR")
     backends = ("auto", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
     add("--backend", choices=backends, default="auto", help="default: the fastest that runs here")
     precisions = ("auto", "fp16", "bf16", "fp32", "int8")
     add("--precision", choices=precisions, default="auto", help="default: the backend's fastest")
-    add("--calibration", type=Path, metavar="DIR", help="pictures to measure int8 ranges on")
+    add("--calibration", type=images, metavar="DIR", help="pictures to measure int8 ranges on")
     add(
         "--fp32-blocks",
         type=blocks,
@@ -55,10 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HxW[..HxW]",
         help="TensorRT only: a profile each",
     )
-    add("--sizes-from", type=Path, metavar="DIR", help="TensorRT only: profiles for its images")
+    add("--sizes-from", type=images, metavar="DIR", help="TensorRT only: profiles for its images")
     add("--workspace", type=positive, metavar="MIB", help="TensorRT only: memory of a layer")
     add("--opt-level", type=int, choices=range(6), help="TensorRT only: 5 searches longest")
-    add("--timing-cache", type=Path, metavar="FILE", help="TensorRT only: shared by builds")
+    cache = local("a timing cache is kept in a file")
+    add("--timing-cache", type=cache, metavar="FILE", help="TensorRT only: shared by builds")
     add("--hardware-compatibility", choices=("none", "same-cc", "ampere+"), default="none")
     add("--version-compatible", action="store_true", help="TensorRT only: for later versions too")
     add("--refittable", action="store_true", help="TensorRT only: for unetrt refit")
@@ -70,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--gate-images", type=Path, metavar="DIR", help="pictures to judge the masks on")
-    add("--gate-masks", type=Path, metavar="DIR", help="their truth")
+    add("--gate-images", type=images, metavar="DIR", help="pictures to judge the masks on")
+    add("--gate-masks", type=images, metavar="DIR", help="their truth")
     add("--min-agreement", type=share, help="share of pixels equal to PyTorch's")
     add("--min-class-iou", type=share, help="of each class, between its masks and PyTorch's")
     help_text = "of any class against --gate-masks (default: 0.01)"
@@ -246,26 +253,12 @@ def _borders_text(borders: BorderGate) -> str:
     return f"{at} of those at class borders ({where}), {inside} of those inside"
 
 
-def share(text: str) -> float:
-    value = number(text, "a number from 0 to 1")
-    if not 0 <= value <= 1:
-        raise wrong(text, "a number from 0 to 1")
-    return value
-
-
 def batches(text: str) -> tuple[int, int, int]:
     parts = [positive(part) for part in text.split(",")]
     parts = parts * 3 if len(parts) == 1 else parts
     if len(parts) != 3 or parts != sorted(parts):
         raise wrong(text, "one number, or three that rise: 1,4,8")
     return parts[0], parts[1], parts[2]
-
-
-def size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2:
-        raise wrong(text, "height and width in pixels: 200x300")
-    return positive(parts[0]), positive(parts[1])
 
 
 def size_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -6,12 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import add_override_arguments, overrides_from_args
+from .shared import (
+    WHOLE_COPY,
+    add_override_arguments,
+    local,
+    model_path,
+    overrides_from_args,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
+    parser.add_argument("checkpoint", type=model_path, metavar="CHECKPOINT")
+    output = local("a checkpoint is written to a file", WHOLE_COPY)
+    parser.add_argument("-o", "--output", type=output, required=True, metavar="FILE.pth")
     add_override_arguments(parser)
 
 

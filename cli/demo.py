@@ -7,10 +7,13 @@ import logging
 import sys
 from pathlib import Path
 
+from .shared import WHOLE_COPY, local
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    out = local("the demo is written to a folder", WHOLE_COPY)
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo"
+        "--out", type=out, default=Path("demo"), metavar="DIR", help="default: demo"
     )
 
 

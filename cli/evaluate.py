@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shared import (
@@ -13,6 +12,8 @@ from .shared import (
     add_engine_arguments,
     add_json_argument,
     engine_from_args,
+    images,
+    model_path,
     require_done,
     show_failures,
     write_json,
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    add("--images", type=Path, required=True, metavar="DIR")
-    add("--masks", type=Path, required=True, metavar="DIR")
+    add("model", type=model_path, metavar="MODEL", help=MODEL_HELP)
+    add("--images", type=images, required=True, metavar="DIR")
+    add("--masks", type=images, required=True, metavar="DIR")
     add_bit_depth_argument(parser)
     add_json_argument(parser, "the scores, and what has none")
     add_engine_arguments(parser)
@@ -40,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
         options = PipelineOptions(batch=args.batch)
         evaluation = evaluate_engine(engine, args.images, args.masks, options, args.bit_depth)
     show_failures(evaluation.failures)
-    write_json(args.json, evaluation.to_dict())
     if str(args.json) != "-":
         sys.stdout.write(_table(evaluation.scores))
         if evaluation.failures:
             scored = evaluation.images - len(evaluation.failures)
             sys.stdout.write(f"of {scored} images; {len(evaluation.failures)} have no score\n")
+    write_json(args.json, evaluation.to_dict())
     require_done(evaluation.images, len(evaluation.failures))
     return 1 if evaluation.failures else 0
 

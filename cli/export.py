@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from .shared import add_bit_depth_argument, add_override_arguments, overrides_from_args
+from .shared import (
+    WHOLE_COPY,
+    add_bit_depth_argument,
+    add_override_arguments,
+    local,
+    model_path,
+    overrides_from_args,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT")
-    add("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
+    add("checkpoint", type=model_path, metavar="CHECKPOINT")
+    onnx = local("export writes to a file", WHOLE_COPY)
+    add("-o", "--output", type=onnx, required=True, metavar="FILE.onnx")
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
     add("--result", choices=("mask", "prob"), default="mask", help="default: mask")
     add_override_arguments(parser)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from .shared import MODEL_HELP
+from .shared import MODEL_HELP, model_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", type=model_path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="to standard output")
 
 

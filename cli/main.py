@@ -40,24 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments or arguments[0] not in VERBS:
-        _top_parser().parse_args(arguments or ["--help"])
-        return 2
+        top = _top_parser()
+        top.parse_args(arguments or ["--help"])
+        top.error(f"the verb comes first: seen: {arguments[0]!r}, expected: unetrt VERB …")
     verb = arguments[0]
     # Only the verb that runs is imported: --help and --version stay quick.
     module = importlib.import_module(f".{verb}", __package__)
     parser = _Parser(f"unetrt {verb}", description=f"{VERBS[verb]}.")
     module.add_arguments(parser)
-    return _run(verb, module.run, parser.parse_args(arguments[1:]))
+    return _run(verb, lambda: module.run(parser.parse_args(arguments[1:])))
 
 
-def _run(verb: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+def _run(verb: str, run: Callable[[], int]) -> int:
     from ..contract.errors import UserError
     from ..contract.log import quiet_readers
 
     _show_warnings()
     quiet_readers()
     try:
-        status = run(args)
+        status = run()
         sys.stdout.flush()
         return status
     except UserError as error:

@@ -14,7 +14,8 @@ from .shared import (
     add_bit_depth_argument,
     add_engine_arguments,
     add_json_argument,
-    named,
+    local,
+    model_path,
     place,
     require_done,
     show_failures,
@@ -40,9 +41,10 @@ STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", "-m", type=named, default=DEFAULT, metavar="MODEL", help=MODEL_HELP)
+    add("--model", "-m", type=model_path, default=DEFAULT, metavar="MODEL", help=MODEL_HELP)
     add("--input", "-i", nargs="+", default=[], help="images, folders, globs, @LIST, or -")
-    add("--output", "-o", nargs="+", type=Path, default=[], metavar="FILE", help="one an image")
+    mask = local("-o names masks to be written to files", "--output-dir DIR   takes addresses too")
+    add("--output", "-o", nargs="+", type=mask, default=[], metavar="FILE", help="one an image")
     add("--output-dir", type=place, metavar="DIR", help="masks below DIR, the inputs' tree kept")
     add("--no-save", "-n", action="store_true", help="write no masks")
     add("--viz", "-v", action="store_true", help="show each image with its mask")
@@ -73,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.viz import MaskViewer
 
     if args.merge:
+        _check_merged_alone(args)
         return merge(args)
     check_many_arguments(args)
+    _check_files(args)
     args.result = _result_from_format(args)
     viewer = MaskViewer(args.bit_depth) if args.viz else None
     if viewer is not None:
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         _check_model(args.model)
         digest = digest_if_there(args.model)
     look = viewer.keep if viewer else None
-    with stop_on_signals(STOPPING) as stop, crew_from_args(args, look) as crew:
+    with stop_on_signals(STOPPING) as stop, crew_from_args(args, look, stop) as crew:
         require_unchanged(args.model, digest)
         check_reference_flags(crew.opened.spec, args.classes, args.bilinear)
         options = _options_from_args(args, digest, trace)
@@ -104,6 +108,36 @@ def run(args: argparse.Namespace) -> int:
         _report(args, summary)
     _write_results(args, summary, trace)
     return INTERRUPTED if interrupted else _status(summary)
+
+
+def _check_merged_alone(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that has another value than its default: --merge does no work."""
+    from ..contract.errors import UserError
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    usual = {**vars(parser.parse_args([])), "merge": args.merge, "json": args.json}
+    given = [name for name, value in vars(args).items() if value != usual[name]]
+    if given:
+        raise UserError(
+            "--merge makes no masks",
+            seen=", ".join("--" + name.replace("_", "-") for name in given),
+            expected="--merge alone, or with --json",
+            hint="unetrt predict --merge DIR … --json FILE",
+        )
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise UserError where the timeline would take the place of the summary."""
+    from ..contract.errors import UserError
+
+    if args.json and args.trace and args.json.resolve() == args.trace.resolve():
+        raise UserError(
+            "--json and --trace name one file",
+            seen=args.trace,
+            expected="a file each",
+            hint="--json FILE --trace OTHER_FILE",
+        )
 
 
 def _check_model(model: Path) -> None:
@@ -178,6 +212,7 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
 
 
 def _report_interrupted(summary: Summary, resumable: bool) -> None:
+    _show_failures(summary)
     done = f"interrupted: {summary.done} done, {summary.failed} failed, {summary.left} left"
     arguments = [a for a in sys.argv[1:] if not (len(a) > 2 and "--restart".startswith(a))]
     command = shlex.join(["unetrt", *arguments])
@@ -198,8 +233,12 @@ def _report_ended(args: argparse.Namespace, summary: Summary, trace: NoTrace) ->
         sys.stderr.write(f"{error.reason}\n")
 
 
-def _report(args: argparse.Namespace, summary: Summary) -> None:
+def _show_failures(summary: Summary) -> None:
     show_failures([(failure["input"], failure["reason"]) for failure in summary.failures])
+
+
+def _report(args: argparse.Namespace, summary: Summary) -> None:
+    _show_failures(summary)
     stream = sys.stderr if str(args.json) == "-" else sys.stdout
     stream.write(
         f"{summary.planned} planned = {summary.done} done + {summary.failed} failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -62,12 +63,18 @@ def check_many_arguments(args: argparse.Namespace) -> None:
         raise UserError("--shard needs a folder that keeps its journal", seen=missing, hint=hint)
     if args.ray_engines is not None and args.ray is None:
         raise UserError("--ray-engines is of a cluster", seen="no --ray", hint="--ray [ADDRESS]")
+    if args.devices is not None and args.ray is not None:
+        raise UserError(
+            "--devices and --ray exclude each other",
+            seen=f"--devices {args.devices} with --ray",
+            expected="processes on this machine, or on a cluster",
+            hint="leave --devices or --ray out; --ray-engines N   says how many on the cluster",
+        )
     many = "--ray" if args.ray is not None else "--devices"
     if args.devices is None and args.ray is None:
         return
     alone = {
         "--device": args.device != "auto" and args.ray is None,
-        "--devices": args.devices is not None and args.ray is not None,
         "--viz": args.viz,
         "--trace": args.trace,
         "--fast-decode": args.fast_decode,
@@ -81,7 +88,9 @@ def check_many_arguments(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def crew_from_args(args: argparse.Namespace, look: Look | None) -> Iterator[Crew]:
+def crew_from_args(
+    args: argparse.Namespace, look: Look | None, stop: threading.Event
+) -> Iterator[Crew]:
     """Open the model here, on every device of --devices or in --ray; say on stderr what is used."""
     from ..runtime.predict import OneEngine
 
@@ -89,12 +98,12 @@ def crew_from_args(args: argparse.Namespace, look: Look | None) -> Iterator[Crew
         with engine_from_args(args) as engine:
             yield OneEngine(engine, look)
         return
-    with _crew_of_many(args) as crew:
+    with _crew_of_many(args, stop) as crew:
         sys.stderr.write(f"engine: {crew.label} ({crew.opened.why})\n")
         yield crew
 
 
-def _crew_of_many(args: argparse.Namespace) -> Workers | Cluster:
+def _crew_of_many(args: argparse.Namespace, stop: threading.Event) -> Workers | Cluster:
     from ..runtime.worker import EngineOptions
 
     options = EngineOptions(
@@ -108,17 +117,13 @@ def _crew_of_many(args: argparse.Namespace) -> Workers | Cluster:
 
     address = None if args.ray == HERE else args.ray
     cluster = ClusterOptions(address=address, engines=args.ray_engines, device=args.device)
-    return Cluster(options, cluster)
+    return Cluster(options, cluster, stop=stop.is_set)
 
 
 def merge(args: argparse.Namespace) -> int:
     """Say what is done in the folders of --merge. Exit status 1: something failed or is missing."""
-    from ..contract.errors import UserError
     from ..runtime.merge import merge_journals
 
-    if args.input:
-        hint = "unetrt predict --merge DIR …"
-        raise UserError("--merge makes no masks", seen=f"-i {args.input[0]}", hint=hint)
     merged = merge_journals(args.merge)
     _show_merged(merged)
     (sys.stderr if str(args.json) == "-" else sys.stdout).write(merged.text + "\n")

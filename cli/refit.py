@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from .build import add_gate_arguments, failed_gate_shown, gate_options, gate_text
+from .shared import model_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, metavar="ENGINE_DIR", help="replaced when it passes")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the new weights")
+    add = parser.add_argument
+    add("engine", type=model_path, metavar="ENGINE_DIR", help="replaced when it passes")
+    add("checkpoint", type=model_path, metavar="CHECKPOINT", help="the new weights")
     add_gate_arguments(parser)
 
 

@@ -7,7 +7,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ..contract.spec import MaskValue, SpecOverrides
     from ..engine.base import Engine
 
+COPY = "copy {} to this machine, and name the copy"
+WHOLE_COPY = "write it here, then copy it, whole, to {}"
 MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
 
 
@@ -110,10 +113,51 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def named(text: str) -> Path:
-    if not text:
-        raise wrong(text, "the name of a file or folder")
-    return Path(text)
+def share(text: str) -> float:
+    """`5%` or `0.05`."""
+    expected = "a share from 0 to 1, or a percentage"
+    value = number(text.removesuffix("%"), expected) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise wrong(text, expected)
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """`256x320`: (height, width)."""
+    found = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text.lower(), re.ASCII)
+    if not found:
+        raise wrong(text, "height and width in pixels, as 200x300")
+    return int(found[1]), int(found[2])
+
+
+def local(does: str, hint: str = COPY) -> Callable[[str], Path]:
+    """For a path of this machine: a Path would make a folder `s3:` here of an address.
+
+    does: "an engine is written to a folder"; hint: may name the address, as {}.
+    """
+
+    def path(text: str) -> Path:
+        from ..contract.addresses import MARK
+        from ..contract.errors import UserError
+
+        if not text:
+            raise wrong(text, "the name of a file or folder")
+        if MARK in text:
+            raise UserError(
+                f"{does} of this machine",
+                seen=text,
+                expected="a path that is no address",
+                hint=hint.format(text),
+            )
+        return Path(text)
+
+    return path
+
+
+model_path = local("a model is read from a file or folder")
+images = local(
+    "this verb reads from a folder", "copy {} to a folder here; predict -i alone reads addresses"
+)
 
 
 def mask_values(text: str) -> tuple[MaskValue, ...]:
@@ -126,29 +170,43 @@ def mask_values(text: str) -> tuple[MaskValue, ...]:
 
 
 def place(text: str) -> Path:
-    """A folder, or its address in a store."""
+    """A folder, or its address in a store. UserError where the store cannot be opened."""
     from ..contract.addresses import path_from_text
-    from ..contract.errors import UserError
 
     if not text:
         raise wrong(text, "the name of a folder, or an address")
-    try:
-        return path_from_text(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(f"{error.reason}; {error.hint}") from error
+    return path_from_text(text)
 
 
 def json_file(text: str) -> Path:
     """A place that can be written to: known before the work, not after it."""
-    path = Path(text)
     if text == "-":
-        return path
-    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
-        raise wrong(text, "a file in a folder that is there")
-    try:
+        return Path(text)
+    path = local("--json and --trace write to a file", WHOLE_COPY)(text)
+    with _trying(text):
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise wrong(text, "a file in a folder that is there")
         # As write_atomically does: the file itself may be written and its folder not.
         with tempfile.TemporaryFile(dir=path.parent):
             return path
+
+
+def report_dir(text: str) -> Path:
+    """A folder that is there or can be made, and written to; nothing is made yet."""
+    path = local("a report is written to a folder", WHOLE_COPY)(text)
+    with _trying(text):
+        above = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not above.is_dir():
+            raise wrong(text, f"a folder; {above} is a file")
+        with tempfile.TemporaryFile(dir=above):
+            return path
+
+
+@contextmanager
+def _trying(text: str) -> Iterator[None]:
+    """What the system refuses of a place, as argparse is told it."""
+    try:
+        yield
     except OSError as error:
         raise wrong(text, f"a folder that takes files ({error.strerror})") from error
 

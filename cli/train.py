@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from .shared import mask_values, named, names, number
+from .shared import WHOLE_COPY, images, local, mask_values, model_path, names, number
 
 if TYPE_CHECKING:
     from ..training.options import RecipeOptions, TrainOptions
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     TrainOptions and the recipe have the defaults; the texts here repeat them.
     """
     data = parser.add_argument_group("data")
-    data.add_argument("--images", type=named, metavar="DIR", help="(default: data/imgs)")
-    data.add_argument("--masks", type=named, metavar="DIR", help="(default: data/masks)")
-    data.add_argument("--val-images", type=named, metavar="DIR", help="score on these images")
-    data.add_argument("--val-masks", type=named, metavar="DIR", help="and these masks")
+    data.add_argument("--images", type=images, metavar="DIR", help="(default: data/imgs)")
+    data.add_argument("--masks", type=images, metavar="DIR", help="(default: data/masks)")
+    data.add_argument("--val-images", type=images, metavar="DIR", help="score on these images")
+    data.add_argument("--val-masks", type=images, metavar="DIR", help="and these masks")
     data.add_argument(
         "--validation", "-v", type=float, metavar="PERCENT",
         help="of the images kept back to score on, where no --val-images are given (default: 10)",
@@ -57,7 +57,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--bilinear", action="store_true", default=None, help="upsample without weights"
     )
     network.add_argument(
-        "--load", "-f", type=named, metavar="CHECKPOINT", help="start from these weights"
+        "--load", "-f", type=model_path, metavar="CHECKPOINT", help="start from these weights"
     )
 
 
@@ -90,7 +90,8 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=named, metavar="DIR", help="(default: runs/train, -2, -3 …)")
+    out = local("a run is written to a folder", WHOLE_COPY)
+    run.add_argument("--out", type=out, metavar="DIR", help="(default: runs/train, -2, -3 …)")
     run.add_argument("--seed", type=int, help="(default: 0)")
     run.add_argument(
         "--amp",
@@ -99,7 +100,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute in bfloat16, or float16 where the GPU lacks it, where that is safe",
     )
     run.add_argument(
-        "--resume", type=named, metavar="RUN", help="go on with an interrupted run: its folder"
+        "--resume", type=model_path, metavar="RUN", help="go on with an interrupted run: its folder"
     )
     run.add_argument("--workers", type=int, metavar="N", help="threads that make batches ahead")
     run.add_argument(

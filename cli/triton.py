@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import whole
+from .shared import local, model_path, whole
 
 if TYPE_CHECKING:
     from ..export.triton import Repository, Served
@@ -20,8 +19,10 @@ MOST_DELAY = 3_600_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("engines", type=Path, nargs="+", metavar="ENGINE_DIR")
-    add("-o", "--output", required=True, metavar="MODEL_REPOSITORY")
+    add("engines", type=model_path, nargs="+", metavar="ENGINE_DIR")
+    hint = "unetrt triton … -o repository   then copy it, whole, to {}"
+    repository = local("a model repository is written to a folder", hint)
+    add("-o", "--output", type=repository, required=True, metavar="MODEL_REPOSITORY")
     instances = whole(1, MOST_INSTANCES)
     add("--instances", type=instances, default=1, metavar="N", help="of each engine (default: 1)")
     kinds = ("auto", "cpu", "gpu")
@@ -44,25 +45,9 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         delay=args.delay,
     )
-    output = folder_from_text(args.output)
-    written = write_repository(args.engines, output, options, replace=args.replace)
+    written = write_repository(args.engines, args.output, options, replace=args.replace)
     sys.stdout.write(_summary(written))
     return 0
-
-
-def folder_from_text(text: str) -> Path:
-    """A Path would make a folder `s3:` here of an address."""
-    from ..contract.addresses import MARK
-    from ..contract.errors import UserError
-
-    if MARK in text:
-        raise UserError(
-            "a model repository is written to a folder of this machine",
-            seen=text,
-            expected="a folder",
-            hint=f"unetrt triton … -o repository   then copy it, whole, to {text}",
-        )
-    return Path(text)
 
 
 def _summary(written: Repository) -> str:

@@ -12,17 +12,24 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .modules import import_module
 
 MARK = "://"
+
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+}
+"""Kind of address → what brings its store."""
 
 _WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "created")
 """What fsspec's stores call the time at which a file was written."""
 
 
 def path_from_text(text: str) -> Path:
-    """A local path; a UPath for an address. UserError: no such kind of store, or no package."""
+    """A local path; a UPath for an address. UserError: its store cannot be opened."""
     if MARK not in text:
         return Path(text)
     upath = import_module("upath")
@@ -34,15 +41,22 @@ def path_from_text(text: str) -> Path:
             f"cannot reach {text}",
             seen=error,
             expected="the fsspec package of its kind",
-            hint="pip install s3fs   for s3://, gcsfs for gs://, adlfs for az://",
+            hint=_package_hint(text),
         ) from error
-    except ValueError as error:
+    except Exception as error:  # each store's constructor has errors of its own kinds
         raise UserError(
             f"cannot reach {text}",
-            seen=error,
+            seen=f"{type(error).__name__}: {first_line(error)}",
             expected="an address of a kind that fsspec knows, as s3://BUCKET/FOLDER",
+            hint="s3://, gs:// or az://, or a folder of this machine",
         ) from error
     return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
+
+
+def _package_hint(text: str) -> str:
+    """Of other kinds than these, the message of fsspec names the packages."""
+    package = _PACKAGES.get(text.partition(MARK)[0].rpartition("::")[2])
+    return f"pip install {package}" if package else "install the packages that are named above"
 
 
 def is_address(path: Path) -> bool:

@@ -119,12 +119,12 @@ def image_paths(folder: Path) -> list[Path]:
             if _names_image(PurePath(name))
         ]
     )
-    found = _without_outputs(found)
+    found = without_outputs(found)
     _require_images(found, folder, sum(1 for _ in folder.iterdir()))
     return found
 
 
-def _without_outputs(found: list[Path]) -> list[Path]:
+def without_outputs(found: list[Path]) -> list[Path]:
     """X_OUT.png goes where an image X.jpg stands, a.jpg_OUT.png and a.jpg-2_OUT.png where a.jpg."""
     if not any(REFERENCE_SUFFIX in path.name for path in found):
         return found
@@ -203,7 +203,7 @@ def _image_addresses(folder: Path) -> list[Path]:
             f"cannot list {folder}", seen=error, expected="a folder of images"
         ) from error
     found = _without_twins([folder / name for name in names if _names_image(name)])
-    found = _without_outputs(found)
+    found = without_outputs(found)
     _require_images(found, folder, len(names))
     return found
 

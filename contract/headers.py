@@ -29,7 +29,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from .addresses import is_address, store_errors
 from .errors import ImageError
 from .jpeg import check_tiff
-from .png import check_chunks, lacks_rows
+from .png import check_chunks, lacks_rows, may_be_turned
 from .types import Size
 
 MAX_PIXELS = 178_956_970
@@ -115,12 +115,12 @@ class Picture:
         return max(255, int(header[3])) if header else 255
 
     @property
-    def samples_at(self) -> int:
-        """Where the samples of a PGM or PPM file begin."""
+    def pnm_header(self) -> tuple[int, int]:
+        """Of a PGM or PPM file: the sample value of white, and where the samples begin."""
         header = _PNM_HEADER.match(self.data)
         if header is None:
             raise self.error("a damaged PGM or PPM header")
-        return header.end()
+        return int(header[3]), header.end()
 
     @property
     def orientation(self) -> int:
@@ -129,6 +129,8 @@ class Picture:
         Only true once the pixels are loaded: PNG may carry it after them, and Pillow turns TIFF
         by itself.
         """
+        if isinstance(self.image, PngImageFile) and not may_be_turned(self.data):
+            return 1
         value = self.image.getexif().get(ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -155,7 +157,8 @@ def read_bytes(path: Path) -> bytes:
                 return path.read_bytes()
         status = path.stat()
         mode = status.st_mode
-        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # these could block, or never end
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            # They could block, never end, or be a whole disk, whose size is said to be 0.
             raise ImageError(f"no image at {path}", seen="a pipe or a device")
         check_file_size(path, status.st_size)
         return path.read_bytes()

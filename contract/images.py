@@ -6,6 +6,7 @@ What cannot be read for sure is an ImageError that says why.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,7 @@ _JPEG_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _NAMES = {"I": "32-bit integers", "F": "float pixels", "LAB": "CIELAB colours"}
 
 _TIFF_PHOTOMETRIC = 262
+_PNM_COMMENT = re.compile(rb"#[^\r\n]*")
 
 
 def read_image(source: Path | bytes, channels: int, *, bit_depth: int | None = None) -> U8:
@@ -182,6 +184,9 @@ def _pixels(
         if space == "CMYK":  # inks are stored as Adobe does, 255 for none
             return np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))
         return pixels[:, :, 0] if space == "GRAY" else pixels
+    if isinstance(image, PpmImageFile) and image.mode in ("L", "RGB"):
+        # Not by Pillow, which takes values above the maximum for white.
+        return _scaled(_pnm_samples(picture), picture.pnm_header[0])
     return _from_pillow(picture)
 
 
@@ -228,16 +233,27 @@ def _cv2_samples(picture: Picture) -> Samples:
 def _pnm_samples(picture: Picture) -> Samples:
     width, height = picture.image.size
     shape = (height, width, 3) if picture.image.mode == "RGB" else (height, width)
-    start = picture.samples_at
+    maximum, start = picture.pnm_header
     if picture.data[:2] in (b"P2", b"P3"):
-        samples = np.array(picture.data[start:].split()[: math.prod(shape)]).astype(np.uint16)
+        texts = _PNM_COMMENT.sub(b"", picture.data[start:]).split()[: math.prod(shape)]
+        samples = np.array(texts).astype(np.int64)
     else:
-        width_of_one = ">u2" if picture.maximum > 255 else np.uint8
+        width_of_one = ">u2" if maximum > 255 else np.uint8
         samples = np.frombuffer(picture.data, width_of_one, math.prod(shape), start)
-        samples = samples.astype(np.uint16)
-    if samples.size and samples.max() > picture.maximum:
-        raise picture.error("values above the maximum of its header", seen=int(samples.max()))
-    return samples.reshape(shape)
+    if samples.size and samples.min() < 0:
+        raise picture.error("values below 0", seen=int(samples.min()))
+    if samples.size and samples.max() > maximum:
+        raise picture.error(
+            "values above the maximum of its header", seen=f"{samples.max()} of {maximum}"
+        )
+    return samples.astype(np.uint16).reshape(shape)
+
+
+def _scaled(samples: Samples, maximum: int) -> U8:
+    """0 to `maximum`, 255 at most, to 0 to 255, rounded as Pillow does."""
+    if maximum == 255:
+        return samples.astype(np.uint8)
+    return np.rint(samples / maximum * 255).astype(np.uint8)
 
 
 def _with_channels(pixels: U8, channels: int) -> U8:

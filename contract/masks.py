@@ -55,7 +55,8 @@ def true_classes(path: Path, spec: ModelSpec) -> U8:
 def read_mask(path: Path) -> MaskPixels:
     """Read a mask's values, upright: grey or palette indices (H, W), or colours (H, W, 3).
 
-    uint8; bool from a 1-bit file. Raises ImageError for values that are not all 0 to 255.
+    uint8; bool from a 1-bit file or an array of bool. Raises ImageError for values that are not
+    all 0 to 255.
     """
     return read_stored(path).pixels
 
@@ -65,8 +66,10 @@ def read_stored(path: Path) -> StoredMask:
     data = read_bytes(path)
     with decoding(str(path)):
         if path.suffix.lower() == ".npy":
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            return StoredMask(path, _bytes_from_values(_plane(array), path))
+            array = _plane(np.load(io.BytesIO(data), allow_pickle=False))
+            values = _bytes_from_values(array, path)
+            one_bit = array.dtype == np.bool_ and array.ndim == 2
+            return StoredMask(path, values.astype(np.bool_) if one_bit else values)
         picture = open_picture(data, str(path))
         pixels = _bytes_from_values(_stored_values(picture), path)
         upright = np.ascontiguousarray(turn_upright(pixels, picture.orientation))
@@ -164,8 +167,7 @@ def _from_colours(pixels: MaskPixels, spec: ModelSpec) -> U8:
         colours = np.vstack([colours, np.full((1, 3), spec.ignore_index, np.uint8)])
         indices = np.append(indices, np.uint8(NO_CLASS))
     known = _packed(colours)
-    # The ignored colour comes last: of equal colours, the later one in the sorted order is taken.
-    order = np.argsort(known, kind="stable")
+    order = np.argsort(known)
     packed = _packed(pixels)
     places = np.searchsorted(known[order], packed, side="right") - 1
     found = np.where(known[order][places] == packed, indices[order][places], _UNKNOWN)

@@ -14,7 +14,8 @@ _UNKNOWN = 8 << 30
 
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
-    r"|(out ?of ?|not enough |insufficient )memory|alloc_failed",
+    r"|(out ?of ?|not enough |insufficient )memory|alloc(ation)?_failed"
+    r"|memory .*could not be allocated|not be enough free memory",
     re.IGNORECASE,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 from PIL.PngImagePlugin import PngImageFile
 
@@ -20,6 +21,10 @@ _ADAM7 = (
     (0, 1, 1, 2),
 )
 """First column, first row and the steps to the next, of each interlaced pass."""
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_TURNING = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
+"""The keywords of texts in which Pillow looks for an orientation."""
 
 
 def check_chunks(data: bytes) -> None:
@@ -46,11 +51,29 @@ def _pass_bytes(width: int, height: int, bits: int, x: int, y: int, dx: int, dy:
     return rows * (1 + (columns * bits + 7) // 8) if columns else 0
 
 
+def may_be_turned(data: bytes) -> bool:
+    """Whether any chunk may hold an orientation: Pillow decodes the pixels to find none."""
+    return any(
+        kind == b"eXIf" or (kind in _TEXTS and _keyword(data, start) in _TURNING)
+        for kind, start, _ in _chunks(data)
+    )
+
+
+def _keyword(data: bytes, start: int) -> bytes:
+    """Of a text: 79 bytes at most, ended by a zero."""
+    return data[start : start + 80].partition(b"\0")[0]
+
+
 def _compressed_pixels(data: bytes) -> bytes:
-    parts, start = [], _SIGNATURE
-    while start < len(data):
+    found = _chunks(data)
+    return b"".join(data[start:end] for kind, start, end in found if kind == b"IDAT")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte and end of the content of each chunk; what follows IEND is none."""
+    start, kind = _SIGNATURE, b""
+    while kind != b"IEND" and start + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, start)
-        if data[start + 4 : start + 8] == b"IDAT":
-            parts.append(data[start + 8 : start + 8 + length])
+        kind = data[start + 4 : start + 8]
+        yield kind, start + 8, start + 8 + length
         start += 12 + length
-    return b"".join(parts)

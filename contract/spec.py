@@ -116,6 +116,8 @@ class ModelSpec:
         flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
         ok = all(type(x) is int and 0 <= x <= 255 for x in flat)
         _require(ok, "mask_values", values, "integers, 0 to 255")
+        apart = not self.ignored_values & set(values)
+        _require(apart, "ignore_index", ignored, f"none of its mask_values, {values}")
         depth = self.bit_depth
         _require(depth is None or 8 <= depth <= 16, "bit_depth", depth, "8 to 16")
         entries = all(isinstance(e, tuple) and len(e) == 4 for e in self.palette)
@@ -139,6 +141,12 @@ class ModelSpec:
     @property
     def rgb_masks(self) -> bool:
         return isinstance(self.mask_values[0], tuple)
+
+    @property
+    def ignored_values(self) -> set[MaskValue]:
+        """What ignore_index is in a mask: the value, or the grey of it among colours."""
+        value = self.ignore_index
+        return set() if value is None else {value, (value,) * 3}
 
     def input_size(self, size: Size) -> Size:
         """Give the network's input size for an image of `size`, truncated as the reference does."""
@@ -185,6 +193,18 @@ def _require(ok: bool, field: str, seen: object, expected: object) -> None:
         raise UserError(f"the model spec's {field} is wrong", seen=seen, expected=expected)
 
 
+def _check_apart(values: tuple[MaskValue, ...], spec: ModelSpec) -> None:
+    ignored = spec.ignored_values & set(values)
+    if ignored:
+        texts = [":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
+        raise UserError(
+            "--mask-values names the value that the model ignores",
+            seen=f"--mask-values {','.join(texts)}, and ignore_index {spec.ignore_index}",
+            expected="the values of the classes alone",
+            hint=f"leave --mask-values out: the model has {spec.mask_values}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpecOverrides:
     """What a command may ask of a checkpoint; None leaves the checkpoint's own value.
@@ -202,7 +222,11 @@ class SpecOverrides:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
-        """A palette's indices are the values that it came with: other values have none."""
+        """A palette's indices are the values that it came with: other values have none.
+
+        Raises UserError for mask values of which the spec leaves one out of the scores.
+        """
+        _check_apart(self.mask_values or (), spec)
         palette = spec.palette if self.mask_values in (None, spec.mask_values) else ()
         return replace(spec, **{**self.given(), "palette": palette})
 

@@ -17,8 +17,11 @@ from PIL import Image
 from tests.bench.conftest import row_result
 from tests.conftest import steel
 from unetrt.bench.result import Bench, Row
-from unetrt.cli.bench import _most_from_args, add_arguments, share
+from unetrt.cli.bench import _most_from_args, add_arguments, sizes
+from unetrt.cli.build import size_range
 from unetrt.cli.main import main
+from unetrt.cli.shared import share
+from unetrt.contract.errors import UserError
 from unetrt.engine import extras
 
 
@@ -36,8 +39,13 @@ def images(tmp_path: Path) -> Path:
     [
         (["--slo", "p99"], "no such bound"),
         (["--compare", "none.json"], "no bench report"),
-        (["--max-regression", "2"], "a share between 0 and 1"),
-        (["--max-regression", "x%"], "a share between 0 and 1"),
+        (["--max-regression", "2"], "a share from 0 to 1"),
+        (["--max-regression", "x%"], "a share from 0 to 1"),
+        (["--sizes", "256"], "as 200x300"),
+        (["--report", __file__], "is a file"),
+        (["--report", f"{__file__}/report"], "is a file"),
+        (["--report", "n" * 300], "File name too long"),
+        (["--report", "/proc/report"], "a folder that takes files"),
         (["--max-regression", "5%"], "a bound of --compare"),
         (["--row-timeout", "0"], "above 0"),
         (["--bit-depth", "7"], "--bit-depth"),
@@ -58,8 +66,17 @@ def test_a_wrong_flag_is_told_before_anything_runs(
 
 def test_shares_are_numbers_or_percentages() -> None:
     assert share("5%") == share("0.05") == 0.05
+    assert share("100%") == share("1") == 1
     with pytest.raises(argparse.ArgumentTypeError):
         share("-1%")
+
+
+def test_sizes_are_written_one_way_for_every_verb() -> None:
+    assert sizes("256X320,8x9") == ((256, 320), (8, 9))
+    assert size_range("256X320..512x640") == ((256, 320), (512, 640))
+    for text in ("0x8", "8", "8x", "8x9x10"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            sizes(text)
 
 
 def test_every_flag_has_a_default() -> None:
@@ -145,6 +162,30 @@ def test_the_report_is_written_before_anything_is_compared(
     with pytest.raises(RuntimeError):
         main([*common, "--compare", str(old)])
     assert path.is_file()
+
+
+def test_the_table_is_printed_where_the_report_cannot_be_written(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made_up(monkeypatch, a_bench())
+    common = ["bench", "m.pth", "--images", str(images)]
+    assert main([*common, "--report", str(tmp_path / "old")]) == 0
+    (old,) = (tmp_path / "old").glob("*.json")
+    table = capsys.readouterr().out.partition("report: ")[0]
+
+    def full(*_: object) -> None:
+        raise UserError("cannot write the report to r", seen="No space left on device")
+
+    monkeypatch.setattr("unetrt.bench.report_files.write_report", full)
+    arguments = ["--report", str(tmp_path / "r"), "--compare", str(old)]
+    assert main([*common, *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith(table)
+    assert f"compared with {old}" in told.out
+    assert "No space left on device" in told.err
 
 
 def test_an_unmet_bound_is_status_1_and_stands_in_the_report(

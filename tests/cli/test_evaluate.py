@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.cli.conftest import CheckpointFile, Command
+from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.synthetic import draw_pair
 
 
@@ -40,6 +43,40 @@ def test_evaluate_says_and_writes_the_scores(
     assert f"{scores['classes'][1]['iou']:.4f}" in lines[2]
     assert f"{scores['foreground_miou']:.4f}" in lines[5]
     assert json.loads(unetrt(*asked, "--json", "-").out) == scores
+
+
+def test_scores_are_told_where_their_file_cannot_be_written(
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unetrt.contract.files.write_atomically", full)
+    images, masks = write_pairs(tmp_path, 2)
+    asked = ("evaluate", checkpoint_file(), "--images", images, "--masks", masks)
+    outcome = unetrt(*asked, "--json", tmp_path / "scores.json")
+    assert "No space left" in outcome.whole_error
+    assert "foreground mean" in outcome.out
+
+
+def test_mask_values_do_not_name_what_is_ignored(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """All pixels of that class would be left out of scores, which would be perfect."""
+    images, masks = write_pairs(tmp_path, 2)
+    old = read_checkpoint(checkpoint_file(classes=2))
+    model = tmp_path / "ignores.pth"
+    write_checkpoint(model, replace(old, spec=replace(old.spec, ignore_index=255)))
+    for asked in (
+        ("evaluate", model, "--images", images, "--masks", masks),
+        ("predict", "-m", model, "-i", images, "--output-dir", tmp_path / "out"),
+        ("build", model, "-o", tmp_path / "engine", "--backend", "onnxruntime"),
+    ):
+        error = unetrt(*asked, "--mask-values", "0,255").whole_error
+        assert "--mask-values 0,255, and ignore_index 255" in error
 
 
 def test_evaluate_leaves_out_what_it_cannot_score(

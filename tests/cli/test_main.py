@@ -64,6 +64,7 @@ def test_the_package_runs_as_a_module() -> None:
     ("arguments", "named"),
     [
         (["fly"], "'fly'"),
+        (["--", "predict"], "the verb comes first"),
         (["predict"], "no input images"),
         (["predict", "-i", "a.png", "--format", "tiff"], "'tiff'"),
         (["predict", "-i", "a.png", "--batch", "0"], "a whole number above 0"),
@@ -85,6 +86,7 @@ def test_the_package_runs_as_a_module() -> None:
         (["build", "m.pth", "-o", "e", "--batch", "4,1"], "1,4,8"),
         (["build", "m.pth", "-o", "e", "--batch", "8,4,1"], "1,4,8"),
         (["build", "m.pth", "-o", "e", "--size", "640"], "200x300"),
+        (["build", "m.pth", "-o", ""], "the name of a file or folder"),
         (["bench", "--images", "x"], "MODEL"),
         (["bench", "m.pth", "--images", "x", "--seconds", "-1"], "--seconds"),
         (["bench", "m.pth", "--images", "x", "--seconds", "0"], "above 0"),

@@ -94,7 +94,8 @@ def test_a_signal_to_all_processes_is_one_wish(onnx_file: Path, tmp_path: Path) 
     assert "goes on" in told
     written = masks_below(out)
     lines = (out / JOURNALS / "journal.jsonl").read_text().splitlines()[1:]
-    assert sorted(json.loads(line)["output"] for line in lines) == sorted(written)
+    entries = [entry for entry in map(json.loads, lines) if "planned" not in entry]
+    assert sorted(entry["output"] for entry in entries) == sorted(written)
     assert 0 < len(written) < 3000
 
 
@@ -143,6 +144,7 @@ def test_shards_run_at_once_and_are_merged(
         "failures": [],
         "missing_shards": [],
         "missing_images": [],
+        "unplanned": [],
     }
     assert "60 planned = 60 done + 0 failed + 0 skipped\n" in merged.err
     assert masks_below(out) == masks_below(tmp_path / "whole")
@@ -204,12 +206,14 @@ def test_a_shard_without_images_is_done(
         (["--devices", "cpu:2", "--viz"], "--viz goes with one process"),
         (["--devices", "cpu:2", "--trace", "t.json"], "--trace goes with one process"),
         (["--devices", "gpu"], "no such devices"),
-        (["--merge", "out"], "--merge makes no masks"),
+        (["--merge", "out"], "seen:     --model, --input\n"),
         (["--ray-engines", "2"], "--ray-engines is of a cluster"),
-        (["--ray", "local", "--devices", "cpu:2"], "--devices goes with one process"),
+        (["--ray", "local", "--devices", "cpu:2"], "--devices and --ray exclude each other"),
         (["--ray", "local", "--viz"], "--viz goes with one process"),
         (["--ray", "local", "--fast-decode"], "--fast-decode goes with one process"),
         (["--output-dir", "nostore://b/out"], "cannot reach nostore://b/out"),
+        (["--output-dir", "github://a/b"], "cannot reach github://a/b"),
+        (["--output-dir", "zip://a::none.zip"], "cannot reach zip://a::none.zip"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -231,6 +235,27 @@ def test_what_does_not_go_together_is_refused(
 def test_a_shard_is_one_of_n(text: str, unetrt: Command, onnx_file: Path) -> None:
     outcome = unetrt("predict", "-m", onnx_file, "-i", "x", f"--shard={text}")
     assert "I/N with I from 1 to N" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--restart"],
+        ["--output-dir", "out"],
+        ["--mask-values", "0,9"],
+        ["--format", "npy"],
+        ["--trace", "t.json"],
+        ["--devices", "all"],
+        ["--bit-depth", "12"],
+    ],
+)
+def test_merge_takes_no_flag_of_a_job(
+    flags: list[str], unetrt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = unetrt("predict", "--merge", tmp_path, *flags).whole_error
+    assert "--merge makes no masks" in error
+    assert f"seen:     {flags[0]}\n" in error
 
 
 def test_merge_of_nothing_is_a_wrong_request(unetrt: Command, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_signal_ends_the_job_with_whole_masks_and_the_command_that_goes_on(
     assert 0 < len(written) < 2000
     assert all(read_mask(out / path).shape == (256, 256) for path in written)
     journal = [json.loads(line) for line in (out / JOURNAL).read_text().splitlines()[1:]]
-    assert sorted(entry["output"] for entry in journal) == written
+    assert sorted(entry["output"] for entry in journal if "output" in entry) == written
     summary = json.loads(report.read_text())
     assert summary["done"] == len(written)
     assert summary["done"] + summary["failed"] + summary["skipped"] == 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -17,6 +18,8 @@ from unetrt.runtime import predict, work
     [
         ["--json", "/proc/x.json"],
         ["--json", "/dev/null"],
+        ["--json", "n" * 300],
+        ["--json", "n" * 300 + "/x.json"],
         ["--trace", "/proc/x.json"],
         ["--trace", "-"],
     ],
@@ -113,6 +116,38 @@ def test_a_result_that_cannot_be_written_is_on_the_terminal(
     done = 0 if full else 4
     assert outcome.out == f"4 planned = {done} done + 0 failed + {4 - done} skipped\n"
     assert ("No space left" in outcome.err) == full
+
+
+def test_summary_and_timeline_are_two_files(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir", tmp_path / "out")
+    other = tmp_path / "out" / ".." / "j.json"
+    (tmp_path / "out").mkdir()
+    outcome = unetrt(*asked, "--json", tmp_path / "j.json", "--trace", other)
+    assert "--json and --trace name one file" in outcome.whole_error
+    assert files_below(tmp_path / "out") == []
+
+
+def test_an_interrupted_job_names_the_images_that_failed(
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run_job(
+        crew: object, tasks: object, options: object, stop: Event, summary: predict.Summary
+    ) -> None:
+        summary.planned = summary.left = 4
+        summary.fail(pictures / "a.png", "no image")
+        stop.set()
+
+    monkeypatch.setattr(predict, "run_job", run_job)
+    asked = ("predict", "-m", checkpoint_file(), "-i", pictures, "--output-dir", tmp_path / "out")
+    outcome = unetrt(*asked)
+    assert outcome.status == 130
+    assert f"failed: {pictures / 'a.png'}: no image\ninterrupted: 0 done, 1 failed" in outcome.err
 
 
 def test_names_of_files_do_not_reach_the_terminal_as_they_are(

@@ -46,7 +46,12 @@ def test_what_has_no_scheme_is_a_local_path() -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("nostore://b/x", "an address of a kind"), ("gs://b/x", "pip install s3fs")],
+    [
+        ("nostore://b/x", "an address of a kind"),
+        ("gs://b/x", "pip install gcsfs"),
+        ("github://a/b", "TypeError: "),
+        ("zip://a::none.zip", "FileNotFoundError: "),
+    ],
 )
 def test_an_unknown_store_or_a_missing_package_is_said(text: str, told: str) -> None:
     if text.startswith("gs:") and "gs" in _installed():
@@ -54,6 +59,7 @@ def test_an_unknown_store_or_a_missing_package_is_said(text: str, told: str) -> 
     with pytest.raises(UserError) as caught:
         path_from_text(text)
     assert told in str(caught.value)
+    assert caught.value.hint
 
 
 def _installed() -> set[str]:
@@ -106,3 +112,14 @@ def test_every_error_of_a_store_is_an_oserror() -> None:
         raise KeyError("no credentials")
     with pytest.raises(FileNotFoundError), store_errors():
         raise FileNotFoundError("a")
+
+
+def test_a_package_of_another_store_is_not_said_to_be_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object) -> None:
+        raise ImportError("SFTPFileSystem requires paramiko")
+
+    monkeypatch.setattr("upath.UPath", missing)
+    with pytest.raises(UserError) as caught:
+        path_from_text("sftp://h/x")
+    assert "paramiko" in str(caught.value.seen)
+    assert "s3fs" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -198,8 +199,10 @@ def test_png_rows_that_are_missing_are_noticed(kind: int, depth: int, width: int
         read_image(png(6, 5, depth, kind, row * 4), 3)
 
 
-def test_black_png_rows_are_not_missing() -> None:
-    assert not read_image(png(6, 5, 8, 0, bytes(7 * 5)), 1).any()
+@pytest.mark.parametrize("after", [b"", b"\n", b"\0\0\0", b"IDAT and more"])
+def test_black_png_rows_are_not_missing(after: bytes) -> None:
+    """Whatever follows the end of the file."""
+    assert not read_image(png(6, 5, 8, 0, bytes(7 * 5)) + after, 1).any()
 
 
 def test_interlaced_png() -> None:
@@ -267,3 +270,12 @@ def test_a_tiff_of_several_pages_is_refused_but_not_one_with_a_smaller_copy(big:
     assert caught.value.seen == "2 pages"
     for copy in (1, 4):
         assert (read_image(pages(copy), 1) == 10).all()
+
+
+def test_a_disk_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "disk"
+    path.touch()
+    disk = os.stat_result((stat.S_IFBLK | 0o600, *[0] * 9))
+    monkeypatch.setattr(Path, "stat", lambda path: disk)
+    with pytest.raises(ImageError, match="a pipe or a device"):
+        read_image(path, 3)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from tests.contract.encodings import (
     COLOUR,
@@ -33,7 +34,7 @@ from tests.contract.encodings import (
     scene,
 )
 from unetrt.contract.errors import ImageError
-from unetrt.contract.images import read_image
+from unetrt.contract.images import image_size, read_image
 from unetrt.contract.types import U8
 
 GREY = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9))
@@ -211,3 +212,52 @@ def test_transparency_gives_no_warning() -> None:
 def test_there_is_a_channel_at_least() -> None:
     with pytest.raises(ValueError, match="channels"):
         read_image(JPEGS["grey"], 0)
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("text", ["", "XML:com.adobe.xmp", "Raw profile type exif", "exif"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_size_of_a_png_is_that_of_the_upright_image(
+    text: str, last: bool, tmp_path: Path
+) -> None:
+    """Its orientation may stand in a text, and behind the pixels."""
+    exif = Image.Exif()
+    exif[274] = 6
+    raw, info = exif.tobytes(), PngInfo()
+    if text == "Raw profile type exif":
+        info.add_text(text, f"\nexif\n{len(raw)}\n{raw.hex()}\n", zip=True)
+    elif text == "exif":
+        info.add_text(text, raw.decode("latin-1"))
+    elif text:
+        info.add_itxt(text, XMP)
+    options: dict[str, Any] = {"pnginfo": info} if text else {"exif": exif}
+    data = saved(Image.fromarray(scene()), format="PNG", **options)
+    if last:
+        data = behind_pixels(data)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    assert image_size(path) == (50, 37)
+    assert read_image(path, 3).shape == (50, 37, 3)
+
+
+def behind_pixels(data: bytes) -> bytes:
+    """Move what stands between a PNG's header and its pixels to its end."""
+    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    return data[:33] + data[start:end] + data[33:start] + data[end:]
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    info = PngInfo()
+    info.add_text("Software", "a camera")
+    Image.fromarray(scene()).save(path, pnginfo=info)
+
+    def load(image: PngImageFile) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", load)
+    assert image_size(path) == (37, 50)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import MaskValue, ModelSpec
+from unetrt.contract.spec import MaskValue, ModelSpec, SpecOverrides
 
 BYTES = st.integers(0, 255)
 
@@ -35,7 +35,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         scale=draw(st.floats(0.01, 8)),
         resize=draw(st.sampled_from(["area", "pil-bicubic"])),
         threshold=draw(st.floats(0.01, 0.99)),
-        ignore_index=draw(st.none() | BYTES),
+        ignore_index=draw(st.none() | BYTES.filter(lambda x: not {x, (x,) * 3} & set(values))),
         palette=tuple(draw(st.lists(st.tuples(BYTES, BYTES, BYTES, BYTES), max_size=3))),
         bit_depth=draw(st.none() | st.integers(8, 16)),
     )
@@ -97,6 +97,7 @@ BAD: list[tuple[str, Any]] = [
     ("ignore_index", 256),
     ("ignore_index", -1),
     ("ignore_index", 1.5),
+    ("ignore_index", 1),
     ("palette", ((0, 1, 2),)),
     ("palette", ((0, 1, 2, 256),)),
     ("bit_depth", 7),
@@ -164,3 +165,14 @@ def test_colours_are_told_from_integers() -> None:
     values: tuple[MaskValue, ...] = ((0, 0, 0), (1, 0, 0))
     assert ModelSpec(mask_values=values).rgb_masks
     assert not ModelSpec().rgb_masks
+
+
+@pytest.mark.parametrize("values", [(0, 255), ((0, 0, 0), (255, 255, 255))])
+def test_what_is_ignored_is_no_value_of_a_class(values: tuple[MaskValue, ...]) -> None:
+    """Every pixel of that class would be left out of the scores, which would be perfect."""
+    with pytest.raises(UserError, match="spec's ignore_index is wrong"):
+        ModelSpec(mask_values=values, ignore_index=255)
+    with pytest.raises(UserError, match="--mask-values names the value") as caught:
+        SpecOverrides(mask_values=values).applied_to(ModelSpec(ignore_index=255))
+    assert "ignore_index 255" in str(caught.value.seen)
+    assert SpecOverrides().applied_to(ModelSpec(ignore_index=255)).ignore_index == 255
