@@ -26,7 +26,7 @@ FIRST = 1000
 """Images after which a job has come to its size."""
 
 TICK = 0.1
-_BLOCK = 1 << 20
+_OF_AN_IMAGE = b'"status"'
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _linked(sources: Sequence[Path], count: int, folder: Path) -> Path:
 
 
 def _watch(job: subprocess.Popen[bytes], journal: Path, count: int) -> list[Mark]:
-    marks, done, start = [], -1, time.perf_counter()  # the first line of a journal is no image
+    marks, done, start = [], 0, time.perf_counter()
     wanted = [step * 10**power for power in range(8) for step in STEPS]
     wanted = [mark for mark in wanted if mark < count] + [count]
     offset, resident = 0, 0
@@ -85,8 +85,9 @@ def _watch(job: subprocess.Popen[bytes], journal: Path, count: int) -> list[Mark
         if journal.exists():
             with journal.open("rb") as file:
                 file.seek(offset)
-                while block := file.read(_BLOCK):
-                    done, offset = done + block.count(b"\n"), offset + len(block)
+                for line in file:
+                    if line.endswith(b"\n"):  # else it is being written
+                        done, offset = done + (_OF_AN_IMAGE in line), offset + len(line)
         while wanted and done >= wanted[0]:
             passed = wanted.pop(0)
             if not wanted or done < wanted[0]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..contract.addresses import modified_ns, written_ns
+from ..contract.addresses import modified_ns, store_errors, store_of, written_ns
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
@@ -16,6 +16,7 @@ from ..contract.log import log
 from .address_plan import (
     Facts,
     Plan,
+    job_from_header,
     list_files,
     plan_path,
     plans_among,
@@ -28,92 +29,140 @@ from .journal import (
     FOLDER,
     FORMAT,
     JournalOptions,
-    Stamp,
     another_owner,
     check_same,
+    is_written,
     refuse_foreign,
 )
 from .plan import Task
+from .stamps import GONE, Stamp, stamp_of
 
 NAME = "job.json"
 
 
 class AddressJournal(Closing):
-    """OUTPUT/.unetrt/job.json says what must match; an image is done whose mask is younger.
+    """OUTPUT/.unetrt/job.json says what must match; an image is done whose mask is of this job.
 
-    Younger than that file and than the image. A store puts a file whole or not at all, so a mask
-    that lies there is one that was finished. Which image it is of, the plan beside that file says.
-    Raises UserError as Journal does.
+    Which image each mask is of, when the job began and what the images were then, the plans beside
+    that file say. A store puts a file whole or not at all, so a mask that is younger than the
+    beginning is one that was finished. Raises UserError as Journal does.
     """
 
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what must match, as JSON has it; the model is added."""
         self.output_dir = options.output_dir
-        wanted = {"journal": FORMAT, "model": options.model, **header}
         if options.restart and options.shard is not None:
             raise UserError(
                 "--restart would make the masks of all shards old",
                 seen=f"--restart with --shard {options.shard} below {self.output_dir}",
                 hint="--output-dir ADDRESS   with another ADDRESS",
             )
-        found = None if options.restart else read_header(self.output_dir)
-        if found is not None:
-            check_same(found, json.loads(json.dumps(wanted)), self.output_dir)
-        self._restart, self._wanted = options.restart, None if found else wanted
+        wanted = {"journal": FORMAT, "model": options.model, **header}
+        self._header: dict[str, Any] = json.loads(json.dumps(wanted))
+        self._job = job_from_header(self._header)
+        self._restart, self._begins = options.restart, options.restart or not self._matches()
         self._files = list_files(self.output_dir)
         self._plan_path = plan_path(self.output_dir, options.shard)
-        self._plan = read_plan(self._plan_path) if found else Plan()
-        self._failed = dict(self._plan.failed)
+        plan = Plan() if self._begins else read_plan(self._plan_path)
+        self._plan = plan if plan.is_of(self._job) else Plan()
+        self._failed, self._stamps = dict(self._plan.failed), dict(self._plan.stamps)
+        self._folders: dict[str, str] = {}
+
+    def _matches(self) -> bool:
+        """Whether there is a job, which is this one. UserError: it is another one."""
+        found = read_header(self.output_dir)
+        if found is not None:
+            check_same(found, self._header, self.output_dir)
+        return found is not None
 
     def remaining(self, tasks: Sequence[Task], whole: Path | None = None) -> list[Task]:
-        """Tasks whose mask is not there, or older than the job or their image.
+        """Tasks whose mask is not there, or not of this job and of the image as it is now.
 
         whole: None, as no file can grow here. Raises UserError where a mask in place is that of
         another image, and where a first run would replace files.
         """
-        images = _images(tasks)
-        if self._wanted is None:
-            begun, owners = begun_ns(self._files), self._plan.owners
-            left = []
-            for task, image in zip(tasks, images, strict=True):
-                self._check_owner(task, image, owners)
-                if not self._is_done(task, begun):
-                    left.append(task)
-        else:
-            self._begin(tasks, self._wanted)
-            left = list(tasks)
-        plan = self._plan.followed_by(
-            {image: str(self._name(task)) for image, task in zip(images, tasks, strict=True)}
-        )
+        images = list(located((task.source for task in tasks), self._folders))
+        owners = self._check_owners(tasks, images)
+        if self._begins:
+            self._begin()
+        stamps: dict[str, Stamp] = {}
+        left = []
+        for task, image in zip(tasks, images, strict=True):
+            _, plan = owners.get(self._name(task), (image, None))
+            if plan is None or not self._is_done(task, image, plan, stamps):
+                left.append(task)
+        names = {image: self._name(task) for image, task in zip(images, tasks, strict=True)}
+        plan = replace(self._plan.followed_by(names, stamps), job=self._job)
+        plan = replace(plan, begun=self._plan.begun or self._begun())
         if plan != self._plan:
             write_plan(self._plan_path, plan)
-        self._plan, self._failed = plan, {}
+        self._plan, self._failed, self._stamps = plan, {}, dict(plan.stamps)
         return left
 
-    def _begin(self, tasks: Sequence[Task], wanted: dict[str, Any]) -> None:
-        if not self._restart:
-            there = [task.output for task in tasks if task.output and self._facts(task)]
-            refuse_foreign(there)
+    def _begin(self) -> None:
+        """Another shard may have begun meanwhile: its header stays, and its plan."""
         try:
-            write_atomically(self.output_dir / FOLDER / NAME, json.dumps(wanted).encode())
-            for _, path in plans_among(self._files, self.output_dir):  # of an older job, in shards
-                path.unlink()
+            if self._restart:  # first: a header alone would make old masks those of this job
+                for _, path in plans_among(self._files, self.output_dir):
+                    with store_errors():
+                        path.unlink(missing_ok=True)
+            if self._restart or not self._matches():
+                header = json.dumps(self._header).encode()
+                write_atomically(self.output_dir / FOLDER / NAME, header)
         except OSError as error:
             raise unreachable(self.output_dir, error) from error
 
-    def _check_owner(self, task: Task, image: str, owners: dict[str, str]) -> None:
-        owner = owners.get(str(self._name(task)), image)
-        if task.output is not None and owner != image and self._facts(task):
-            raise another_owner(task.output, owner, image)
+    def _begun(self) -> int:
+        """When, by the store's clock: for a plan of its own, which no later shard changes."""
+        if not self._begins:
+            return begun_ns(self._files)
+        path = self.output_dir / FOLDER / NAME
+        try:
+            return written_ns(path)
+        except OSError as error:
+            raise unreachable(path, error) from error
 
-    def _name(self, task: Task) -> PurePosixPath:
+    def _check_owners(
+        self, tasks: Sequence[Task], images: Sequence[str]
+    ) -> dict[str, tuple[str, Plan]]:
+        """Mask → its image and the plan of this job that says so.
+
+        Raises UserError where it is another image's, and on a first run where no plan knows it.
+        """
+        if self._restart:
+            return {}
+        there = [
+            (task.output, self._name(task), image)
+            for task, image in zip(tasks, images, strict=True)
+            if task.output is not None and self._facts(task)
+        ]
+        owners = {name: (image, self._plan) for name, image in self._plan.owners.items()}
+        unknown = {name for _, name, _ in there} - owners.keys()
+        for plan in self._other_plans() if unknown and not self._begins else ():
+            found = plan.owners.items()
+            owners |= {name: (image, plan) for name, image in found if name in unknown}
+        for mask, name, image in there:
+            owner, _ = owners.get(name, (image, None))
+            if owner != image:
+                raise another_owner(mask, owner, image)
+        if self._plan == Plan():
+            refuse_foreign([mask for mask, name, _ in there if name not in owners])
+        return owners
+
+    def _other_plans(self) -> Iterator[Plan]:
+        """Of this job: of other shards, of another number of them, or of the whole."""
+        for _, path in plans_among(self._files, self.output_dir):
+            if path != self._plan_path and (plan := read_plan(path)).is_of(self._job):
+                yield plan
+
+    def _name(self, task: Task) -> str:
         """Of the mask, below the output folder."""
         assert task.output is not None  # what keeps a journal writes masks
-        return PurePosixPath(str(task.output.relative_to(self.output_dir)))
+        return str(task.output.relative_to(self.output_dir))
 
     def _facts(self, task: Task) -> dict[str, Any] | None:
         """What the store said of the mask when the job began."""
-        return self._files.get(self._name(task))
+        return self._files.get(PurePosixPath(self._name(task)))
 
     def owns(self, task: Task) -> bool:
         """Whether a mask was in its place, of a job before: a first run found none."""
@@ -122,48 +171,60 @@ class AddressJournal(Closing):
     def require_in_place(self) -> None:
         """Files of a store are in no folder that could go."""
 
-    def _is_done(self, task: Task, begun: int) -> bool:
+    def _is_done(self, task: Task, image: str, plan: Plan, stamps: dict[str, Stamp]) -> bool:
+        """Add the image's stamp; plan: which names it."""
         facts = self._facts(task)
-        if facts is None or not is_finished(facts, begun):
+        if facts is None or not is_finished(facts, plan.begun or begun_ns(self._files)):
             return False
-        if task.overlay is not None and not task.overlay.is_file():
+        if task.overlay is not None and not is_written(task.overlay):
             return False
+        known = plan.stamps.get(image)
         try:
-            return written_ns(task.source) <= modified_ns(facts)
-        except OSError:  # the image has gone; its mask is there
+            stamp = stamp_of(task.source)
+        except GONE:  # its mask is there
             return True
+        except OSError:  # to read it says why
+            return False
+        # A run that was killed has not said what the image was: then the younger one tells.
+        if stamp != known if known else stamp[1] > modified_ns(facts):
+            return False
+        stamps[image] = stamp
+        return True
 
     def record(self, task: Task, stamp: Stamp, mask: dict[str, Any] | None = None) -> None:
-        """The mask is there: that is the record."""
+        """The mask is there: that is the record. The stamp is kept for the end of the run."""
+        self._stamps[self._image(task)] = stamp
 
     def record_failure(self, task: Task, reason: str) -> None:
         """Kept for the end of the run; without a mask it is done again next time."""
-        self._failed[_images([task])[0]] = reason
+        self._failed[self._image(task)] = reason
+
+    def _image(self, task: Task) -> str:
+        return next(located([task.source], self._folders))
 
     def recorded_masks(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, dict[str, Any]]]:
         """None: masks that no file holds need a journal that grows."""
         return iter(())
 
     def close(self) -> None:
-        """Write down what has failed."""
-        if self._failed == self._plan.failed:
+        """Write down what has failed, and what the images were."""
+        plan = replace(self._plan, failed=self._failed, stamps=self._stamps)
+        if plan == self._plan:
             return
-        self._plan = replace(self._plan, failed=self._failed)
+        self._plan = plan
         try:
             write_plan(self._plan_path, self._plan)
         except UserError as error:  # the masks are there, and what ended the job is told
             log.warning("%s", error.reason)
 
 
-def _images(tasks: Sequence[Task]) -> list[str]:
-    return list(located(task.source for task in tasks))
-
-
 def read_header(output_dir: Path) -> dict[str, Any] | None:
     """What must match of the job below an address; None where there is none. UserError."""
     path = output_dir / FOLDER / NAME
     try:
-        found = json.loads(path.read_bytes())
+        with store_errors():
+            store_of(path)[0].invalidate_cache()  # another shard may have written it just now
+            found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..contract.addresses import files_below
+from ..contract.addresses import files_below, store_errors
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
 from .shards import JOURNAL_FOLDER, Shard, shard_from_plan
+from .stamps import Stamp
 
 Facts = dict[PurePosixPath, dict[str, Any]]
 """As files_below gives them: name below the output folder → what its store says of the file."""
@@ -24,14 +26,20 @@ class Plan:
 
     others: images of runs before, which the last one was not given; their masks keep their names.
     failed: image → reason, written when a run ends; a run that was killed leaves none.
+    stamps: what images had when their masks were made, written like failed.
+    job: see job_from_header. begun: when, by the store's clock (ns); no mask of it is older.
+    Both are empty in a plan of an older version.
     """
 
     images: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    stamps: dict[str, Stamp] = field(default_factory=dict)
+    job: str = ""
+    begun: int = 0
 
-    def followed_by(self, images: dict[str, str]) -> Plan:
-        """The plan of the next run."""
+    def followed_by(self, images: dict[str, str], stamps: dict[str, Stamp]) -> Plan:
+        """The plan of the next run; stamps: of masks that it takes from the plan of another."""
         taken = set(images.values())
         before = self.others | self.images
         others = {
@@ -39,12 +47,22 @@ class Plan:
             for image, name in before.items()
             if image not in images and name not in taken
         }
-        return Plan(images, others)
+        known = self.stamps | stamps
+        kept = {image: known[image] for image in (*images, *others) if image in known}
+        return replace(self, images=images, others=others, failed={}, stamps=kept)
+
+    def is_of(self, job: str) -> bool:
+        return self.job in ("", job)
 
     @property
     def owners(self) -> dict[str, str]:
         """Mask → image."""
         return {name: image for image, name in (self.others | self.images).items()}
+
+
+def job_from_header(header: dict[str, Any]) -> str:
+    """A digest of what must match: a plan that has another one is of another job."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def plan_path(output_dir: Path, shard: Shard | None) -> Path:
@@ -54,8 +72,16 @@ def plan_path(output_dir: Path, shard: Shard | None) -> Path:
 def read_plan(path: Path) -> Plan:
     """An empty one where there is none. UserError: it cannot be read, or is damaged."""
     try:
-        found = json.loads(gzip.decompress(path.read_bytes()))
-        return Plan(**{name: dict(part) for name, part in found.items()})
+        with store_errors():
+            found = json.loads(gzip.decompress(path.read_bytes()))
+        parts = {name: dict(found.get(name, {})) for name in ("images", "others", "failed")}
+        stamps = found.get("stamps", {}).items()
+        return Plan(
+            **parts,
+            stamps={image: (int(size), int(time)) for image, (size, time) in stamps},
+            job=str(found.get("job", "")),
+            begun=int(found.get("begun", 0)),
+        )
     except FileNotFoundError:
         return Plan()
     except (OSError, EOFError, ValueError, TypeError, AttributeError) as error:
@@ -65,7 +91,7 @@ def read_plan(path: Path) -> Plan:
 def write_plan(path: Path, plan: Plan) -> None:
     """Raise UserError where the store takes no file."""
     try:
-        write_atomically(path, gzip.compress(json.dumps(asdict(plan)).encode(), 5, mtime=0))
+        write_atomically(path, gzip.compress(json.dumps(vars(plan)).encode(), 5, mtime=0))
     except OSError as error:
         raise unreachable(path, error) from error
 

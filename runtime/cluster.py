@@ -30,10 +30,11 @@ from .cluster_work import (
     write_row,
 )
 from .plan import Task
+from .pull import TICK, WAIT, Puller
 from .stop import SIGNALS
 from .temporaries import remove_temporaries_of
 from .trace import NO_TRACE
-from .work import Outcome, OutputError, PredictOptions
+from .work import Outcome, PredictOptions
 from .worker import EngineOptions, Opened, travelling
 
 BLOCK = 32
@@ -43,6 +44,9 @@ INFER_BATCH = 128
 """Images that an engine gets at once: many of its batches, so that its slots stay full."""
 
 CONNECT_SECONDS = 10.0
+
+RETRIES = 3
+"""Of what a process was doing when it died: what kills each of them would be tried for ever."""
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch")
 
@@ -69,11 +73,19 @@ class Cluster(Closing):
     whole or not at all, and reported once.
     """
 
-    def __init__(self, options: EngineOptions, cluster: ClusterOptions) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        cluster: ClusterOptions,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Connect, send the model into the cluster and let one of its machines open it.
 
-        Raises UserError where there is no such cluster, or as open_engine does.
+        Raises UserError where there is no such cluster, or as open_engine does; KeyboardInterrupt
+        once stop() is true, as there is nothing to finish yet.
         """
+        # A thread of Ray Data's that goes on after the end would start a cluster of its own.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         ray = self._ray = import_module("ray")
         import_module("ray.data")
         self._engine_options = options
@@ -83,7 +95,7 @@ class Cluster(Closing):
             self._connected = True
             self._use_resources(ray.nodes(), cluster)
             self._model = ray.put(ship_model(options.model))
-            self.opened: Opened = self._ask_for_model()
+            self.opened: Opened = self._ask_for_model(stop)
         except BaseException:
             self.close()
             raise
@@ -110,11 +122,15 @@ class Cluster(Closing):
         if use_gpu:
             self._shares = {"num_cpus": min(1.0, cpus / self.engines / 2), "num_gpus": 1}
 
-    def _ask_for_model(self) -> Opened:
-        ask = self._ray.remote(_told).options(**self._shares, max_retries=0)
-        found = self._ray.get(
-            ask.remote(self._model, self._engine_options, self.device, self._threads)
-        )
+    def _ask_for_model(self, stop: Callable[[], bool]) -> Opened:
+        ray = self._ray
+        ask = ray.remote(_told).options(**self._shares, max_retries=0)
+        told = ask.remote(self._model, self._engine_options, self.device, self._threads)
+        with self._ray_errors():
+            while not ray.wait([told], timeout=TICK)[0]:
+                if stop():
+                    raise KeyboardInterrupt
+            found = ray.get(told)
         if isinstance(found, UserError):
             raise found
         opened: Opened = found
@@ -133,26 +149,41 @@ class Cluster(Closing):
             return
         pipeline = replace(options.pipeline, trace=NO_TRACE)
         options = replace(options, journal=None, pipeline=pipeline)
-        rows = self._dataset(tasks, options)
-        found = iter(rows.iter_rows())
+        puller = Puller(self._dataset(tasks, options))
         try:
             while not stop():
-                row = next(found, None)
+                with self._ray_errors():
+                    row = puller.next()
                 if row is None:
                     return
-                outcome = unpacked(row[ROW])
-                if isinstance(outcome, OutputError):
+                outcome = WAIT if row is WAIT else unpacked(row[ROW])
+                if isinstance(outcome, UserError):
                     raise outcome
-                yield outcome
+                if outcome is not WAIT:
+                    yield outcome
         finally:
-            del found, rows  # ends what still runs
+            if not puller.end():  # it waits for a row that may take long
+                self.close()
             remove_temporaries_of({path for task in tasks for path in task.files})
+
+    @contextmanager
+    def _ray_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._ray.exceptions.RayError as error:
+            raise UserError(
+                "the Ray cluster could not do its work",
+                seen=first_line(_cause(error)),
+                expected="machines and processes that live",
+                hint="run the same command again: what is in the journal is kept",
+            ) from error
 
     def _dataset(self, tasks: Sequence[Task], options: PredictOptions) -> Any:
         data, spec = self._ray.data, self.opened.spec
         blocks = -(-len(tasks) // BLOCK)
+        often = {"ray_remote_args_fn": lambda: {"max_retries": RETRIES}}  # by name: deprecated
         rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
-        rows = rows.map(partial(load_row, spec=spec, options=options))
+        rows = rows.map(partial(load_row, spec=spec, options=options), **often)
         rows = rows.map_batches(
             InferRows,
             fn_constructor_args=(
@@ -165,15 +196,25 @@ class Cluster(Closing):
             batch_size=INFER_BATCH,
             batch_format="numpy",
             compute=data.ActorPoolStrategy(size=self.engines),
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
             **self._shares,
         )
-        return rows.map(partial(write_row, spec=spec, options=options))
+        return rows.map(partial(write_row, spec=spec, options=options), **often)
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this job ends. Twice is harmless."""
         if self._connected:
             self._connected = False
             self._ray.shutdown()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error of Ray's is about: its own words are a traceback of another process."""
+    while cause := getattr(error, "cause", None) or error.__cause__:
+        if not str(cause).strip():  # Ray Data's SystemException
+            break
+        error = cause
+    return error
 
 
 def _told(*arguments: Any) -> Opened | UserError:

@@ -13,16 +13,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..contract.errors import ImageError
+from ..contract.errors import ImageError, UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from ..engine.base import Engine
 from ..engine.open import open_engine
-from .journal import Stamp
 from .pipeline import Pipeline, Result
 from .plan import Task
-from .work import Outcome, OutputError, PredictOptions, Work
-from .worker import EngineOptions, Opened, opened_from_engine
+from .stamps import Stamp
+from .work import Outcome, PredictOptions, Work
+from .worker import EngineOptions, Opened, opened_from_engine, travelling
 
 ROW = "row"
 """The one column: what follows, pickled. Arrow has no type for images of many shapes."""
@@ -47,8 +47,11 @@ class InferredMask:
     mask: U8
 
 
-Row: TypeAlias = Task | LoadedImage | InferredMask | Outcome | OutputError
-"""A task on its way. An Outcome is past everything that is left to do."""
+Row: TypeAlias = Task | LoadedImage | InferredMask | Outcome | UserError
+"""A task on its way. An Outcome is past everything that is left to do, a UserError ends the job.
+
+Ray would wrap an error that is raised, with its traceback, in one of its own.
+"""
 
 RayRow: TypeAlias = dict[str, bytes]
 
@@ -91,13 +94,15 @@ def open_once(model: ShippedModel, options: EngineOptions, device: str, threads:
 
 
 def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
-    """Task → LoadedImage, or the Outcome of an image that cannot be used."""
+    """Task → LoadedImage, or the Outcome of an image that cannot be used; or a UserError."""
     task: Task = unpacked(row[ROW])
     work = Work(spec, options)
     try:
         image, size = work.load(task)
     except ImageError as error:
         return packed(work.outcome(Result(task, error)))
+    except UserError as error:
+        return packed(travelling(error))
     return packed(LoadedImage(task, work.stamps[task], image, size))
 
 
@@ -112,7 +117,11 @@ class InferRows:
         device: str,
         threads: int,
     ) -> None:
-        self._engine = model().open(engine, device, threads)
+        self._engine: Engine | UserError
+        try:
+            self._engine = model().open(engine, device, threads)
+        except UserError as error:
+            self._engine = travelling(error)
         self._options = replace(options.pipeline, load_threads=1, write_threads=1)
         self._masks: dict[Task, U8] = {}
         self._pipeline: Pipeline[LoadedImage] | None = None
@@ -121,11 +130,16 @@ class InferRows:
         rows = [unpacked(data) for data in batch[ROW]]
         images = [row for row in rows if isinstance(row, LoadedImage)]
         done: list[Row] = [row for row in rows if not isinstance(row, LoadedImage)]
-        done += [self._row(result) for result in self._infer(images)]
+        try:
+            done += [self._row(result) for result in self._infer(images)]
+        except UserError as error:
+            done.append(travelling(error))
         return {ROW: np.array([packed(row)[ROW] for row in done], dtype=object)}
 
     def _infer(self, images: list[LoadedImage]) -> list[Result[LoadedImage]]:
         """The slots stay from batch to batch, unless one has failed."""
+        if isinstance(self._engine, UserError):
+            raise self._engine
         if self._pipeline is None:
             self._pipeline = Pipeline(
                 self._engine,
@@ -149,7 +163,7 @@ class InferRows:
 
 
 def write_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
-    """InferredMask → Outcome, its files in place; an OutputError travels as a row."""
+    """InferredMask → Outcome, its files in place; or a UserError."""
     found = unpacked(row[ROW])
     if not isinstance(found, InferredMask):
         return row
@@ -159,6 +173,6 @@ def write_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
         work.consume(found.task, found.mask)
     except ImageError as error:
         return packed(work.outcome(Result(found.task, error)))
-    except OutputError as error:
-        return packed(error)
+    except UserError as error:
+        return packed(travelling(error))
     return packed(work.outcome(Result(found.task)))

@@ -206,8 +206,9 @@ class Workers(Closing):
                 worker.give([])  # run what waits for a full batch; more may come back later
 
     def _finish(self) -> Iterator[Outcome]:
-        """Let every worker finish what its engine has begun."""
+        """Let every worker finish what its engine has begun; one without an engine has nothing."""
         self._stopping = True
+        self._alive = [worker for worker in self._alive if worker.opened]
         for worker in self._alive:
             worker.send(None)
         while self._alive:

@@ -61,17 +61,18 @@ def measure_fast_decode(engine: Engine, tasks: Sequence[Task]) -> list[float]:
     """The share of equal pixels of up to CHECKED images that come reduced, each with its own."""
     found: list[float] = []
     spread = tasks[:: max(1, len(tasks) // LOOKED_AT)]
-    for task in (task for first in range(4) for task in spread[first::4]):
-        try:
-            pair = _both_inputs(task, engine.spec)
-            if pair is None or engine.refusal(pair[0].shape[:2], pair[2]) is not None:
-                continue
-            whole, reduced, size = pair
-            found.append(float(np.mean(engine.run(whole, size) == engine.run(reduced, size))))
-        except (ImageError, DeviceMemoryError, MemoryError):
-            continue  # the job itself will say so
-        if len(found) == CHECKED:
-            break
+    with engine.running() as run:
+        for task in (task for first in range(4) for task in spread[first::4]):
+            try:
+                pair = _both_inputs(task, engine.spec)
+                if pair is None or engine.refusal(pair[0].shape[:2], pair[2]) is not None:
+                    continue
+                whole, reduced, size = pair
+                found.append(float(np.mean(run(whole, size) == run(reduced, size))))
+            except (ImageError, DeviceMemoryError, MemoryError):
+                continue  # the job itself will say so
+            if len(found) == CHECKED:
+                break
     return found
 
 

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 
-from ..contract.addresses import MARK, files_matching, is_address, path_from_text
+from ..contract.addresses import (
+    MARK,
+    files_matching,
+    is_address,
+    path_from_text,
+    store_errors,
+)
 from ..contract.errors import UserError
-from ..contract.files import folders_below, image_paths
+from ..contract.files import folders_below, image_paths, without_outputs
 
 STDIN = "-"
 EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
@@ -67,8 +73,8 @@ def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
 def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     try:
         if glob.has_magic(str(path)):
-            root, images = _fixed_address(path), files_matching(path)
-        elif path.is_file():
+            root, images = _fixed_address(path), without_outputs(files_matching(path))
+        elif _is_file(path):
             root, images = path.parent, [path]
         else:
             root, images = path, image_paths(path)
@@ -79,6 +85,11 @@ def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     items = [Input(image, PurePosixPath(str(image.relative_to(root)))) for image in images]
     folders = [folder for folder in outputs if is_address(folder) and folder != root]
     return [item for item in items if not any(f in item.path.parents for f in folders)]
+
+
+def _is_file(path: Path) -> bool:
+    with store_errors():
+        return path.is_file()
 
 
 def _fixed_address(pattern: Path) -> Path:
@@ -147,7 +158,7 @@ def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:
             hint="put what is before .. into the folder that the pattern begins with",
         )
     names = _matching(path) if walks else map(Path, glob.glob(pattern))
-    files = [file for file in _shortest(names) if file.is_file()]
+    files = without_outputs([file for file in _shortest(names) if file.is_file()])
     if not files:
         raise UserError(
             f"no image matches {pattern}",
@@ -224,12 +235,13 @@ def real_folder(folder: Path) -> Path:
     return folder.resolve() if is_address(folder) else Path(os.path.realpath(folder))
 
 
-def located(paths: Iterable[Path]) -> Iterator[str]:
+def located(paths: Iterable[Path], folders: dict[str, str] | None = None) -> Iterator[str]:
     """Each path as one spelling: links of its folder followed, every folder asked once.
 
     Text: a plan of millions compares these, which for paths takes ten times as long.
+    folders: what is known of them, for who asks for one path after the other.
     """
-    folders: dict[str, str] = {}
+    folders = {} if folders is None else folders
     for path in paths:
         folder, name = os.path.split(str(path))
         if folder not in folders:

@@ -21,14 +21,12 @@ from .inputs import real_folder
 from .lines import JsonLines, in_use, locked
 from .plan import Task, require_inside
 from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard, shard_from_journal
+from .stamps import GONE, Stamp, stamp_of, status_of
 
 FOLDER, NAME = JOURNAL_FOLDER, WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
 RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
 SHOWN = 3
-
-Stamp = tuple[int, int]
-"""Size and time of modification (ns) that an input had just before it was read."""
 
 _LINE = 1000
 """Images that one line of a plan names, or of what masks were there before."""
@@ -53,17 +51,11 @@ class _Done:
     stamp: Stamp
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Raise OSError where there is no such file."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 class Journal(Closing):
     """OUTPUT_DIR/.unetrt/journal.jsonl: first what must match, then the images.
 
-    A shard's (journal-I-of-N.jsonl) names all the images that it is to do before the first of them
-    is done, so that what it did not reach is known without its inputs.
+    It names all the images that are to be done before the first of them is, so that what was not
+    reached is known without the inputs. A shard has its own: journal-I-of-N.jsonl.
 
     A line is written once its mask is in place, so that a kill costs work and nothing else.
     Raises UserError where the journal is another job's, in use, damaged or cannot be written.
@@ -160,8 +152,7 @@ class Journal(Closing):
             self._check_foreign(tasks)
             refuse_foreign([path for path in (whole,) if path is not None and _is_here(path)])
         self._append()
-        if self.shard is not None:
-            self._record_plan([self._source(task) for task in tasks])
+        self._record_plan([self._source(task) for task in tasks])
         done: dict[str, _Done] = {}
         for entry in image_entries(self._lines.path):
             source, output = entry["input"], entry["output"]
@@ -204,8 +195,10 @@ class Journal(Closing):
             return False
         try:
             return stamp_of(task.source) == done.stamp
-        except OSError:  # the image has gone; its mask is there
+        except GONE:  # its mask is there
             return True
+        except OSError:  # to read it says why
+            return False
 
     def _check_owners(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
@@ -295,7 +288,7 @@ def _is_here(path: Path) -> bool:
 def is_written(path: Path) -> bool:
     """A power failure may leave a file of its name without what was in it."""
     try:
-        status = path.stat()
+        status = status_of(path)
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
@@ -334,7 +327,9 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) 
 def _flat(header: dict[str, Any]) -> dict[str, Any]:
     spec = header.get("spec")
     fields = spec if isinstance(spec, dict) else {"spec": spec}
-    return {name: value for name, value in header.items() if name != "spec"} | fields
+    flat = {name: value for name, value in header.items() if name != "spec"}
+    # bit_depth is what was asked for and what the model says: one must not hide the other.
+    return flat | {f"spec {name}" if name in flat else name: fields[name] for name in fields}
 
 
 def _short(value: object) -> str:

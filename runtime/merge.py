@@ -11,7 +11,7 @@ from typing import Any
 from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from .address_journal import begun_ns, is_finished, read_header
-from .address_plan import Facts, list_files, plans_among, read_plan
+from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
 from .entries import first_of, image_entries, planned_images
 from .journal import FOLDER, check_same, is_written
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
@@ -23,6 +23,7 @@ class Merged:
 
     skipped: planned and not reached, or recorded as done without its mask; `missing_images` names
     them. missing_shards: those that have not begun ("3/8"), whose images nobody has counted.
+    unplanned: journals without a plan, of an older version: what they do not name is not counted.
     """
 
     planned: int = 0
@@ -32,6 +33,7 @@ class Merged:
     failures: list[dict[str, str]] = field(default_factory=list)
     missing_shards: list[str] = field(default_factory=list)
     missing_images: list[str] = field(default_factory=list)
+    unplanned: list[str] = field(default_factory=list)
 
     def fail(self, image: str, reason: str) -> None:
         self.failed += 1
@@ -43,13 +45,16 @@ class Merged:
 
     @property
     def complete(self) -> bool:
-        return not (self.failed or self.missing_shards or self.missing_images)
+        missing = self.missing_shards or self.missing_images or self.unplanned
+        return not (self.failed or missing)
 
     @property
     def text(self) -> str:
         numbers = f"{self.planned} planned = {self.done} done + {self.failed} failed"
         missing = len(self.missing_shards)
         unknown = f"; shards that have not begun: {missing}" if missing else ""
+        if self.unplanned:
+            unknown += "; what was planned is unknown: run the same job again, then merge"
         return f"{numbers} + {self.skipped} skipped{unknown}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,9 +76,11 @@ class _Found:
             return read_header(self.output_dir)
         return first_of(self.path)
 
-    def add_to(self, merged: Merged) -> bool:
+    def add_to(self, merged: Merged, header: dict[str, Any]) -> bool:
         """Count what it says; False for a shard that was ended before it had its plan."""
-        return _add_journal(self, merged) if self.files is None else _add_plan(self, merged)
+        if self.files is None:
+            return _add_journal(self, merged)
+        return _add_plan(self, self.files, merged, job_from_header(header))
 
 
 def merge_journals(folders: Sequence[Path]) -> Merged:
@@ -93,7 +100,7 @@ def merge_journals(folders: Sequence[Path]) -> Merged:
             continue
         first = first or header
         check_same(header, first, journal.output_dir)
-        if journal.add_to(merged):
+        if journal.add_to(merged, header):
             begun.add(journal.shard)
     count = journals[0].shard.count
     every = (Shard(index, count) for index in range(1, count + 1))
@@ -108,6 +115,7 @@ def _journals_below(folder: Path) -> Iterator[_Found]:
     else:
         paths = sorted(folder.glob(f"{FOLDER}/*"))
         found = [(shard, path) for path in paths if (shard := shard_from_journal(path.name))]
+        found = list(_one_whole(found))
     if not found:
         raise UserError(
             f"no journal below {folder}",
@@ -117,6 +125,16 @@ def _journals_below(folder: Path) -> Iterator[_Found]:
         )
     for shard, path in sorted(found, key=itemgetter(0)):
         yield _Found(shard, folder, path, files)
+
+
+def _one_whole(found: list[tuple[Shard, Path]]) -> Iterator[tuple[Shard, Path]]:
+    """A job without shards and --shard 1/1 may both have run into a folder: the last one counts."""
+    whole = [path for shard, path in found if shard.count == 1]
+    yield from ((shard, path) for shard, path in found if shard.count > 1)
+    if whole:
+        status = {path: path.stat() for path in whole}
+        last = max(whole, key=lambda path: (status[path].st_size > 0, status[path].st_mtime_ns))
+        yield Shard(1, 1), last
 
 
 def _check_numbers(journals: Sequence[_Found]) -> None:
@@ -140,10 +158,12 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
         seen[journal.shard] = journal.output_dir
 
 
-def _add_plan(found: _Found, merged: Merged) -> bool:
+def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> bool:
     """At an address the masks say what is done."""
-    plan, files = read_plan(found.path), found.files or {}
-    begun = begun_ns(files)
+    plan = read_plan(found.path)
+    if not plan.is_of(job):
+        return False
+    begun = plan.begun or begun_ns(files)
     merged.planned += len(plan.images)
     for image, name in plan.images.items():
         facts = files.get(PurePosixPath(name))
@@ -161,7 +181,10 @@ def _add_journal(journal: _Found, merged: Merged) -> bool:
         entry["input"]: (entry["status"], entry["output"], entry.get("reason", ""))
         for entry in image_entries(journal.path)  # without the mask that an rle job records in it
     }
-    planned = list(last) if journal.path.name == WHOLE_JOURNAL else planned_images(journal.path)
+    planned = planned_images(journal.path)
+    if planned is None and last and journal.path.name == WHOLE_JOURNAL:
+        merged.unplanned.append(str(journal.path))
+        planned = list(last)
     if planned is None:
         return False
     merged.planned += len(planned)

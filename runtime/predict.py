@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..contract.addresses import is_address
+from ..contract.addresses import is_address, store_errors
 from ..contract.errors import UserError
 from ..contract.progress import show_progress
 from ..contract.spec import ModelSpec
@@ -21,6 +21,7 @@ from .encode import check_output_suffix, resolve_format
 from .fast_decode import require_fast_decode
 from .journal import Journal
 from .plan import Task
+from .stamps import status_of
 from .temporaries import remove_temporaries_of
 from .work import Look as Look
 from .work import Outcome, OutputError, options_for, write_masks, writing
@@ -240,10 +241,13 @@ class _Job:
 
 def _remove_stale(task: Task) -> None:
     """A failed image has no mask: what an earlier run made of it is not its mask any more."""
-    if task.source.exists():
-        for path in task.files:
-            with writing(path):
-                path.unlink(missing_ok=True)
+    try:
+        status_of(task.source)
+    except OSError:  # it has gone, or nobody can say whether it is there
+        return
+    for path in task.files:
+        with writing(path), store_errors():
+            path.unlink(missing_ok=True)
 
 
 def check_reference_flags(spec: ModelSpec, classes: int | None, bilinear: bool) -> None:

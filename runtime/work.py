@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..contract.addresses import store_errors
-from ..contract.errors import DeviceMemoryError, ImageError, UserError
+from ..contract.errors import DeviceMemoryError, ImageError, UserError, first_line
 from ..contract.files import write_atomically
 from ..contract.headers import check_file_size
 from ..contract.images import read_reduced, read_shown
@@ -21,10 +20,11 @@ from ..contract.types import U8
 from ..engine.base import Engine, memory_errors
 from . import rle
 from .encode import MaskFormat, encode_mask
-from .journal import JournalOptions, Stamp
+from .journal import JournalOptions
 from .overlay import encode_overlay
 from .pipeline import Loaded, PipelineOptions, Result, run_pipeline
 from .plan import Task
+from .stamps import Stamp, stamp_from_status, status_of
 
 ITS_OWN = frozenset({errno.ENAMETOOLONG, errno.EISDIR})
 """What is wrong with the name of one output, not with the disk."""
@@ -134,9 +134,8 @@ class Work:
                 raise ImageError(f"{task.source} was changed while it was worked on")
             _write(task.overlay, encode_overlay(image, mask))
         if task.output is not None:
-            suffix = task.output.suffix
             with self.trace.span("encode"):
-                data = encode_mask(mask, self.spec, self.options.format, suffix)
+                data = _encoded(mask, self.spec, self.options.format, task.output)
             with self.trace.span("write"):
                 _write(task.output, data)
 
@@ -149,15 +148,14 @@ class Work:
 def _stamp(source: Path) -> Stamp:
     """What the journal knows an image by, taken before it is read. ImageError: no file."""
     try:
-        with store_errors():
-            status = source.stat()
+        status = status_of(source)
     except OSError as error:
         seen = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
         raise ImageError(f"no image at {source}", seen=seen) from error
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ImageError(f"no image at {source}", seen="a pipe or a device")
     check_file_size(source, status.st_size)
-    return status.st_size, status.st_mtime_ns
+    return stamp_from_status(source, status)
 
 
 @contextmanager
@@ -169,6 +167,18 @@ def _enough_memory(source: Path) -> Iterator[None]:
     except DeviceMemoryError as error:
         hint = "cut it into tiles"
         raise ImageError(error.message, seen=error.seen, hint=hint) from error
+
+
+def _encoded(mask: U8, spec: ModelSpec, fmt: MaskFormat, path: Path) -> bytes:
+    """A JPEG has no side above 65500, other formats bounds of their own: no fault of the disk."""
+    try:
+        return encode_mask(mask, spec, fmt, path.suffix)
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"cannot encode {path}",
+            seen=f"{mask.shape[-1]}x{mask.shape[-2]} pixels: {first_line(error)}",
+            hint="name it .png",
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> None:

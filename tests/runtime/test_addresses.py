@@ -261,6 +261,13 @@ def test_lists_globs_and_single_addresses(pictures: Path, tmp_path: Path, store:
             plan_tasks([wrong], output_dir=tmp_path / "o")
 
 
+def test_masks_beside_the_images_are_no_images_for_a_pattern(store: Any) -> None:
+    for name in ("a.png", "b.png", "b_OUT.png"):
+        store.pipe(f"/beside/{name}", b"")
+    for pattern in ("memory://beside/*.png", "memory://beside/**/*.png"):
+        assert [task.source.name for task in plan_tasks([pattern])] == ["a.png", "b.png"]
+
+
 def test_masks_below_the_images_are_no_images(job: Callable[..., Summary], store: Any) -> None:
     assert counts(job(out="memory://in/masks")) == (PICTURES - 1, 1, 0)
     assert counts(job(out="memory://in/masks")) == (0, 1, PICTURES - 1)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.runtime.test_devices import (
     Undisturbed,
     check_same,
+    in_every_process,
     journaled,
     options_of,
     undisturbed,
@@ -148,6 +150,54 @@ def test_a_stop_leaves_a_journal_that_goes_on(
     check_same(out, whole)
 
 
+STUCK = """
+import time
+from unetrt.runtime import work
+
+work.read_reduced = lambda *arguments, **options: time.sleep(600)
+"""
+
+DEADLY = """
+import os, signal
+from unetrt.runtime.cluster_work import InferRows
+
+InferRows.__call__ = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stop_is_heard_while_no_row_comes(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_every_process(monkeypatch, tmp_path, STUCK)
+    tasks, stop = plan_tasks([str(whole.images)], output_dir=tmp_path / "out"), threading.Event()
+    with Cluster(EngineOptions(model=model), ClusterOptions(address="local")) as cluster:
+        threading.Timer(5, stop.set).start()
+        begun = time.monotonic()
+        summary = run_job(cluster, tasks, options_of(tmp_path / "out"), stop)
+    assert summary.left == PICTURES
+    assert time.monotonic() - begun < 60
+
+
+def test_a_stop_is_heard_while_the_model_is_opened(model: Path) -> None:
+    options = ClusterOptions(address="local")
+    with pytest.raises(KeyboardInterrupt):
+        Cluster(EngineOptions(model=model), options, stop=lambda: True)
+
+
+def test_a_batch_that_kills_its_actors_ends_the_job(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_every_process(monkeypatch, tmp_path, DEADLY)
+    tasks = plan_tasks([str(whole.images)], output_dir=tmp_path / "out")
+    with (
+        Cluster(EngineOptions(model=model), ClusterOptions(address="local")) as cluster,
+        pytest.raises(UserError, match="the Ray cluster could not do its work") as caught,
+    ):
+        run_job(cluster, tasks, options_of(tmp_path / "out"), threading.Event())
+    assert "actor" in str(caught.value.seen)
+    assert "same command" in str(caught.value.hint)
+
+
 def test_a_model_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match="checkpoint"):
@@ -179,4 +229,5 @@ def test_real_images(real_data: Path, model: Path, tmp_path: Path) -> None:
         name = task.output.relative_to(tmp_path / "one")
         assert (tmp_path / "ray" / name).read_bytes() == task.output.read_bytes()
     lines = (tmp_path / "ray" / FOLDER / NAME).read_text().splitlines()
-    assert len({json.loads(line)["input"] for line in lines[1:]}) == len(tasks)
+    entries = [json.loads(line) for line in lines[1:]]
+    assert len({entry["input"] for entry in entries if "planned" not in entry}) == len(tasks)

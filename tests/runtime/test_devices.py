@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ def check_same(out: Path, whole: Undisturbed) -> None:
 
 def journaled(out: Path, status: str) -> list[str]:
     lines = (out / FOLDER / NAME).read_text().splitlines()[1:]
-    return sorted(e["input"] for e in map(json.loads, lines) if e["status"] == status)
+    return sorted(e["input"] for e in map(json.loads, lines) if e.get("status") == status)
 
 
 def test_four_workers_of_which_one_is_killed(
@@ -179,6 +180,20 @@ def test_a_job_that_is_asked_to_stop_finishes_what_is_in_flight(
         rest = run_job(workers, tasks, options_of(out), threading.Event())
     assert rest.skipped == summary.done
     check_same(out, whole)
+
+
+def test_a_stop_does_not_wait_for_who_still_opens_the_model(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, LATE)
+    tasks, stop = plan_tasks([str(whole.images)], output_dir=tmp_path / "out"), threading.Event()
+    with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
+        crew = Disturbed(workers, {5: stop.set})
+        begun = time.monotonic()
+        summary = run_job(crew, tasks, options_of(tmp_path / "out"), stop)
+    assert summary.left > 0
+    assert time.monotonic() - begun < 60, "half of what the second one takes"
 
 
 def test_an_output_that_cannot_be_written_is_one_error(
@@ -332,6 +347,24 @@ def test_an_image_that_kills_its_reader_costs_itself(
     assert counts(summary) == (PICTURES - 3, 3, 0)
     reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
     assert "two processes died" in reasons[str(poisoned)]
+
+
+LATE = """
+import contextlib, os, pathlib, time
+from unetrt.runtime import worker
+
+opened = worker.open_engine
+
+
+def late(*arguments, **options):
+    with contextlib.suppress(FileExistsError):
+        pathlib.Path(os.environ["HELD"]).touch(exist_ok=False)
+        return opened(*arguments, **options)
+    time.sleep(120)
+
+
+worker.open_engine = late
+"""
 
 
 def in_every_process(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

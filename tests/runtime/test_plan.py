@@ -64,6 +64,20 @@ def test_masks_of_an_earlier_run_beside_their_images_are_no_images() -> None:
     ]
 
 
+@pytest.mark.parametrize("pattern", ["in/*.png", "in/**/*.png"])
+def test_nor_are_they_for_a_pattern(pattern: str) -> None:
+    touch("in/a.png", "in/b.png")
+    first = plan_tasks([pattern])
+    touch(*(str(task.output) for task in first))
+    assert plan_tasks([pattern]) == first
+    touch("in/c_OUT.png")
+    assert [task.source.name for task in plan_tasks(["in/*_OUT.png"])] == [
+        "a_OUT.png",
+        "b_OUT.png",
+        "c_OUT.png",
+    ], "asked for by their names"
+
+
 def test_a_second_run_beside_the_images_plans_the_same() -> None:
     touch("in/a.png", "in/a.jpg")
     first = planned(plan_tasks(["in"]))

@@ -267,6 +267,42 @@ def test_a_job_without_shards_is_merged_by_its_images(job: Job, tmp_path: Path) 
     assert merge_journals([tmp_path / "out"]) == Merged(planned=5, done=5)
 
 
+def test_a_job_without_shards_that_was_ended_is_not_complete(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 20)
+    assert job(None, stop_after=1).left > 0
+    merged = merge_journals([tmp_path / "out"])
+    assert merged.planned == merged.done + merged.skipped == 20
+    assert merged.skipped == len(merged.missing_images) > 0
+    assert not merged.complete
+    job(None)
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=20, done=20)
+
+
+def test_a_journal_of_an_older_version_does_not_say_what_was_planned(
+    job: Job, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "in", 5)
+    job(None)
+    path = tmp_path / "out" / FOLDER / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "planned" not in line))
+    merged = merge_journals([tmp_path / "out"])
+    assert merged == Merged(planned=5, done=5, unplanned=[str(path)])
+    assert not merged.complete
+    assert "run the same job again" in merged.text
+    assert counts(job(None)) == (0, 0, 5)
+    assert merge_journals([tmp_path / "out"]).complete
+
+
+def test_one_shard_of_one_beside_the_whole_job(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 20)
+    assert job(None, stop_after=1).left > 0
+    job(Shard(1, 1))
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=20, done=20)
+    job(None)
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=20, done=20)
+
+
 def test_what_is_not_one_job_is_refused(job: Job, tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", 6)
     with pytest.raises(UserError, match="no journal below"):
