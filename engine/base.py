@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.memory import tells_of_memory
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
+
+Run: TypeAlias = Callable[[U8, Size], U8]
+"""One network input (h, w, C) and the size (H, W) of its mask → the mask."""
 
 
 @contextmanager
@@ -119,16 +123,26 @@ class Engine(Closing, ABC):
     def slot(self) -> Slot:
         """A new slot; it must not outlive the engine."""
 
-    def run(self, image: U8, size: Size) -> U8:
-        """One network input (h, w, C) → its mask (H, W), in the smallest slot."""
+    @contextmanager
+    def running(self) -> Iterator[Run]:
+        """Give what `run` does, for image after image in one slot: to make one may take seconds."""
         slot = self.slot()
-        try:
+
+        def run(image: U8, size: Size) -> U8:
             slot.reserve(self.min_batch, (image.shape[0], image.shape[1]))[0] = image
             slot.submit(1, size)
             mask: U8 = slot.masks()[0].copy()
             return mask
+
+        try:
+            yield run
         finally:
             slot.close()
+
+    def run(self, image: U8, size: Size) -> U8:
+        """One network input (h, w, C) → its mask (H, W), in the smallest slot."""
+        with self.running() as run:
+            return run(image, size)
 
     @property
     def label(self) -> str:

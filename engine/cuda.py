@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import DeviceMemoryError, UserError
-from ..contract.modules import import_module
+from ..contract.errors import DeviceMemoryError, UserError, first_line
+from ..contract.modules import import_module, is_installed
 from ..contract.types import U8, Size
 from .base import Slot
 from .cuda_buffers import DeviceBuffer, PinnedBuffer
@@ -25,6 +25,17 @@ NON_BLOCKING = 1
 
 A capture on a blocking stream would fail, and make theirs fail, whenever another thread uses it.
 """
+
+
+def pycuda_lacks() -> str:
+    """Why pycuda cannot be used here, empty where it can."""
+    if not is_installed("pycuda"):
+        return "pycuda is not installed"
+    try:
+        import_module("pycuda.driver")
+    except UserError as error:
+        return f"pycuda fails ({first_line(error.seen)})"
+    return ""
 
 
 class CudaDevice:
@@ -250,6 +261,8 @@ class CudaSlot(Slot):
 
         host = (images.ctypes.data, self._masks.ctypes.data)
         key = (shape, host, image, like, mask)
+        if self._kernel.eager:  # it may have found out as it ran
+            self._replay.refuse(self._kernel.eager)
         self._replay.run(key, work, self._stream.handle, self._what)
         self._done.record(self._stream)
 

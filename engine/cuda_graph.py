@@ -100,8 +100,13 @@ class Replay:
         try:
             self._graph = capture_graph(work, stream)
         except UserError as error:
-            self.refused = error.reason
-            _say_once(error.reason)
+            self.refuse(error.reason)
+
+    def refuse(self, reason: str) -> None:
+        """Capture nothing from now on, and say why once, where that was not known before."""
+        if not self.refused:
+            self.refused = reason
+            _say_once(reason)
 
     def free(self) -> None:
         """Forget the graph; twice is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
     except (decode_error, OSError, ValueError) as error:
         raise UserError(f"{path} is not an ONNX file", seen=error, hint=EXPORT_HINT) from error
-    weights = [w for w in model.graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = _messages_of(model, onnx.TensorProto)
+    weights = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if weights:  # a digest of this file would say nothing of them
         places = {e.value for w in weights for e in w.external_data if e.key == "location"}
         raise UserError(
@@ -40,6 +42,18 @@ def read_onnx(path: Path) -> Any:
             hint=EXPORT_HINT,
         )
     return model
+
+
+def _messages_of(message: Any, kind: type) -> Iterator[Any]:
+    """All of one kind, wherever they stand: tensors also in attributes, subgraphs, functions."""
+    if isinstance(message, kind):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            inner = [value] if hasattr(value, "ListFields") else value
+            for each in inner:
+                yield from _messages_of(each, kind)
 
 
 def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:

@@ -61,6 +61,8 @@ def cuda_providers(index: int, stream: int) -> Providers:
         "user_compute_stream": str(stream),
         "use_tf32": "0",  # an fp32 graph means fp32
         "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+        # The default tries every algorithm for each new shape, in memory that the arena keeps.
+        "cudnn_conv_algo_search": "HEURISTIC",
     }
     return ((CUDA, options), "CPUExecutionProvider")
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.spec import ModelSpec, Result, SpecOverrides
-from ..contract.types import U8
-from .base import Engine
+from ..contract.types import NO_CLASS, U8
+from .base import Engine, Slot
+from .levels import MAX_LEVEL_ERROR, Difference, LevelError, mask_from_result
 from .manifest import (
     GATE,
     GOLDEN,
@@ -25,6 +30,8 @@ from .onnxfile import is_onnx, metadata_from_onnx, require_runnable
 BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 AS_A_JOB = 3
 """Batches: one as it comes, one that is captured, one that is the graph of before."""
+ROUNDING = 1e-9
+"""Of a share that is compared with one that a manifest holds."""
 
 FLAGS = {
     "scale": "--scale",
@@ -150,48 +157,74 @@ def replay_golden(engine: Engine, path: Path, manifest: Manifest) -> None:
 
     A plan built without its GPU meets the gate here for the first time. An engine that was
     published although it failed is let through with a warning. The gate looks at more images
-    than the golden ones: where those few were below its bound, they need not be above it now.
+    than the golden ones: where those few missed its bound, they may be off twice as much as then,
+    for another device rounds other pixels.
     """
     if manifest.gate["verdict"] == "failed":
         log.warning("%s failed its gate and was published by --force: see %s", path, path / GATE)
         return
-    bound = min(manifest.gate["min_agreement"], manifest.gate.get("golden_agreement", 1.0))
-    found = golden_agreement(engine, read_golden(path / GOLDEN))
-    if found < bound:
+    found = golden_difference(engine, read_golden(path / GOLDEN))
+    least, most = _least_agreement(manifest.gate), _most_level_error(manifest)
+    if found.agreement < least - ROUNDING:
         raise UserError(
             f"{path} gives other masks on this device than PyTorch gave when it was built",
-            seen=f"{found:.4%} of the golden masks' pixels equal",
-            expected=f"at least {bound:.4%}",
+            seen=f"{found.agreement:.4%} of the golden masks' pixels equal",
+            expected=f"at least {least:.4%}",
+            hint=REBUILD.format(path),
+        )
+    if found.level_error is not None and found.level_error > most + ROUNDING:
+        raise UserError(
+            f"{path} gives other probabilities on this device than PyTorch gave when it was built",
+            seen=f"off by {found.level_error:.3g} levels of 255",
+            expected=f"at most {most:.3g}",
             hint=REBUILD.format(path),
         )
 
 
-def golden_agreement(engine: Engine, cases: list[GoldenCase]) -> float:
-    """Share of the pixels in which the engine's masks are the golden ones."""
+def _least_agreement(gate: dict[str, Any]) -> float:
+    """Twice the wrong share leaves nothing to ask of golden masks that half agreed."""
+    least: float = gate["min_agreement"]
+    measured: float = gate.get("golden_agreement", 1.0)
+    return least if measured >= least else max(2 * measured - 1, measured / 2)
+
+
+def _most_level_error(manifest: Manifest) -> float:
+    most = MAX_LEVEL_ERROR.get(manifest.precision, 0.0)
+    measured: float = manifest.gate.get("golden_level_error", 0.0)
+    return most if measured <= most else 2 * measured
+
+
+def golden_difference(engine: Engine, cases: list[GoldenCase]) -> Difference:
+    """How far the engine's results are off the golden ones, in all ways that it runs."""
+    spec, levels = engine.spec, LevelError()
     equal = total = 0
-    for case in cases:
-        if case.image.shape[2] == engine.spec.channels:
-            for mask in _golden_masks(engine, case):
-                equal += case.equal(mask)
-                total += case.mask.size
-        else:
-            total += case.mask.size
-    return equal / total
+    for golden, found in _golden_results(engine, cases):
+        levels.update(golden, found)
+        mask = mask_from_result(golden, spec)
+        equal += int(np.count_nonzero(mask == mask_from_result(found, spec)))
+        total += mask.size
+    return Difference(equal / total, levels.result() if spec.planes else None)
 
 
-def _golden_masks(engine: Engine, case: GoldenCase) -> Iterator[U8]:
+def _golden_results(engine: Engine, cases: list[GoldenCase]) -> Iterator[tuple[U8, U8]]:
     """In a slot of the least batch; where graphs are replayed, as a job's batches run too."""
-    yield engine.run(case.image, case.size)
-    if engine.graphs is None:
-        return
-    slot = engine.slot()
-    try:
-        for _ in range(AS_A_JOB):
-            slot.reserve(engine.batch, (case.image.shape[0], case.image.shape[1]))[:] = case.image
-            slot.submit(engine.batch, case.size)
-            yield from slot.masks()
-    finally:
-        slot.close()
+    with ExitStack() as stack:
+        run = stack.enter_context(engine.running())
+        slot = None if engine.graphs is None else stack.enter_context(closing(engine.slot()))
+        for case in cases:
+            if case.image.shape[2] != engine.spec.channels:
+                yield case.mask, np.full_like(case.mask, NO_CLASS)
+                continue
+            yield case.mask, run(case.image, case.size)
+            if slot is not None:
+                yield from ((case.mask, found) for found in _as_a_job(slot, engine.batch, case))
+
+
+def _as_a_job(slot: Slot, batch: int, case: GoldenCase) -> Iterator[U8]:
+    for _ in range(AS_A_JOB):
+        slot.reserve(batch, (case.image.shape[0], case.image.shape[1]))[:] = case.image
+        slot.submit(batch, case.size)
+        yield from slot.masks()
 
 
 def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> None:
@@ -199,7 +232,7 @@ def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> No
     if overrides.result != spec.result:
         raise _other_result(path, spec.result)
     for name in overrides.conflicts_with(spec):
-        wanted, built_in = (_typed(getattr(values, name)) for values in (overrides, spec))
+        wanted, built_in = (as_typed(getattr(values, name)) for values in (overrides, spec))
         raise UserError(
             f"{path} was made with another {name}",
             seen=f"{wanted} asked",
@@ -208,7 +241,7 @@ def check_overrides(path: Path, spec: ModelSpec, overrides: SpecOverrides) -> No
         )
 
 
-def _typed(value: object) -> str:
+def as_typed(value: object) -> str:
     """A value as its flag takes it."""
     if not isinstance(value, tuple):
         return str(value)

@@ -13,8 +13,8 @@ from pathlib import Path
 from ..contract.errors import UserError, first_line
 from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, import_module, is_installed
-from .cuda import capability_of
-from .tensorrt_backend import cuda_devices
+from .cuda import capability_of, pycuda_lacks
+from .tensorrt_backend import cuda_devices, gpu_of_machine
 from .tensorrt_flavour import RTX_TARGETS, import_flavour
 
 
@@ -81,10 +81,13 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_device(backend: str) -> str:
-    """What an engine of `backend` is built and judged on: the processor, or the GPU's kind."""
+    """What an engine of `backend` is built and judged on: the processor, or GPU and driver."""
     if not backend.startswith("tensorrt"):
         return _processor()
-    return capability_of(0) if _probe_gpu()[0] else "no CUDA device"
+    if not _probe_gpu()[0]:
+        return "no CUDA device"
+    gpu = gpu_of_machine()
+    return f"{gpu['name']}, {gpu['capability']}, driver of CUDA {gpu['driver']}"
 
 
 def usable_cores() -> int:
@@ -158,13 +161,8 @@ def _probe_rtx() -> BackendStatus:
 def _probe_gpu() -> tuple[bool, str]:
     """Whether plans can run: a CUDA device and pycuda; and what was found."""
     found = cuda_devices()
-    if found and not is_installed("pycuda"):
-        return False, f"{found} CUDA devices, but pycuda is not installed"
-    if found:
-        try:
-            import_module("pycuda.driver")
-        except UserError as error:  # plans for RTX are built all the same
-            return False, f"{found} CUDA devices, but pycuda fails ({first_line(error.seen)})"
+    if found and (why := pycuda_lacks()):  # plans for RTX are built all the same
+        return False, f"{found} CUDA devices, but {why}"
     return found > 0, f"{found} CUDA devices"
 
 

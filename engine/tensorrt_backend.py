@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import ImageError, UserError
 from ..contract.log import log
-from ..contract.modules import is_installed
 from ..contract.types import Size
 from .base import Engine, Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, capability_of, cuda_index
+from .cuda import (
+    BatchShape,
+    CudaDevice,
+    CudaSlot,
+    Kernel,
+    capability_of,
+    cuda_index,
+    pycuda_lacks,
+)
+from .tensorrt_contexts import Contexts
 from .tensorrt_flavour import check, import_flavour, shared_logger
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 AMPERE = 80
-REBUILD_HERE = "unetrt build CHECKPOINT -o {} --backend {}   builds it for this machine"
+REBUILD_HERE = "unetrt build CHECKPOINT -o {} --backend {} --rebuild   builds it for this machine"
 
 
 def cuda_devices() -> int:
@@ -36,8 +44,8 @@ def cuda_devices() -> int:
 
 def gpu_of_machine(index: int = 0) -> dict[str, str]:
     """What a plan that was built for this GPU has to say of it; {} where pycuda cannot tell."""
-    if not is_installed("pycuda"):
-        log.warning("pycuda is not installed: the plan will not say which GPU it is for")
+    if why := pycuda_lacks():
+        log.warning("%s: the plan will not say which GPU it is for", why)
         return {}
     cuda = CudaDevice(index)
     try:
@@ -55,7 +63,7 @@ def _gpu_of(cuda: CudaDevice) -> dict[str, str]:
 
 def plan_runs_here(manifest: Manifest) -> bool:
     """Whether the first GPU of this machine is one that the plan was built for."""
-    if not cuda_devices() or not is_installed("pycuda"):
+    if not cuda_devices() or pycuda_lacks():
         return False
     return _is_target(manifest, capability_of(0))
 
@@ -90,20 +98,23 @@ class TensorRtEngine(Engine):
         self.backend, self.precision = manifest.backend, manifest.precision
         self._path = directory / manifest.model
         check_target(directory, manifest, device)
-        self._logger = shared_logger(import_flavour(manifest.backend))
+        trt = import_flavour(manifest.backend)
+        self._logger = shared_logger(trt)
+        self._plan: Any = None
         self._cuda = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
         hint = REBUILD_HERE.format(directory, manifest.backend)
         try:
             check_gpu(directory, manifest, self._cuda)
-        except UserError:
-            self._cuda.close()
+            with self._cuda.current():
+                self._plan = load_plan(directory, manifest, hint)
+                self._contexts: Contexts | None = Contexts(trt, self._plan, self._logger)
+            least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
+            self.min_batch, self.batch = int(least[0]), int(best[0])
+            self._profiles = profiles_of_plan(self._plan)
+        except BaseException:
+            self.close()
             raise
-        with self._cuda.current():
-            self._plan = load_plan(directory, manifest, hint)
-        least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
-        self.min_batch, self.batch = int(least[0]), int(best[0])
-        self._profiles = profiles_of_plan(self._plan)
 
     def refusal(self, input_size: Size, size: Size) -> ImageError | None:
         """An image that no profile holds, in a slot of the engine's batch."""
@@ -126,7 +137,8 @@ class TensorRtEngine(Engine):
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def _kernel(self) -> PlanKernel:
-        return PlanKernel(self._plan, self._logger, str(self._path), self.spec.result)
+        assert self._contexts is not None
+        return PlanKernel(self._contexts, str(self._path), self.spec.result)
 
     def profiled_slot(self, profiler: Any) -> CudaSlot:
         """A slot that tells an IProfiler every layer's time; each batch waits for its own end."""
@@ -149,19 +161,20 @@ class TensorRtEngine(Engine):
     def close(self) -> None:
         if self._plan is not None:
             with self._cuda.current():
-                self._plan = None
-            self._cuda.close()
+                self._contexts = self._plan = None
+        self._cuda.close()
 
 
 class PlanKernel(Kernel):
     """An execution context: shapes and addresses are set when they change, not every batch."""
 
-    def __init__(self, plan: Any, logger: Any, name: str, result: str = "mask") -> None:
+    def __init__(self, contexts: Contexts, name: str, result: str = "mask") -> None:
         """result: the output's name."""
-        self._plan, self._logger, self.name = plan, logger, f"plan {name}"
-        self._result = result
-        self._context = check(plan.create_execution_context(), "make an execution context", logger)
-        self._profiles = profiles_of_plan(plan)
+        self._logger, self.name, self._result = contexts.logger, f"plan {name}", result
+        self.eager = contexts.eager
+        self._contexts: Contexts | None = contexts  # a context needs the plan that it is of
+        self._context = contexts.make()
+        self._profiles = profiles_of_plan(contexts.plan)
         self._profile = 0
         self._shape: BatchShape | None = None
         self._addresses: tuple[int, int, int] | None = None
@@ -169,7 +182,8 @@ class PlanKernel(Kernel):
     def enqueue(
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
     ) -> None:
-        if shape != self._shape:
+        is_new = shape != self._shape
+        if is_new:
             # Until all of it is set, the context has no shape: a failure leaves a mixed one.
             self._shape = None
             self._set_profile(shape, stream)
@@ -185,6 +199,14 @@ class PlanKernel(Kernel):
             self._addresses = (image, size_like, mask)
         done = self._context.execute_async_v3(stream)
         check(done, f"run {self.name} on {shape.images}, stream {stream:#x}", self._logger)
+        if is_new:
+            self._ask_for_capture(stream)
+
+    def _ask_for_capture(self, stream: int) -> None:
+        """Known once a shape has run, which comes before its capture; TensorRT-RTX alone tells."""
+        asked = hasattr(self._context, "is_stream_capturable") and not self.eager
+        if asked and not self._context.is_stream_capturable(stream):
+            self.eager = f"TensorRT says that {self.name} cannot be captured"
 
     def report_to(self, profiler: Any) -> None:
         """Tell an IProfiler the time of every layer."""
@@ -204,7 +226,7 @@ class PlanKernel(Kernel):
         check(taken, f"set the shape of {name}, {shape}", self._logger)
 
     def close(self) -> None:
-        self._context = None
+        self._context = self._contexts = None
 
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]

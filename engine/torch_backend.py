@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..contract.errors import DeviceMemoryError, UserError, first_line
+from ..contract.log import log
 from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import U8
 from .base import Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
+from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index, pycuda_lacks
 from .cuda_buffers import DeviceView
 from .host import HostEngine
 
@@ -48,8 +50,9 @@ class TorchEngine(HostEngine):
             return
         # The reference is fp32: PyTorch would round to TF32's 10 bits in convolutions.
         torch.backends.cudnn.allow_tf32 = False
-        torch.cuda.synchronize()  # slots' streams do not wait for the one that copied the weights
-        if is_installed("pycuda"):
+        # Slots' streams do not wait for the one that copied the weights.
+        torch.cuda.synchronize(self.device)
+        if _has_pycuda():
             self._cuda = CudaDevice(cuda_index(self.device))
 
     def slot(self) -> Slot:
@@ -146,6 +149,15 @@ def torch_engine_from_checkpoint(
     from ..training.checkpoint import read_checkpoint
 
     return TorchEngine(read_checkpoint(path).with_overrides(overrides), device)
+
+
+@cache
+def _has_pycuda() -> bool:
+    """Without it PyTorch runs on the GPU all the same, its copies in turn with the network."""
+    why = pycuda_lacks() if is_installed("pycuda") else ""
+    if why:
+        log.warning("%s: copies to and from the GPU do not overlap with the network", why)
+    return is_installed("pycuda") and not why
 
 
 def _choose_device(device: str) -> str:

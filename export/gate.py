@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,8 @@ from ..contract.metrics import ConfusionMatrix
 from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine
+from ..engine.levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
 from .borders import BorderCount, BorderGate
-from .levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
 
 MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
 """Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
@@ -181,21 +182,20 @@ def judge_engine(
     between, before, after = (ConfusionMatrix(spec.mask_classes) for _ in range(3))
     borders, levels = BorderCount(), LevelError()
     images = not_finite = 0
-    for case in cases:
-        results = [e.run(case.image, case.size) for e in (reference, engine)]
-        levels.update(*results)
-        expected, found = (mask_from_result(result, spec) for result in results)
-        between.update(expected, found)
-        borders.update(expected, found)
-        images += 1
-        bad = (found == NO_CLASS).any()
-        if rounded is not None:
-            result = mask_from_result(rounded.run(case.image, case.size), spec)
-            bad |= (result == NO_CLASS).any()
-        not_finite += bool(bad)
-        if case.truth is not None:
-            before.update(case.truth, expected)
-            after.update(case.truth, found)
+    engines = [reference, engine, *([] if rounded is None else [rounded])]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(each.running()) for each in engines]
+        for case in cases:
+            results = [run(case.image, case.size) for run in runs]
+            levels.update(*results[:2])
+            expected, found, *more = (mask_from_result(result, spec) for result in results)
+            between.update(expected, found)
+            borders.update(expected, found)
+            images += 1
+            not_finite += any((mask == NO_CLASS).any() for mask in (found, *more))
+            if case.truth is not None:
+                before.update(case.truth, expected)
+                after.update(case.truth, found)
     prob = spec.result == "prob"
     judged = GateResult(
         verdict="graph-only" if graph_only else "passed",

@@ -14,10 +14,11 @@ from ..contract.files import atomic_path, sha256_from_file
 from ..contract.modules import is_installed
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
+from ..engine.levels import Difference
 from ..engine.manifest import GATE, GOLDEN, GRAPH, MANIFEST, GoldenCase, Manifest, write_golden
 from ..engine.onnxfile import read_onnx
 from ..engine.onnxruntime_backend import OnnxRuntimeEngine
-from ..engine.open import engine_from_manifest, golden_agreement, open_engine
+from ..engine.open import engine_from_manifest, golden_difference, open_engine
 from ..engine.probe import probe_backends
 from ..engine.tensorrt_backend import plan_runs_here
 from ..training.checkpoint import Golden
@@ -76,14 +77,15 @@ def publish_engine(
                 rounded=_overflow_probe(stack, temporary, manifest),
                 reference_name=source.reference_name,
             )
-            agreed = golden_agreement(engine, golden)
+            off = golden_difference(engine, golden)
         if result.failures and not gate.force:
             raise result.error(directory)
-        return _publish(temporary, manifest, result, agreed), result
+        return _publish(temporary, manifest, result, off), result
 
 
 def _golden_cases(reference: Engine, inputs: Iterator[Golden]) -> list[GoldenCase]:
-    return [GoldenCase(image, reference.run(image, size)) for image, size in inputs]
+    with reference.running() as run:
+        return [GoldenCase(image, run(image, size)) for image, size in inputs]
 
 
 def _judged_engine(directory: Path, manifest: Manifest) -> Engine:
@@ -114,12 +116,12 @@ def _overflow_probe(stack: ExitStack, directory: Path, manifest: Manifest) -> En
     return stack.enter_context(OverflowProbe(directory / "model.onnx", manifest.spec))
 
 
-def _publish(directory: Path, draft: Manifest, result: GateResult, golden: float) -> Manifest:
+def _publish(directory: Path, draft: Manifest, result: GateResult, off: Difference) -> Manifest:
     text = json.dumps(result.to_dict(), indent=2) + "\n"
     (directory / GATE).write_text(text, encoding="utf-8")
     files = {p.name: sha256_from_file(p) for p in sorted(directory.iterdir())}
     keys = ("verdict", "inputs", "agreement", "min_agreement")
-    summary = {key: result.to_dict()[key] for key in keys} | {"golden_agreement": golden}
+    summary = {key: result.to_dict()[key] for key in keys} | off.to_gate()
     manifest = replace(draft, files=files, gate=summary)
     (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -15,6 +15,7 @@ from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..engine.manifest import Manifest, read_manifest, verify_files
 from ..engine.onnxfile import SOURCE_KEY, is_onnx, read_onnx
+from ..engine.open import FLAGS, as_typed
 from ..engine.probe import describe_device, package_version
 from ..training.checkpoint import Checkpoint, read_checkpoint
 from .current import request_of_gate
@@ -36,13 +37,18 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
-    rebuild = _rebuild_command(directory, model, manifest)
+    checkpoint = None if model.is_dir() or is_onnx(model) else read_checkpoint(model)
+    rebuild = _rebuild_command(directory, model, manifest, checkpoint)
     if manifest.precision == "int8":
         raise UserError(
             f"{directory} is in int8: its ranges belong to the weights they were measured with",
             hint=rebuild,
         )
-    source = _same_net(directory, model, manifest.spec, rebuild)
+    if checkpoint is None:
+        raise UserError(
+            f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
+        )
+    source = _same_net(directory, model, checkpoint, manifest.spec, rebuild)
     if manifest.backend.startswith("tensorrt"):
         require_refittable(directory, manifest, rebuild)
     request = {
@@ -62,7 +68,10 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
         raise
 
 
-def _rebuild_command(directory: Path, model: Path, manifest: Manifest) -> str:
+def _rebuild_command(
+    directory: Path, model: Path, manifest: Manifest, checkpoint: Checkpoint | None
+) -> str:
+    """What builds the same engine of `model`."""
     command = f"unetrt build {model} -o {directory} --backend {manifest.backend}"
     calibration = " --calibration DIR" if manifest.precision == "int8" else ""
     flags = [f"--result {manifest.spec.result}"] if manifest.spec.result != "mask" else []
@@ -70,6 +79,7 @@ def _rebuild_command(directory: Path, model: Path, manifest: Manifest) -> str:
     if blocks is not None:
         flags.append(f"--fp32-blocks {','.join(blocks) or 'none'}")
     flags += _plan_flags(manifest)
+    flags += _spec_flags(manifest.spec, checkpoint.spec) if checkpoint else []
     return " ".join([f"{command} --precision {manifest.precision}{calibration}", *flags])
 
 
@@ -91,13 +101,19 @@ def _plan_flags(manifest: Manifest) -> list[str]:
     return found + (["--version-compatible"] if asked.get("version_compatible") else [])
 
 
-def _same_net(directory: Path, model: Path, spec: ModelSpec, rebuild: str) -> Source:
+def _spec_flags(engine: ModelSpec, checkpoint: ModelSpec) -> list[str]:
+    """Those that give the engine's values where the checkpoint has others."""
+    names = [name for name in FLAGS if name != "threshold" or engine.classes == 1]
+    if engine.mask_classes != checkpoint.mask_classes:
+        names.remove("mask_values")  # they would not fit its classes
+    pairs = [(name, getattr(engine, name), getattr(checkpoint, name)) for name in names]
+    return [f"{FLAGS[n]} {as_typed(new)}" for n, new, old in pairs if new not in (None, old)]
+
+
+def _same_net(
+    directory: Path, model: Path, checkpoint: Checkpoint, spec: ModelSpec, rebuild: str
+) -> Source:
     """Raise UserError unless the checkpoint is a net of this spec."""
-    if model.is_dir() or is_onnx(model):
-        raise UserError(
-            f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
-        )
-    checkpoint = read_checkpoint(model)
     # None is of the weights: what the graph gives, how truth and, where it is unsaid, images were
     # stored.
     depth = checkpoint.spec.bit_depth or spec.bit_depth

@@ -10,6 +10,7 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
+from ..engine.cuda import capability_of, pycuda_lacks
 from ..engine.tensorrt_backend import gpu_of_machine
 from ..engine.tensorrt_flavour import (
     RTX_TARGETS,
@@ -112,7 +113,8 @@ def check_plan_options(backend: str, spec: ModelSpec, options: PlanOptions, devi
     try:
         config = builder.create_builder_config()
         _set_options(trt, config, options)
-        _set_targets(trt, config, logger, options, devices)
+        here = capability_of(0) if devices and not pycuda_lacks() else ""
+        _set_targets(trt, config, logger, options, devices, here)
     except UserError as error:
         raise error.with_traceback(None) from None  # as in plan_from_onnx
 
@@ -144,8 +146,9 @@ def _build_plan(
         for sizes in options.ranges or (range_of_sizes(options.sizes),)
     ]
     cache = _set_options(trt, config, options)
-    targets = _set_targets(trt, config, logger, options, devices)
-    gpu = gpu_of_machine() if devices and not targets else {}
+    gpu = gpu_of_machine() if devices and not options.targets else {}
+    here = gpu.get("capability", "")
+    targets = _set_targets(trt, config, logger, options, devices, here)
     if gpu:
         targets = [gpu["capability"]]
     plan = build_serialized(trt, builder, network, config)
@@ -222,9 +225,12 @@ def _set_options(trt: Any, config: Any, options: PlanOptions) -> TimingCache | N
 
 
 def _set_targets(
-    trt: Any, config: Any, logger: Any, options: PlanOptions, devices: int
+    trt: Any, config: Any, logger: Any, options: PlanOptions, devices: int, here: str
 ) -> list[str]:
-    """Only TensorRT-RTX builds for other GPUs than this machine's; each one is read back."""
+    """Only TensorRT-RTX builds for other GPUs than this machine's; each one is read back.
+
+    here: the capability of this machine's GPU, as far as it is known.
+    """
     targets = options.targets
     if not hasattr(trt, "ComputeCapability"):
         if targets:
@@ -233,22 +239,23 @@ def _set_targets(
             )
         return []
     known = trt.ComputeCapability.__members__
-    if not targets and devices:
+    if not targets and devices and here.upper() not in known:
         return []
-    able = [t for t in RTX_TARGETS if options.precision != "bf16" or t not in WITHOUT_BF16]
-    chosen = list(targets) or [t for t in able if t.upper() in known]
+    without = WITHOUT_BF16 if options.precision == "bf16" else ()
+    able = [t for t in RTX_TARGETS if t not in without]
+    chosen = list(targets) or ([here] if here else [t for t in able if t.upper() in known])
     unknown = [t for t in chosen if t.upper() not in known or not t.startswith("sm")]
     if unknown:
         raise UserError(
             "TensorRT-RTX has no such target", seen=unknown, expected=", ".join(RTX_TARGETS)
         )
-    unable = [t for t in chosen if t not in able]
+    unable = [t for t in chosen if t in without]
     if unable:
         raise UserError(
             "these GPUs do not compute in bf16",
             seen=", ".join(unable),
             expected=", ".join(able),
-            hint="--precision fp16, or without these targets",
+            hint="--precision fp16, or " + ("without these targets" if targets else "--target"),
         )
     config.num_compute_capabilities = len(chosen)
     for index, target in enumerate(chosen):

@@ -164,9 +164,10 @@ class TimingCache:
             if not self._cache.combine(other, False):
                 self._not_kept("another GPU's or version's was written there meanwhile")
                 return None
-        data = bytes(self._cache.serialize())
-        if data == self._empty:
-            raise _lacks(self._trt, "--timing-cache", "a cache that records nothing")
+        data = bytes(self._cache.serialize() or b"")
+        if data in (b"", self._empty):
+            self._not_kept("nothing was measured")
+            return None
         write_atomically(self._path, data)
         return hashlib.sha256(data).hexdigest()
 

@@ -43,6 +43,7 @@ def write_refitted_plan(old: Path, manifest: Manifest, graph: Path) -> None:
             engine = load_plan(old, manifest)
             _refit(trt, logger, engine, graph)
             (graph.parent / manifest.model).write_bytes(_serialize(trt, logger, engine))
+            del engine  # while there is a context to free it in
     finally:
         cuda.close()
 

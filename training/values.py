@@ -86,7 +86,8 @@ def _spec(
         width=options.width,
         bilinear=options.bilinear,
         scale=options.scale,
-        ignore_index=options.ignore_index,
+        # Without values the spec has 0, 1, …: it stands for nothing, and must not clash.
+        ignore_index=options.ignore_index if values else None,
         palette=palette,
         bit_depth=options.bit_depth or (start.bit_depth if start else None),
     )
@@ -104,8 +105,9 @@ def _chosen(options: TrainOptions, start: ModelSpec | None, found: Values) -> tu
         return options.mask_values
     if start is not None and found <= set(start.mask_values):
         return start.mask_values
-    if found and all(isinstance(v, int) and v < count for v in found):
-        return tuple(range(count))
+    numbers = tuple(range(count))
+    if found and found <= set(numbers) and not _ignored(options) & set(numbers):
+        return numbers
     return tuple(sorted(found, key=value_key))
 
 

@@ -172,6 +172,8 @@ class StaleAddress(CudaSlot):
         kernel, old = self._kernel, np.zeros(1 << 16, np.uint8)
 
         class Stale:
+            eager = kernel.eager
+
             def enqueue(
                 self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
             ) -> None:

@@ -6,6 +6,9 @@ were set last, and says False for what its profile does not hold. Run as lazy_ca
 
 from __future__ import annotations
 
+import gc
+import logging
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ import pytest
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import SHAPES, drive, expected, pictures
 from unetrt.contract.errors import UserError
+from unetrt.engine import cuda_graph
 from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot
 from unetrt.engine.tensorrt_backend import PlanKernel
+from unetrt.engine.tensorrt_contexts import Contexts
 
 Session = onnxruntime.InferenceSession
 Shape = tuple[int, ...]
@@ -38,6 +43,8 @@ class Context:
         self.profiler: Any = None
         self.refuses = ""
         self.calls = 0
+        self.capturable = True
+        self.asked = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._profile, self._shapes = index, {}
@@ -69,15 +76,25 @@ class Context:
         return True
 
 
+class RtxContext(Context):
+    """TensorRT-RTX's: it tells whether it can be captured."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert len(self._shapes) == 2, "asked before a shape was set"
+        self.asked += 1
+        return self.capturable
+
+
 class Plan:
     num_optimization_profiles = len(PROFILES)
+    kind = Context
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.contexts: list[Context] = []
 
     def create_execution_context(self) -> Context:
-        self.contexts.append(Context(self))
+        self.contexts.append(self.kind(self))
         return self.contexts[-1]
 
     def get_tensor_profile_shape(self, name: str, index: int) -> tuple[Shape, Shape, Shape]:
@@ -85,14 +102,21 @@ class Plan:
         return least, most, most
 
 
+class RtxPlan(Plan):
+    kind = RtxContext
+
+
 class Logger:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
 
-def plan_slots(device: CudaDevice, session: Session, count: int) -> tuple[Plan, list[CudaSlot]]:
-    plan = Plan(session)
-    kernels = [PlanKernel(plan, Logger(), "model.plan") for _ in range(count)]
+def plan_slots(
+    device: CudaDevice, session: Session, count: int, kind: type[Plan] = Plan
+) -> tuple[Plan, list[CudaSlot]]:
+    plan = kind(session)
+    contexts = Contexts(None, plan, Logger())
+    kernels = [PlanKernel(contexts, "model.plan") for _ in range(count)]
     return plan, [CudaSlot(device, 1, kernel) for kernel in kernels]
 
 
@@ -103,6 +127,48 @@ def test_masks_are_right_over_shapes_and_profiles(device: CudaDevice, session: S
     assert driver.lazy_graph_launches() > 0, "a shape that repeats is replayed"
     for slot in slots:
         slot.close()
+
+
+def test_what_tensorrt_says_can_be_captured_is(device: CudaDevice, session: Session) -> None:
+    plan, (slot,) = plan_slots(device, session, 1, RtxPlan)
+    before = driver.lazy_graph_launches()
+    assert drive([slot], session, 12, seed=13, shapes=(0,)) == 0
+    assert driver.lazy_graph_launches() - before == 11
+    assert plan.contexts[0].asked == 1, "once for a shape"
+    slot.close()
+
+
+def test_what_tensorrt_says_cannot_be_captured_runs_as_it_is_and_says_why_once(
+    device: CudaDevice, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda_graph._say_once.cache_clear()
+    plan, slots = plan_slots(device, session, 2, RtxPlan)
+    before = driver.lazy_graph_launches()
+    with caplog.at_level(logging.WARNING):
+        assert drive(slots[:1], session, 4, seed=14, shapes=(0,)) == 0
+        assert driver.lazy_graph_launches() - before == 3
+        for context in plan.contexts:
+            context.capturable = False
+        assert drive(slots, session, 40, seed=15, shapes=(3, 3, 3, 3, 0, 0, 0, 0)) == 0
+    assert driver.lazy_graph_launches() - before == 3
+    said = [record.message for record in caplog.records if "no CUDA graph" in record.message]
+    assert len(said) == 1
+    assert "plan model.plan cannot be captured" in said[0]
+    for slot in slots:
+        slot.close()
+
+
+def test_a_closed_kernel_holds_neither_context_nor_plan(
+    device: CudaDevice, session: Session
+) -> None:
+    plan, (slot,) = plan_slots(device, session, 1)
+    of_plan, of_context = weakref.ref(plan), weakref.ref(plan.contexts.pop())
+    kernel = slot._kernel
+    slot.close()
+    del plan
+    gc.collect()
+    assert (of_plan(), of_context()) == (None, None)
+    kernel.close()
 
 
 def test_nothing_is_set_anew_for_the_same_shape(device: CudaDevice, session: Session) -> None:

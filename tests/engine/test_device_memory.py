@@ -19,6 +19,9 @@ class Logger:
     [
         "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
         "OutOfMemory (Requested size was 9 bytes.)",
+        "Requested amount of GPU memory (9 bytes) could not be allocated. There may not be enough "
+        "free memory for allocation to succeed.",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     ],
 )
 def test_a_failure_of_memory_is_told_apart_once(message: str) -> None:

@@ -64,6 +64,7 @@ def test_the_stream_and_the_device_are_named_and_fp32_stays_fp32() -> None:
     assert isinstance(options, dict)
     assert int(options["user_compute_stream"]) == 0x7F0012345678
     assert (options["device_id"], options["use_tf32"]) == ("1", "0")
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC", "no search anew for every shape"
 
 
 @no_gpu

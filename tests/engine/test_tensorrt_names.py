@@ -27,6 +27,12 @@ ONLY_RTX = {
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
     "IBuilderConfig.get_compute_capability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache",
+    "IExecutionContext.is_stream_capturable",
 }
 """Asked for by hasattr before they are used."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.spec import ModelSpec
-from unetrt.engine import tensorrt_backend
+from unetrt.engine import probe, tensorrt_backend
 from unetrt.engine.manifest import Manifest
 from unetrt.engine.tensorrt_backend import (
     TensorRtEngine,
@@ -78,7 +78,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: Plan()),
         )
         monkeypatch.setattr(tensorrt_backend, "cuda_devices", lambda: 1)
-        monkeypatch.setattr(tensorrt_backend, "is_installed", lambda _: True)
+        monkeypatch.setattr(tensorrt_backend, "pycuda_lacks", lambda: "")
         monkeypatch.setattr(tensorrt_backend, "capability_of", lambda _: capability)
         monkeypatch.setattr(tensorrt_backend, "CudaDevice", lambda _: gpu)
         monkeypatch.setattr(tensorrt_backend, "import_flavour", lambda _: trt)
@@ -93,6 +93,57 @@ def test_what_a_plan_says_of_its_gpu(machine: Any) -> None:
     gpu = machine("NVIDIA L4", "sm89", 12080)
     assert gpu_of_machine() == {"name": "NVIDIA L4", "driver": "12.8", "capability": "sm89"}
     assert gpu.closed == 1
+
+
+@pytest.mark.parametrize("why", ["pycuda is not installed", "pycuda fails (no libcuda)"])
+def test_a_gpu_that_pycuda_does_not_show_is_no_error(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    machine()
+    monkeypatch.setattr(tensorrt_backend, "pycuda_lacks", lambda: why)
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        assert gpu_of_machine() == {}
+    assert why in caplog.text
+    assert not plan_runs_here(manifest_of())
+
+
+def test_the_device_of_a_build_is_the_gpu_and_its_driver(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan of another GPU, or of another driver, is no answer to a build here."""
+    monkeypatch.setattr(probe, "_probe_gpu", lambda: (True, "1 CUDA devices"))
+    found = []
+    for name, version in (("NVIDIA L4", 13000), ("NVIDIA L40S", 13000), ("NVIDIA L4", 12080)):
+        machine(name, version=version)
+        found.append(probe.describe_device("tensorrt"))
+    assert found[0] == "NVIDIA L4, sm89, driver of CUDA 13.0"
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("fault", ["deserialize", "profiles"])
+def test_a_plan_that_does_not_load_gives_the_device_back(
+    machine: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    gpu = machine()
+
+    def fail(*_: Any) -> Any:
+        raise UserError("no")
+
+    if fault == "deserialize":
+        monkeypatch.setattr(tensorrt_backend, "load_plan", fail)
+    else:
+        monkeypatch.setattr(Plan, "get_tensor_profile_shape", fail)
+    with pytest.raises(UserError, match="no"):
+        TensorRtEngine(directory, manifest_of(), "auto")
+    assert gpu.closed == 1
+
+
+def test_a_hint_to_build_again_does_so(machine: Any) -> None:
+    """Without --rebuild the build would say that the engine is up to date."""
+    machine(capability="sm120")
+    with pytest.raises(UserError) as caught:
+        check_target(Path("engine"), manifest_of(), "auto")
+    assert "-o engine --backend tensorrt --rebuild " in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from unetrt.contract.errors import UserError
-from unetrt.engine.manifest import GATE, GOLDEN, MANIFEST
-from unetrt.export import build
+from unetrt.engine.manifest import GATE, GOLDEN, MANIFEST, REBUILD
+from unetrt.engine.tensorrt_backend import REBUILD_HERE
+from unetrt.export import build, current
 from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.current import request_of_gate
 from unetrt.export.gate import GateOptions
@@ -100,6 +101,19 @@ def test_a_damaged_directory_is_built_again(engine: Path, exported: Export, name
     (engine / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(Written):
         build_engine(exported(), engine, OPTIONS)
+
+
+def test_another_gpu_or_driver_is_another_request(
+    engine: Path, exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(current, "describe_device", lambda _: "NVIDIA L4, sm89, CUDA 13.0")
+    with pytest.raises(Written):
+        build_engine(exported(), engine, OPTIONS)
+
+
+def test_a_hint_to_build_again_names_the_flag_that_does() -> None:
+    assert " --rebuild " in REBUILD
+    assert " --rebuild " in REBUILD_HERE
 
 
 def test_a_changed_picture_is_another_request(

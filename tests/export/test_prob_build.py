@@ -12,12 +12,12 @@ from unetrt.contract.errors import GateError, UserError
 from unetrt.contract.modules import is_installed
 from unetrt.contract.spec import ModelSpec, SpecOverrides
 from unetrt.contract.types import NO_CLASS, U8
+from unetrt.engine.levels import LevelError, mask_from_result
 from unetrt.engine.manifest import GOLDEN, GoldenCase, read_golden, read_manifest
 from unetrt.engine.open import open_engine
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
-from unetrt.export.levels import LevelError, mask_from_result
 from unetrt.export.onnx_export import export_checkpoint
 from unetrt.export.triton import TritonOptions, write_repository
 
@@ -120,14 +120,12 @@ def test_the_mask_that_probabilities_say(
     assert mask_from_result(_planes(*levels), spec).tolist() == [[expected]]
 
 
-def test_levels_and_golden_results_are_compared_as_numbers() -> None:
+def test_levels_are_compared_as_numbers() -> None:
     error = LevelError()
     error.update(_planes(0, 255), _planes(255, 255))
     error.update(_planes(3, 4), _planes(4, 4))
     assert error.result() == 256 / 4
-    case = GoldenCase(np.zeros((2, 2, 1), np.uint8), _planes(0, 255, 7))
-    assert case.size == (1, 1)
-    assert case.equal(_planes(1, 254, 9)) == 2
+    assert GoldenCase(np.zeros((2, 2, 1), np.uint8), _planes(0, 255, 7)).size == (1, 1)
 
 
 def test_predict_writes_what_the_engine_gives(

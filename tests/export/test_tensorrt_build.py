@@ -130,6 +130,36 @@ class TestPlan:
         plan = plan_from_onnx(RTX, path, metadata_from_onnx(path)[0], PLAN, 1)
         assert (plan.gpu, plan.targets) == (gpu, ["sm89"])
 
+    @pytest.mark.parametrize(
+        ("here", "precision", "expected"),
+        [
+            ("sm75", "fp16", ["sm75"]),
+            ("sm89", "bf16", ["sm89"]),
+            ("sm90", "fp16", []),
+            ("", "fp16", []),
+            ("sm75", "bf16", None),
+        ],
+    )
+    def test_the_gpu_of_this_machine_is_a_target_as_others_are(
+        self, here: str, precision: str, expected: list[str] | None
+    ) -> None:
+        """Unset, the configuration's own targets would be built for, and not this GPU."""
+        trt = import_flavour(RTX)
+        logger = shared_logger(trt)
+        builder = trt.Builder(logger)
+        config = builder.create_builder_config()
+        rest = (trt, config, logger, PlanOptions(precision=precision), 1, here)
+        if expected is None:
+            with pytest.raises(UserError, match="do not compute in bf16") as caught:
+                tensorrt_build._set_targets(*rest)
+            assert "without these targets" not in str(caught.value.hint)
+            return
+        before = config.num_compute_capabilities
+        assert tensorrt_build._set_targets(*rest) == expected
+        assert config.num_compute_capabilities == (1 if expected else before)
+        if expected:
+            assert config.get_compute_capability(0).name == here.upper()
+
     def test_a_plan_for_other_gpus_does_not_name_this_one(self, half_plan: Plan) -> None:
         assert half_plan.gpu == {}
 

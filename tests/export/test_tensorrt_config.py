@@ -153,6 +153,17 @@ class TestTimingCache:
         assert path.read_bytes() == written
         assert "stays as it is" in caplog.text
 
+    @pytest.mark.parametrize("found", [b"", b"ada:", None])
+    def test_one_that_records_nothing_costs_no_plan(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, found: bytes | None
+    ) -> None:
+        cache = self.measured(tmp_path / "cache")
+        cache._cache.serialize = lambda: found
+        with caplog.at_level(logging.WARNING, "unetrt"):
+            assert cache.save() is None
+        assert "nothing was measured" in caplog.text
+        assert not (tmp_path / "cache").exists()
+
     def test_a_place_that_cannot_be_written_costs_no_plan(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

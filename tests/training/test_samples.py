@@ -70,6 +70,14 @@ def test_ignored_values_are_no_class(empty_pairs: Folders) -> None:
     assert set(np.unique(data.train[0].full_truth())) == {0, 1, NO_CLASS}
 
 
+def test_an_ignored_value_between_those_of_classes_is_none_of_them(empty_pairs: Folders) -> None:
+    for name in "ab":
+        write_pair(empty_pairs, name, mask_of(0, 1, 2))
+    assert "--classes 3" in message(options_for(empty_pairs, classes=3, ignore_index=1))
+    found = load_training_data(options_for(empty_pairs, classes=2, ignore_index=1), None)
+    assert found.spec.mask_values == (0, 2)
+
+
 def test_colour_masks_train(empty_pairs: Folders) -> None:
     colours = np.array([[0, 0, 0], [200, 10, 10]], np.uint8)
     for name in "ab":

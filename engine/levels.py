@@ -1,6 +1,8 @@
-"""Probabilities as the gate sees them: the masks that they say, and how far off they are."""
+"""Results of two engines side by side: the masks that they say, and probabilities in levels."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,3 +44,19 @@ class LevelError:
 
     def result(self) -> float:
         return self._sum / max(1, self._count)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an engine is off the golden results.
+
+    agreement: share of equal pixels of the masks. level_error: of probabilities, else None.
+    """
+
+    agreement: float
+    level_error: float | None = None
+
+    def to_gate(self) -> dict[str, float]:
+        """What a manifest's gate keeps of it."""
+        levels = {} if self.level_error is None else {"golden_level_error": self.level_error}
+        return {"golden_agreement": self.agreement, **levels}
