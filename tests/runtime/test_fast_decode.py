@@ -149,7 +149,7 @@ def test_an_image_that_the_engine_does_not_take_is_left_to_the_job(
         def full(*_: object) -> U8:
             raise DeviceMemoryError("no memory for this batch")
 
-        monkeypatch.setattr(engine, "run", full)
+        monkeypatch.setattr(engine, "infer", full)
         assert measure_fast_decode(engine, tasks) == []
 
 
