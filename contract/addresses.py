@@ -24,7 +24,7 @@ _PACKAGES = {
 }
 """Kind of address → what brings its store."""
 
-_WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "created")
+_WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """What fsspec's stores call the time at which a file was written."""
 
 
