@@ -24,7 +24,9 @@ def bytes_from_samples(samples: Samples, maximum: int, bit_depth: int | None, na
         maximum = (1 << bit_depth) - 1
         if highest > maximum:
             raise ImageError(
-                f"{name}: values above {bit_depth} bits", seen=f"values up to {highest}"
+                f"{name}: values above {bit_depth} bits",
+                seen=f"values up to {highest}",
+                hint="--bit-depth 16   where the file uses all of its bits",
             )
     elif maximum == 65535 and highest < 4096 and (samples % 257).any():
         depth = max(8, highest.bit_length())

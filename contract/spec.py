@@ -116,8 +116,6 @@ class ModelSpec:
         flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
         ok = all(type(x) is int and 0 <= x <= 255 for x in flat)
         _require(ok, "mask_values", values, "integers, 0 to 255")
-        apart = not self.ignored_values & set(values)
-        _require(apart, "ignore_index", ignored, f"none of its mask_values, {values}")
         depth = self.bit_depth
         _require(depth is None or 8 <= depth <= 16, "bit_depth", depth, "8 to 16")
         entries = all(isinstance(e, tuple) and len(e) == 4 for e in self.palette)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -208,16 +208,16 @@ def golden_difference(engine: Engine, cases: list[GoldenCase]) -> Difference:
 
 def _golden_results(engine: Engine, cases: list[GoldenCase]) -> Iterator[tuple[U8, U8]]:
     """In a slot of the least batch; where graphs are replayed, as a job's batches run too."""
-    with ExitStack() as stack:
-        run = stack.enter_context(engine.running())
-        slot = None if engine.graphs is None else stack.enter_context(closing(engine.slot()))
-        for case in cases:
-            if case.image.shape[2] != engine.spec.channels:
-                yield case.mask, np.full_like(case.mask, NO_CLASS)
-                continue
-            yield case.mask, run(case.image, case.size)
-            if slot is not None:
-                yield from ((case.mask, found) for found in _as_a_job(slot, engine.batch, case))
+    fitting = [case for case in cases if case.image.shape[2] == engine.spec.channels]
+    others = (case for case in cases if case.image.shape[2] != engine.spec.channels)
+    yield from ((case.mask, np.full_like(case.mask, NO_CLASS)) for case in others)
+    with engine.running() as run:
+        yield from ((case.mask, run(case.image, case.size)) for case in fitting)
+    if engine.graphs is None:
+        return
+    with closing(engine.slot()) as slot:
+        for case in fitting:
+            yield from ((case.mask, found) for found in _as_a_job(slot, engine.batch, case))
 
 
 def _as_a_job(slot: Slot, batch: int, case: GoldenCase) -> Iterator[U8]:

@@ -156,15 +156,21 @@ class Cluster(Closing):
                     row = puller.next()
                 if row is None:
                     return
-                outcome = WAIT if row is WAIT else unpacked(row[ROW])
-                if isinstance(outcome, UserError):
-                    raise outcome
-                if outcome is not WAIT:
-                    yield outcome
+                if row is not WAIT:
+                    yield self._checked(unpacked(row[ROW]))
+            for row in puller.held():  # their masks are in place
+                yield self._checked(unpacked(row[ROW]))
         finally:
             if not puller.end():  # it waits for a row that may take long
                 self.close()
             remove_temporaries_of({path for task in tasks for path in task.files})
+
+    @staticmethod
+    def _checked(outcome: Any) -> Outcome:
+        if isinstance(outcome, UserError):
+            raise outcome
+        found: Outcome = outcome
+        return found
 
     @contextmanager
     def _ray_errors(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,35 @@ def owners_in(path: Path) -> dict[str, str]:
     return found
 
 
-def image_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal that are about an image, their fields checked. UserError: damaged."""
+@dataclass
+class Plans:
+    """What all plans of a journal name together. whole: there is one, and the last has its end."""
+
+    images: dict[str, None] = field(default_factory=dict)
+    whole: bool = False
+    _count: int = 0
+
+    def add(self, part: Any, start: object, of: object) -> bool:
+        """False for what is no part of a plan."""
+        self._count = 0 if start == 0 else self._count
+        if not isinstance(part, list) or self._count != start:
+            return False
+        self._count += len(part)
+        self.images |= dict.fromkeys(part)
+        self.whole = self._count == of
+        return True
+
+
+def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a journal that are about an image, their fields checked. UserError: damaged.
+
+    plans: takes what the lines between them say.
+    """
     for number, (start, entry) in enumerate(read_lines(path), 1):
+        if "planned" in entry and plans is not None:
+            told = plans.add(entry["planned"], entry.get("from"), entry.get("of"))
+            if not told:
+                raise damaged(path, number, "a plan without its beginning")
         if start == 0 or "planned" in entry or "former" in entry:
             continue
         kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})

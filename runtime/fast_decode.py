@@ -7,6 +7,8 @@ sees differs a little, and what that does to the masks depends on the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 
 import numpy as np
 
@@ -61,19 +63,23 @@ def measure_fast_decode(engine: Engine, tasks: Sequence[Task]) -> list[float]:
     """The share of equal pixels of up to CHECKED images that come reduced, each with its own."""
     found: list[float] = []
     spread = tasks[:: max(1, len(tasks) // LOOKED_AT)]
-    with engine.running() as run:
-        for task in (task for first in range(4) for task in spread[first::4]):
-            try:
-                pair = _both_inputs(task, engine.spec)
-                if pair is None or engine.refusal(pair[0].shape[:2], pair[2]) is not None:
-                    continue
-                whole, reduced, size = pair
-                found.append(float(np.mean(run(whole, size) == run(reduced, size))))
-            except (ImageError, DeviceMemoryError, MemoryError):
-                continue  # the job itself will say so
-            if len(found) == CHECKED:
-                break
+    tried = (_pair(engine, task) for first in range(4) for task in spread[first::4])
+    pairs = list(islice(filter(None, tried), CHECKED))
+    if not pairs:
+        return found
+    with suppress(DeviceMemoryError, MemoryError), engine.running() as run:
+        for whole, reduced, size in pairs:
+            found.append(float(np.mean(run(whole, size) == run(reduced, size))))
     return found
+
+
+def _pair(engine: Engine, task: Task) -> tuple[U8, U8, Size] | None:
+    """As _both_inputs, of an image that the engine takes; the job itself says what is wrong."""
+    with suppress(ImageError, MemoryError):
+        pair = _both_inputs(task, engine.spec)
+        if pair is not None and engine.refusal(pair[0].shape[:2], pair[2]) is None:
+            return pair
+    return None
 
 
 def _both_inputs(task: Task, spec: ModelSpec) -> tuple[U8, U8, Size] | None:

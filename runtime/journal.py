@@ -16,7 +16,7 @@ from ..contract.addresses import is_address
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from .address_plan import plans_below, read_plan
-from .entries import first_of, former_in, image_entries, owners_in, planned_images
+from .entries import Plans, first_of, former_in, image_entries, owners_in, planned_images
 from .inputs import real_folder
 from .lines import JsonLines, in_use, locked
 from .plan import Task, require_inside
@@ -152,15 +152,16 @@ class Journal(Closing):
             self._check_foreign(tasks)
             refuse_foreign([path for path in (whole,) if path is not None and _is_here(path)])
         self._append()
-        self._record_plan([self._source(task) for task in tasks])
         done: dict[str, _Done] = {}
-        for entry in image_entries(self._lines.path):
+        plans = Plans()
+        for entry in image_entries(self._lines.path, plans):
             source, output = entry["input"], entry["output"]
             done.pop(source, None)
             if entry["status"] == "done":
                 done[source] = _Done(output, (entry["size"], entry["mtime_ns"]))
                 if output is not None:
                     self._owners[output] = source
+        self._record_plan([self._source(task) for task in tasks], plans)
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
         self._check_owners(left)
         return left
@@ -181,9 +182,15 @@ class Journal(Closing):
         """Raise UserError where the journal has been removed while the job ran."""
         self._lines.require_in_place()
 
-    def _record_plan(self, sources: list[str]) -> None:
-        if planned_images(self._lines.path) == sources:
-            return
+    def _record_plan(self, sources: list[str], plans: Plans) -> None:
+        """A shard's is the last one; all those of a whole job count: each image is named once."""
+        if self._lines.path.name != NAME:
+            if planned_images(self._lines.path) == sources:
+                return
+        elif plans.whole:
+            sources = [source for source in sources if source not in plans.images]
+            if not sources:
+                return
         for start in range(0, max(1, len(sources)), _LINE):
             part = sources[start : start + _LINE]
             self._append({"planned": part, "from": start, "of": len(sources)})
@@ -253,7 +260,10 @@ class Journal(Closing):
 def _begins(path: Path, header: dict[str, Any]) -> bool:
     """Whether it is a journal of this job; a damaged one is not."""
     with suppress(UserError):
-        return first_of(path) == header
+        first = first_of(path)
+        if first is not None:
+            check_same(first, header, path)
+            return True
     return False
 
 
@@ -327,9 +337,8 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) 
 def _flat(header: dict[str, Any]) -> dict[str, Any]:
     spec = header.get("spec")
     fields = spec if isinstance(spec, dict) else {"spec": spec}
-    flat = {name: value for name, value in header.items() if name != "spec"}
-    # bit_depth is what was asked for and what the model says: one must not hide the other.
-    return flat | {f"spec {name}" if name in flat else name: fields[name] for name in fields}
+    # The header's bit_depth is the one that images are read with, the spec's only the usual one.
+    return fields | {name: value for name, value in header.items() if name != "spec"}
 
 
 def _short(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -12,7 +12,7 @@ from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
-from .entries import first_of, image_entries, planned_images
+from .entries import Plans, first_of, image_entries, planned_images
 from .journal import FOLDER, check_same, is_written
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 
@@ -177,14 +177,18 @@ def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> bool:
 
 
 def _add_journal(journal: _Found, merged: Merged) -> bool:
+    plans = Plans()
     last = {
         entry["input"]: (entry["status"], entry["output"], entry.get("reason", ""))
-        for entry in image_entries(journal.path)  # without the mask that an rle job records in it
+        for entry in image_entries(journal.path, plans)  # without the mask of an rle job's entry
     }
-    planned = planned_images(journal.path)
-    if planned is None and last and journal.path.name == WHOLE_JOURNAL:
-        merged.unplanned.append(str(journal.path))
-        planned = list(last)
+    planned: Collection[str] | None
+    if journal.path.name == WHOLE_JOURNAL:
+        planned = (plans.images | dict.fromkeys(last)) or None
+        if planned and not plans.whole:
+            merged.unplanned.append(str(journal.path))
+    else:
+        planned = planned_images(journal.path)
     if planned is None:
         return False
     merged.planned += len(planned)

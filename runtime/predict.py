@@ -109,7 +109,7 @@ def _must_match(opened: Opened, options: PredictOptions) -> dict[str, Any]:
         "backend": opened.backend,
         "precision": opened.precision,
         "format": options.format,
-        "bit_depth": options.bit_depth,
+        "bit_depth": opened.spec.depth(options.bit_depth),
         "fast_decode": options.fast_decode,
         "spec": asdict(opened.spec),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -55,6 +56,14 @@ class Puller:
         if isinstance(row, Exception):
             raise row
         return row
+
+    def held(self) -> Iterator[Any]:
+        """Rows that have come and were not taken."""
+        with suppress(queue.Empty):
+            while True:
+                row = self._found.get_nowait()
+                if row is not None and not isinstance(row, Exception):
+                    yield row
 
     def end(self) -> bool:
         """Take no more rows, which ends what still runs; False where it still waits for one."""

@@ -125,8 +125,11 @@ def require_same_data(data: TrainingData, resumed: Checkpoint) -> None:
         sums = data_checksums(data)
         told = zip(names, sums, resumed.resume.get("checksums", sums), strict=True)
         other = [f"{name} has other pixels" for name, now, then in told if now != then]
-    # What the palettes look like was not always kept, and changes no class.
-    same = replace(data.spec, palette=resumed.spec.palette) == resumed.spec
+    # Neither was always kept: what the palettes look like changes no class, and the bit depth
+    # shows in the checksums.
+    depth = resumed.spec.bit_depth or data.spec.bit_depth
+    before_them = replace(resumed.spec, bit_depth=depth)
+    same = replace(data.spec, palette=resumed.spec.palette) == before_them
     if same and names == before and not other:
         return
     raise UserError(

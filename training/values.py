@@ -103,10 +103,12 @@ def _chosen(options: TrainOptions, start: ModelSpec | None, found: Values) -> tu
     count = max(2, options.classes)
     if options.mask_values:
         return options.mask_values
-    if start is not None and found <= set(start.mask_values):
+    ignored = _ignored(options)
+    kept = set(start.mask_values) if start is not None else set()
+    if start is not None and found <= kept and not ignored & kept:
         return start.mask_values
     numbers = tuple(range(count))
-    if found and found <= set(numbers) and not _ignored(options) & set(numbers):
+    if found and found <= set(numbers) and not ignored & set(numbers):
         return numbers
     return tuple(sorted(found, key=value_key))
 

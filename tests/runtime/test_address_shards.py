@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def write_flat(folder: Path, value: int) -> list[Path]:
 def masks_in(store: Any) -> dict[str, bytes]:
     names = [name for name in store.find("/shared/masks") if "/.unetrt/" not in name]
     return {name: store.cat_file(name) for name in names}
+
+
+def test_a_job_begun_before_the_spec_had_a_field_is_merged(
+    job: Job, store: Any, tmp_path: Path
+) -> None:
+    """What is missing in its header is what is usual: its plans are of the job that lies there."""
+    write_flat(tmp_path / "in", 1)
+    job(shard=Shard(1, 2))
+    header = json.loads(store.cat_file(JOB))
+    store.rm("/shared/masks/.unetrt", recursive=True)
+    for name in masks_in(store):
+        store.rm(name)
+    del header["spec"]["bit_depth"]
+    store.pipe_file(JOB, json.dumps(header).encode())
+    done = sum(job(shard=Shard(index, 2)).done for index in (1, 2))
+    merged = merge_journals([OUT])
+    assert (merged.planned, merged.done, merged.complete) == (done, done, True)
 
 
 def test_masks_of_another_folder_in_another_shard_are_not_this_ones(
@@ -182,7 +200,8 @@ def test_a_plan_of_an_older_version_goes_by_the_times(job: Job, store: Any, tmp_
     plan = json.loads(gzip.decompress(store.cat_file(path)))
     old = {name: plan[name] for name in ("images", "others", "failed")}
     store.pipe(path, gzip.compress(json.dumps(old).encode()))
-    os.utime(sources[0])
+    later = time.time() + 5  # a file system's clock goes in ticks of some milliseconds
+    os.utime(sources[0], (later, later))
     assert counts(job()) == (1, 0, PICTURES - 1)
     assert merge_journals([OUT]).complete
 

@@ -294,6 +294,31 @@ def test_a_journal_of_an_older_version_does_not_say_what_was_planned(
     assert merge_journals([tmp_path / "out"]).complete
 
 
+def test_a_folder_that_grows_names_each_image_once(job: Job, tmp_path: Path) -> None:
+    """As a camera fills it, and a timer runs the same command."""
+    for day in range(4):
+        write_pictures(tmp_path / "in" / str(day), 3)
+        assert counts(job(None)) == (3, 0, 3 * day)
+    lines = (tmp_path / "out" / FOLDER / "journal.jsonl").read_text().splitlines()
+    plans = [json.loads(line)["planned"] for line in lines if "planned" in line]
+    assert [len(plan) for plan in plans] == [3, 3, 3, 3]
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=12, done=12)
+
+
+def test_a_job_that_was_given_other_images_is_merged_with_all_of_them(
+    job: Job, tmp_path: Path
+) -> None:
+    sources = write_pictures(tmp_path / "in", 4)
+    sources[0].write_text("no image")
+    job(None)
+    for source in sources:
+        source.unlink()
+    write_pictures(tmp_path / "in" / "new", 2)
+    job(None)
+    merged = merge_journals([tmp_path / "out"])
+    assert (merged.planned, merged.done, merged.failed) == (6, 5, 1)
+
+
 def test_one_shard_of_one_beside_the_whole_job(job: Job, tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", 20)
     assert job(None, stop_after=1).left > 0
