@@ -58,7 +58,8 @@ class Puller:
         return row
 
     def held(self) -> Iterator[Any]:
-        """Rows that have come and were not taken."""
+        """Rows that have come and were not taken; none is fetched meanwhile, or it never ended."""
+        self._ended.set()
         with suppress(queue.Empty):
             while True:
                 row = self._found.get_nowait()

@@ -124,3 +124,25 @@ def test_an_error_of_the_engine_travels_as_a_row(
     assert outcome == lost
     assert isinstance(error, UserError)
     assert (error.message, error.seen) == ("the device has failed", "700")
+
+
+def test_what_has_come_is_kept_at_a_stop_and_no_more_is_taken() -> None:
+    """Rows without an end, as of a job that is far from its own."""
+
+    class Endless:
+        taken = 0
+
+        def iter_rows(self) -> Iterator[int]:
+            while True:
+                self.taken += 1
+                yield self.taken
+
+    rows = Endless()
+    puller = Puller(rows)
+    while rows.taken <= AHEAD:  # one more waits for its place
+        time.sleep(0.01)
+    assert puller.next() == 1
+    held = list(puller.held())
+    assert held[: AHEAD - 1] == list(range(2, AHEAD + 1))
+    assert len(held) <= AHEAD + 1
+    assert puller.end()
