@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.trace import NoTrace, Spans
+from ..engine.base import Span
+from ..runtime.trace import NoTrace
 
 START = "start threads and slots"
 LOAD = "wait for loaded images"
@@ -116,7 +117,9 @@ class StageClock(NoTrace):
                 self.seconds[name] += spent
                 self.cpu[name] += computed
 
-    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
+    def note(
+        self, name: str, slot: int, start: int, device: Sequence[Span] = (), **arguments: Any
+    ) -> None:
         """Of a batch that has landed; from the main thread."""
         self.ran += arguments["of"]
 

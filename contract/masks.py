@@ -167,7 +167,8 @@ def _from_colours(pixels: MaskPixels, spec: ModelSpec) -> U8:
         colours = np.vstack([colours, np.full((1, 3), spec.ignore_index, np.uint8)])
         indices = np.append(indices, np.uint8(NO_CLASS))
     known = _packed(colours)
-    order = np.argsort(known)
+    # The ignored colour comes last: of equal colours, the later one in the sorted order is taken.
+    order = np.argsort(known, kind="stable")
     packed = _packed(pixels)
     places = np.searchsorted(known[order], packed, side="right") - 1
     found = np.where(known[order][places] == packed, indices[order][places], _UNKNOWN)

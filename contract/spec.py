@@ -140,12 +140,6 @@ class ModelSpec:
     def rgb_masks(self) -> bool:
         return isinstance(self.mask_values[0], tuple)
 
-    @property
-    def ignored_values(self) -> set[MaskValue]:
-        """What ignore_index is in a mask: the value, or the grey of it among colours."""
-        value = self.ignore_index
-        return set() if value is None else {value, (value,) * 3}
-
     def input_size(self, size: Size) -> Size:
         """Give the network's input size for an image of `size`, truncated as the reference does."""
         height, width = size
@@ -191,9 +185,13 @@ def _require(ok: bool, field: str, seen: object, expected: object) -> None:
         raise UserError(f"the model spec's {field} is wrong", seen=seen, expected=expected)
 
 
+def ignored_values(ignore_index: int | None) -> frozenset[MaskValue]:
+    """What it is in a mask: the value, or the grey of it among colours."""
+    return frozenset(() if ignore_index is None else (ignore_index, (ignore_index,) * 3))
+
+
 def _check_apart(values: tuple[MaskValue, ...], spec: ModelSpec) -> None:
-    ignored = spec.ignored_values & set(values)
-    if ignored:
+    if ignored_values(spec.ignore_index) & set(values):
         texts = [":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
         raise UserError(
             "--mask-values names the value that the model ignores",

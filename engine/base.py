@@ -19,6 +19,9 @@ from ..contract.types import U8, Size
 Run: TypeAlias = Callable[[U8, Size], U8]
 """One network input (h, w, C) and the size (H, W) of its mask → the mask."""
 
+Span: TypeAlias = tuple[str, int, int]
+"""What was done, its start and its end in time.perf_counter_ns()."""
+
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
@@ -79,10 +82,10 @@ class Slot(ABC):
     def masks(self) -> U8:
         """Wait for this slot alone. uint8 (n, H, W), valid until the next submit."""
 
-    def spans(self) -> list[tuple[str, int, int]]:
-        """(name, start, end) of what a device did for the batch whose masks have come.
+    def spans(self) -> list[Span]:
+        """What a device did for the batch whose masks have come.
 
-        In time.perf_counter_ns(); nothing unless the engine is `timed` and the device has a clock.
+        Nothing unless the engine is `timed` and the device has a clock.
         """
         return []
 

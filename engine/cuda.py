@@ -15,10 +15,10 @@ import numpy as np
 from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.modules import import_module, is_installed
 from ..contract.types import U8, Size
-from .base import Slot
+from .base import Slot, Span
 from .cuda_buffers import DeviceBuffer, PinnedBuffer
 from .cuda_graph import Replay
-from .cuda_spans import DeviceClock, Laps, Span
+from .cuda_spans import DeviceClock, Laps
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: no waits for the legacy stream, which others in the process use.

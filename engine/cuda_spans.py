@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-Span = tuple[str, int, int]
-"""What was done, its start and its end in time.perf_counter_ns()."""
+from .base import Span
 
 PARTS = ("copy in", "compute", "copy out")
 

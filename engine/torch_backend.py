@@ -154,10 +154,12 @@ def torch_engine_from_checkpoint(
 @cache
 def _has_pycuda() -> bool:
     """Without it PyTorch runs on the GPU all the same, its copies in turn with the network."""
-    why = pycuda_lacks() if is_installed("pycuda") else ""
+    if not is_installed("pycuda"):
+        return False
+    why = pycuda_lacks()
     if why:
         log.warning("%s: copies to and from the GPU do not overlap with the network", why)
-    return is_installed("pycuda") and not why
+    return not why
 
 
 def _choose_device(device: str) -> str:

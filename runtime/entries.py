@@ -47,20 +47,23 @@ def owners_in(path: Path) -> dict[str, str]:
 
 @dataclass
 class Plans:
-    """What all plans of a journal name together. whole: there is one, and the last has its end."""
+    """What a journal's plans name: images, all of them together; last, the last one.
+
+    whole: there is one, and the last has its end.
+    """
 
     images: dict[str, None] = field(default_factory=dict)
+    last: list[str] = field(default_factory=list)
     whole: bool = False
-    _count: int = 0
 
     def add(self, part: Any, start: object, of: object) -> bool:
         """False for what is no part of a plan."""
-        self._count = 0 if start == 0 else self._count
-        if not isinstance(part, list) or self._count != start:
+        self.last = [] if start == 0 else self.last
+        if not isinstance(part, list) or len(self.last) != start:
             return False
-        self._count += len(part)
+        self.last += part
         self.images |= dict.fromkeys(part)
-        self.whole = self._count == of
+        self.whole = len(self.last) == of
         return True
 
 
@@ -81,18 +84,3 @@ def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, 
             if not isinstance(entry.get(name, ...), kind):
                 raise damaged(path, number, f"no {name}")
         yield entry
-
-
-def planned_images(path: Path) -> list[str] | None:
-    """The images that the last plan in a journal names; None where there is no whole plan."""
-    found: list[str] | None = None
-    of = 0
-    for number, (_, entry) in enumerate(read_lines(path), 1):
-        if "planned" not in entry:
-            continue
-        part, start, of = entry["planned"], entry.get("from"), entry.get("of", -1)
-        found = [] if start == 0 else found
-        if not isinstance(part, list) or found is None or len(found) != start:
-            raise damaged(path, number, "a plan without its beginning")
-        found += part
-    return found if found is None or len(found) == of else None

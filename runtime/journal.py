@@ -16,7 +16,7 @@ from ..contract.addresses import is_address
 from ..contract.closing import Closing
 from ..contract.errors import UserError
 from .address_plan import plans_below, read_plan
-from .entries import Plans, first_of, former_in, image_entries, owners_in, planned_images
+from .entries import Plans, first_of, former_in, image_entries, owners_in
 from .inputs import real_folder
 from .lines import JsonLines, in_use, locked
 from .plan import Task, require_inside
@@ -184,13 +184,12 @@ class Journal(Closing):
 
     def _record_plan(self, sources: list[str], plans: Plans) -> None:
         """A shard's is the last one; all those of a whole job count: each image is named once."""
-        if self._lines.path.name != NAME:
-            if planned_images(self._lines.path) == sources:
-                return
-        elif plans.whole:
+        if plans.whole and self._lines.path.name == NAME:
             sources = [source for source in sources if source not in plans.images]
             if not sources:
                 return
+        elif plans.whole and plans.last == sources:
+            return
         for start in range(0, max(1, len(sources)), _LINE):
             part = sources[start : start + _LINE]
             self._append({"planned": part, "from": start, "of": len(sources)})

@@ -12,7 +12,7 @@ from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
-from .entries import Plans, first_of, image_entries, planned_images
+from .entries import Plans, first_of, image_entries
 from .journal import FOLDER, check_same, is_written
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 
@@ -188,7 +188,7 @@ def _add_journal(journal: _Found, merged: Merged) -> bool:
         if planned and not plans.whole:
             merged.unplanned.append(str(journal.path))
     else:
-        planned = planned_images(journal.path)
+        planned = plans.last if plans.whole else None
     if planned is None:
         return False
     merged.planned += len(planned)

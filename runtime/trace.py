@@ -17,6 +17,7 @@ from typing import Any
 
 from ..contract.files import atomic_path
 from ..contract.log import log
+from ..engine.base import Span
 
 MOST_EVENTS = 200_000
 """Spans kept, the first ones: some 20,000 images, 70 MB of memory. A longer job is cut there."""
@@ -26,9 +27,6 @@ SLOT_ROWS = 1_000_000
 
 DEVICE_ROWS = 2_000_000
 """Rows of what the device did for a slot, by its own clock."""
-
-Spans = Sequence[tuple[str, int, int]]
-"""Name, start and end of each, in time.perf_counter_ns()."""
 
 
 class NoTrace:
@@ -41,7 +39,9 @@ class NoTrace:
         del name, arguments
         return nullcontext()
 
-    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
+    def note(
+        self, name: str, slot: int, start: int, device: Sequence[Span] = (), **arguments: Any
+    ) -> None:
         """Note a span of a slot that began at `start`, in time.perf_counter_ns(), and ends now.
 
         device: what the device did for it meanwhile, on a row of its own.
@@ -74,7 +74,9 @@ class Trace(NoTrace):
         finally:
             self._add(name, self._thread_row(), start, arguments)
 
-    def note(self, name: str, slot: int, start: int, device: Spans = (), **arguments: Any) -> None:
+    def note(
+        self, name: str, slot: int, start: int, device: Sequence[Span] = (), **arguments: Any
+    ) -> None:
         self._rows.setdefault(SLOT_ROWS + slot, f"slot {slot}")
         self._add(name, SLOT_ROWS + slot, start, arguments)
         for part, begin, end in device:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..contract.errors import UserError
-from ..contract.spec import MAX_CHANNELS, MaskValue
+from ..contract.spec import MAX_CHANNELS, MaskValue, ignored_values
 from ..contract.types import NO_CLASS
 
 Optimizer = Literal["rmsprop", "adamw"]
@@ -151,7 +151,7 @@ class TrainOptions:
         expected = f"{count} that differ, 0 to 255, or all of them R:G:B"
         _require(not values or whole, "--mask-values", values_text(values), expected)
         ignored = self.ignore_index
-        apart = ignored is None or not {ignored, (ignored,) * 3} & set(values)
+        apart = not ignored_values(ignored) & set(values)
         expected = f"none of --mask-values {values_text(values)}: it is of no class"
         _require(apart, "--ignore-index", ignored, expected)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contract.masks import JPEG_HINT, StoredMask, is_jpeg
-from ..contract.spec import MaskValue, ModelSpec
+from ..contract.spec import MaskValue, ModelSpec, ignored_values
 from ..contract.types import NO_CLASS
 from .mask_files import Counts, MaskFile, MaskSet, Values, read_mask_set
 from .options import TrainOptions, values_text
@@ -57,7 +57,7 @@ def spec_from_masks(
     """
     wanted = options.mask_values or (start.mask_values if start else ())
     masks = read_mask_set([*train, *validation], frozenset(wanted), room)
-    ignored = _ignored(options)
+    ignored = ignored_values(options.ignore_index)
     values = _chosen(options, start, masks.values() - ignored)
     known = len(values) == max(2, options.classes)
     problems = list(masks.problems)
@@ -93,17 +93,12 @@ def _spec(
     )
 
 
-def _ignored(options: TrainOptions) -> Values:
-    value = options.ignore_index
-    return frozenset(() if value is None else (value, (value,) * 3))
-
-
 def _chosen(options: TrainOptions, start: ModelSpec | None, found: Values) -> tuple[MaskValue, ...]:
     """Those that were named; those of the start; the numbers of the classes; else those found."""
     count = max(2, options.classes)
     if options.mask_values:
         return options.mask_values
-    ignored = _ignored(options)
+    ignored = ignored_values(options.ignore_index)
     kept = set(start.mask_values) if start is not None else set()
     if start is not None and found <= kept and not ignored & kept:
         return start.mask_values

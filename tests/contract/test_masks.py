@@ -159,6 +159,8 @@ def test_ignored_values_are_no_class() -> None:
     spec = ModelSpec(classes=4, mask_values=(0, 7, 100, 255), ignore_index=9)
     pixels = np.array([[0, 9, 255]], np.uint8)
     assert class_indices(pixels, spec).tolist() == [[0, NO_CLASS, 3]]
+    overlapping = ModelSpec(classes=4, ignore_index=2)
+    assert class_indices(VALUES, overlapping).tolist() == [[0, 1, NO_CLASS], [3, NO_CLASS, 1]]
 
 
 @pytest.mark.parametrize("ignored", [5, 200])
@@ -166,6 +168,12 @@ def test_ignored_colours_are_greys(ignored: int) -> None:
     spec = ModelSpec(classes=4, mask_values=COLOURS, ignore_index=ignored)
     pixels = np.array([[(0, 0, 0), (ignored,) * 3, (9, 9, 9)]], np.uint8)
     assert class_indices(pixels, spec).tolist() == [[0, NO_CLASS, 3]]
+
+
+def test_a_colour_that_is_ignored_too_is_no_class() -> None:
+    spec = ModelSpec(classes=4, mask_values=COLOURS, ignore_index=9)
+    pixels = np.array([[(0, 0, 0), (9, 9, 9)]], np.uint8)
+    assert class_indices(pixels, spec).tolist() == [[0, NO_CLASS]]
 
 
 def test_greys_in_three_channels_match_integers() -> None:

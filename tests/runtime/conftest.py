@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +39,15 @@ class ThresholdEngine(HostEngine):
 @pytest.fixture
 def threshold_engine() -> type[ThresholdEngine]:
     return ThresholdEngine
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """fsspec's store in memory, empty before and after."""
+    found = fsspec.filesystem("memory")
+    found.store.clear()
+    yield found
+    found.store.clear()
 
 
 def torch_engine(checkpoint: Checkpoint, batch: int = 1) -> TorchEngine:

@@ -6,11 +6,10 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from tests.runtime.conftest import ThresholdEngine, write_picture
@@ -29,14 +28,6 @@ OUT = path_from_text("memory://shared/masks")
 JOB = "/shared/masks/.unetrt/job.json"
 PICTURES = 6
 Job = Callable[..., Summary]
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from tests.conftest import steel
@@ -28,14 +27,6 @@ from unetrt.runtime.shards import Shard, tasks_of_shard
 
 PICTURES = 12
 OUT = "memory://out/masks"
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    yield found
-    found.store.clear()
 
 
 @pytest.fixture(scope="module")
