@@ -17,6 +17,9 @@ QUEUED = 4
 A stream takes about a thousand launches before it holds the host back: seconds of large products.
 """
 
+WARM_UP = 0.1
+"""Part of the seconds that the network alone runs untimed: the device has just run with copies."""
+
 
 def cuda_slots(slots: FilledSlots) -> list[CudaSlot]:
     """Its slots when they are all on CUDA streams of their own; else none."""
@@ -29,21 +32,21 @@ def copies_rate(slots: FilledSlots, seconds: float) -> float:
     return _timed_rate(cuda_slots(slots), slots.turn, slots.drain, seconds)
 
 
-def network_rates(engine: Engine, batch: Batch, slots: int, seconds: float, n: int) -> list[float]:
-    """Images a second of the network alone, `n` repeats; none where slots are not on CUDA streams.
+def network_rate(engine: Engine, batch: Batch, slots: int, seconds: float) -> float | None:
+    """Images a second of the network alone; None where slots are not on CUDA streams.
 
     The batch lies on the device, masks stay there.
     """
     with FilledSlots(engine, batch, slots) as filled:
         streams = cuda_slots(filled)
         if not streams:
-            return []
+            return None
         for _ in streams:
             filled.turn()
         filled.drain()
         alone = _NetworkAlone(streams, len(batch.images))
-        _timed_rate(streams, alone.turn, alone.drain, seconds)  # warms up
-        return [_timed_rate(streams, alone.turn, alone.drain, seconds) for _ in range(n)]
+        _timed_rate(streams, alone.turn, alone.drain, WARM_UP * seconds)
+        return _timed_rate(streams, alone.turn, alone.drain, seconds)
 
 
 def _timed_rate(

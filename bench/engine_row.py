@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..contract.resize import network_input
@@ -15,16 +14,16 @@ from ..runtime.journal import JournalOptions
 from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, predict_masks
-from .cuda_clock import copies_rate, cuda_slots, network_rates
+from .engine_clock import EngineClock
 from .file_passes import clear_outputs, output_folder, time_passes
 from .filled import Batch, FilledSlots, commonest_batch
 from .flops import count_flops
 from .job import RowJob, RowResult
 from .machine import peak_host_bytes
-from .measure import Latency, WarmUp, latency, rate, warm_up
 from .nvml import watch_device
 from .profilers import profile_layers
-from .timed_pass import require_all_done, time_stages
+from .stages import stage_table
+from .timed_pass import require_all_done, timed_pass
 
 
 def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
@@ -39,13 +38,18 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
     first = _first_seconds(engine, batch)
     tasks, options = _tasks(job), _options(job)
     sizes = _task_of_each_size(engine, tasks, job)
+    clock = EngineClock(engine, batch, slots, job)
     with watch_device(engine.device) as watch:
         clear_outputs(job)
         _predict(engine, _warm_up_tasks(engine, tasks, sizes), options)
-        rates = _engine_rates(engine, batch, slots, job)
-        files = time_passes(lambda: _predict(engine, tasks, options), job)
+        warm = clock.warm_up()
+        files = time_passes(lambda: _predict(engine, tasks, options), job, clock.measure)
+        while len(clock.with_copies) < job.repeats:
+            clock.measure()
     clear_outputs(job)
-    stages = time_stages(engine, tasks, options, statistics.median(rates.with_copies))
+    timed = timed_pass(engine, tasks, options)
+    clock.measure()
+    stages = stage_table(timed, statistics.mean(clock.with_copies[-2:]))
     return RowResult(
         name=job.name,
         label=engine.label,
@@ -58,11 +62,12 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         flops=count_flops(engine.spec, batch.input_size),
         open_seconds=opened,
         first_seconds=first,
-        warm_up=rates.warm_up,
-        engine_only=rates.engine_only,
-        with_copies=rates.with_copies,
+        warm_up=warm,
+        engine_only=clock.engine_only,
+        with_copies=clock.with_copies,
         files_to_files=files.rates,
-        latency=rates.latency,
+        of_engine=clock.shares(files.rates),
+        latency=clock.latency(),
         stages=stages,
         host_bytes=peak_host_bytes(),
         layers=profile_layers(engine, batch, job.seconds) if job.layers else None,
@@ -90,35 +95,6 @@ def _options(job: RowJob) -> PredictOptions:
     model = digest_from_model(Path(job.model))
     journal = JournalOptions(output_dir=output_folder(job), model=model)
     return PredictOptions(pipeline=pipeline, bit_depth=job.bit_depth, journal=journal)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rates:
-    """Of the repeats."""
-
-    warm_up: WarmUp
-    engine_only: list[float]
-    with_copies: list[float]
-    latency: Latency
-
-
-def _engine_rates(engine: Engine, batch: Batch, count: int, job: RowJob) -> _Rates:
-    """On CUDA streams by their events, drained; elsewhere by the clock."""
-    with FilledSlots(engine, batch, count) as slots:
-        measure = copies_rate if cuda_slots(slots) else _clocked_rate
-        warm = warm_up(slots.turn, job.seconds)
-        rates = [measure(slots, job.seconds) for _ in range(job.repeats)]
-    if engine.device == "cpu":
-        alone = rates
-    else:
-        alone = network_rates(engine, batch, count, job.seconds, job.repeats)
-    with FilledSlots(engine, batch, 1) as slots:
-        one = latency(slots.once, job.seconds)
-    return _Rates(warm_up=warm, engine_only=alone, with_copies=rates, latency=one)
-
-
-def _clocked_rate(slots: FilledSlots, seconds: float) -> float:
-    return rate(slots.turn, seconds)
 
 
 def _predict(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> None:

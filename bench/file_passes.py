@@ -25,14 +25,22 @@ class FilePasses:
     others: float | None = None
 
 
-def time_passes(predict: Callable[[], None], job: RowJob) -> FilePasses:
+def _nothing() -> None:
+    pass
+
+
+def time_passes(
+    predict: Callable[[], None], job: RowJob, between: Callable[[], None] = _nothing
+) -> FilePasses:
     """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow.
 
     Each writes into a folder without masks, as a first run does; to empty it is not timed.
+    between: called before the first pass and after each, untimed.
     """
     rates: list[float] = []
     spent, elapsed = 0.0, 0.0
     clock = OthersClock()
+    between()
     while not rates or (_wants_more(job, len(rates), spent) and _has_time(job, elapsed)):
         clear_outputs(job)
         start = time.perf_counter()
@@ -40,6 +48,7 @@ def time_passes(predict: Callable[[], None], job: RowJob) -> FilePasses:
         elapsed = time.perf_counter() - start
         spent += elapsed
         rates.append(len(job.images) / elapsed)
+        between()
     return FilePasses(rates, clock.share())
 
 

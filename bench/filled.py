@@ -71,6 +71,10 @@ class FilledSlots:
         self._flying[index] = True
         return len(self._batch.images)
 
+    def cycle(self) -> int:
+        """A turn of every slot: batches that share a machine end together, a turn may take none."""
+        return sum(self.turn() for _ in self.slots)
+
     def drain(self) -> None:
         """Wait for all that `turn` has started."""
         for index, slot in enumerate(self.slots):

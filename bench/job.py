@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.types import Size
 from .layers import LayerTable, layer_table_from_dict
 from .machine import cuda_device
-from .measure import Latency, WarmUp
+from .measure import Latency, WarmUp, spread
 from .nvml import DeviceUse, use_from_dict
 from .stages import StageTable, stage_table_from_dict
 
@@ -52,14 +52,16 @@ class RowJob:
 class RowResult:
     """Images a second of every repeat; what was opened, and how long that took.
 
-    engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
-    copies to no device. flops: of one image. first_seconds: of the first batch, compiling
-    included. host_bytes: the process's peak; device_bytes: of the GPU, None on a CPU.
-    use: of the GPU while it was measured; use_reason: why that is not known. again: how many of
-    files_to_files, the last, were measured after all other rows. others: share of the usable cores
-    that others kept busy during files to files; None where that is not known. multiplies: the
-    precision of the products, where it is not `precision`. memory_by: who told of device_bytes,
-    see device_memory. graphs: slots replayed CUDA graphs. shapes: sizes among the images.
+    engine_only: empty where it was not measured; with_copies: the same list on a CPU, which copies
+    to no device. flops: of one image. first_seconds: of the first batch, compiling included.
+    host_bytes: the process's peak; device_bytes: of the GPU, None on a CPU. use: of the GPU while
+    it was measured; use_reason: why that is not known. again: how many of files_to_files, the last,
+    were measured after all other rows. others: share of the usable cores that others kept busy
+    during files to files; None where that is not known. multiplies: the precision of the products,
+    where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
+    what each pass of files_to_files reached of engine_only, or of with_copies, measured right
+    before and after it; empty for the reference loop. graphs: slots replayed CUDA graphs. shapes:
+    sizes among the images.
     """
 
     name: str
@@ -90,6 +92,7 @@ class RowResult:
     memory_by: str = ""
     graphs: bool = False
     shapes: int = 1
+    of_engine: list[float] = field(default_factory=list)
 
     @property
     def on_gpu(self) -> bool:
@@ -108,6 +111,14 @@ class RowResult:
     @property
     def files_rate(self) -> float:
         return statistics.median(self.files_to_files)
+
+    @property
+    def share_text(self) -> str:
+        """What files to files reaches of the engine, pass by pass; '' where that is not known."""
+        if not self.of_engine:
+            return ""
+        spread_text = f" ± {spread(self.of_engine):.1%}" if len(self.of_engine) > 1 else ""
+        return f"{statistics.median(self.of_engine):.1%}{spread_text}"
 
     @property
     def achieved(self) -> float:

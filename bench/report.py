@@ -25,6 +25,7 @@ HEAD = (
 )
 DETAILS = (
     "engine",
+    "files to files of engine only",
     "p50 / p95 / p99 of a batch, ms",
     "TFLOP/s",
     "of peak",
@@ -78,7 +79,7 @@ def stage_lines(rows: Sequence[Row]) -> list[str]:
                 for cpu in ["" if s.cpu is None else f"{s.cpu:.3f}"]
             ]
             lines += [f"{row.name}: where the time of files to files goes", ""]
-            lines += [*markdown_table([STAGES, *cells]), "", _bound(table, row.result), ""]
+            lines += [*markdown_table([STAGES, *cells]), "", _bound(table), ""]
     return lines[:-1]
 
 
@@ -187,6 +188,7 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     ious = [iou for iou in row.judgement.iou.values() if iou is not None] if row.judgement else []
     return (
         row.name,
+        result.share_text,
         f"{latency.p50:.3g} / {latency.p95:.3g} / {latency.p99:.3g} ({latency.count} × "
         f"batch {result.batch})",
         f"{result.achieved / 1e12:.3g}",
@@ -212,15 +214,15 @@ def _threads(where: str, threads: int) -> str:
     return f"{threads} {where}" if where.endswith("threads") else where
 
 
-def _bound(table: StageTable, result: RowResult) -> str:
-    region = "engine only" if result.engine_only else "engine with copies"
+def _bound(table: StageTable) -> str:
     shared = ""
     if table.shared_bound is not None:
         shared = f", with the other threads on its cores {number(table.shared_bound)}"
+    reached = table.images / table.wall / (table.shared_bound or table.bound)
     return (
         f"{table.images} images in {table.wall:.3f} s, {number(table.images / table.wall)} "
         f"images/s; {table.in_no_step:.1%} of it is in no step of the main thread. Bottleneck: "
-        f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}. The engine's "
-        "time is its images over the engine-only rate; files to files is "
-        f"{result.files_rate / result.engine_rate:.1%} of {region}"
+        f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}; the pass "
+        f"reached {reached:.1%} of that. The engine's time is its images over its rate right "
+        "before and after the pass"
     )

@@ -11,12 +11,10 @@ from ..engine.base import Engine
 from ..engine.probe import usable_cores
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, Summary, predict_masks
-from .stages import Pass, StageClock, StageTable, stage_table
+from .stages import Pass, StageClock
 
 
-def time_stages(
-    engine: Engine, tasks: Sequence[Task], options: PredictOptions, engine_rate: float
-) -> StageTable:
+def timed_pass(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> Pass:
     """One more pass of `predict_masks` over the files, its spans summed. UserError: one failed."""
     clock = StageClock()
     pipeline = replace(options.pipeline, trace=clock)
@@ -24,7 +22,7 @@ def time_stages(
     summary = predict_masks(engine, tasks, replace(options, pipeline=pipeline))
     wall = time.perf_counter() - start
     require_all_done(summary)
-    done = Pass(
+    return Pass(
         clock=clock,
         start=start,
         wall=wall,
@@ -33,7 +31,6 @@ def time_stages(
         write_threads=options.pipeline.write_threads,
         shared_cores=usable_cores() if engine.device == "cpu" else None,
     )
-    return stage_table(done, engine_rate)
 
 
 def require_all_done(summary: Summary) -> None:

@@ -25,7 +25,7 @@ from unetrt.bench.stages import (
     stage_table,
     stage_table_from_dict,
 )
-from unetrt.bench.timed_pass import time_stages
+from unetrt.bench.timed_pass import timed_pass
 from unetrt.contract.errors import UserError
 from unetrt.contract.masks import read_mask
 from unetrt.contract.types import U8
@@ -59,7 +59,7 @@ def test_every_stage_is_timed_and_what_is_in_no_step_is_told(
     engine: TorchEngine, tmp_path: Path
 ) -> None:
     options = PredictOptions(pipeline=PipelineOptions(load_threads=1))
-    table = time_stages(engine, tasks_in(tmp_path), options, 100.0)
+    table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 100.0)
     assert [s.name for s in table.stages if s.where == "main thread"] == list(STEPS)
     assert table.images == 6
     by_name = {stage.name: stage for stage in table.stages}
@@ -77,7 +77,7 @@ def test_the_timed_pass_writes_the_masks_that_predict_writes(
     engine: TorchEngine, tmp_path: Path
 ) -> None:
     tasks = tasks_in(tmp_path)
-    time_stages(engine, tasks, PredictOptions(), 100.0)
+    timed_pass(engine, tasks, PredictOptions())
     timed = [read_mask(task.output) for task in tasks if task.output]
     predict_masks(engine, tasks, PredictOptions())
     for mask, task in zip(timed, tasks, strict=True):
@@ -109,7 +109,8 @@ def test_a_slow_stage_is_the_bottleneck_and_bounds_the_rate(
 ) -> None:
     slowed(function, 0.05, monkeypatch)
     pipeline = PipelineOptions(load_threads=1, write_threads=1)
-    table = time_stages(engine, tasks_in(tmp_path), PredictOptions(pipeline=pipeline), 1e6)
+    options = PredictOptions(pipeline=pipeline)
+    table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 1e6)
     assert table.bottleneck == bottleneck
     assert 5 < table.bound <= 20
     busiest = max((s for s in table.stages if s.cpu is not None), key=lambda s: s.busy)
@@ -125,7 +126,7 @@ class SlowEngine(TorchEngine):
 
 def test_padding_is_counted_as_what_the_engine_ran(engine: TorchEngine, tmp_path: Path) -> None:
     options = PredictOptions(pipeline=PipelineOptions(batch=4))
-    table = time_stages(engine, tasks_in(tmp_path), options, 100.0)
+    table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 100.0)
     compute = next(stage for stage in table.stages if stage.name == "compute")
     assert compute.seconds == pytest.approx(8 / 100)
 
@@ -148,9 +149,9 @@ def test_time_that_no_step_holds_is_warned_of(
 
     with SlowEngine(balanced_checkpoint(), "cpu") as engine:
         options = PredictOptions(pipeline=PipelineOptions(batch=1, slots=1))
-        held = time_stages(engine, tasks_in(tmp_path), options, 20.0)
+        held = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 20.0)
         monkeypatch.setattr(predict._Job, "_count", slow)
-        lost = time_stages(engine, tasks_in(tmp_path), options, 20.0)
+        lost = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 20.0)
     assert held.in_no_step < 0.25, "the engine's waits are a step"
     assert lost.in_no_step > held.in_no_step + 0.15
     (told,) = warned(lost)
@@ -172,14 +173,14 @@ def test_steps_that_overlap_are_no_sum_either(spent: float, share: float) -> Non
 def test_a_pass_that_skips_images_is_no_measurement(engine: TorchEngine, tmp_path: Path) -> None:
     journal = JournalOptions(output_dir=tmp_path, model="0" * 64)
     tasks, options = tasks_in(tmp_path), PredictOptions(journal=journal)
-    assert time_stages(engine, tasks, options, 100.0).images == 6
+    assert timed_pass(engine, tasks, options).images == 6
     with pytest.raises(UserError, match="images were skipped"):
-        time_stages(engine, tasks, options, 100.0)
+        timed_pass(engine, tasks, options)
 
 
 def test_a_slow_engine_is_the_bottleneck(tmp_path: Path) -> None:
     with SlowEngine(balanced_checkpoint(), "cpu") as engine:
-        table = time_stages(engine, tasks_in(tmp_path), PredictOptions(), 20.0)
+        table = stage_table(timed_pass(engine, tasks_in(tmp_path), PredictOptions()), 20.0)
     assert table.bottleneck == "engine"
     assert table.bound == 20
     compute = next(stage for stage in table.stages if stage.name == "compute")

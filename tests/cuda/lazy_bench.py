@@ -8,7 +8,7 @@ import pytest
 
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import expected, pictures
-from unetrt.bench.cuda_clock import copies_rate, cuda_slots, network_rates
+from unetrt.bench.cuda_clock import copies_rate, cuda_slots, network_rate
 from unetrt.bench.filled import Batch, FilledSlots
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
@@ -47,9 +47,9 @@ def test_rates_are_taken_between_marks_on_drained_streams(
         for slot in engine.made:
             slot.reach(slot.mark())
         assert driver.lazy_forced() == forced + 3, "nothing but the marks was left to run"
-    rates = network_rates(engine, batch, 2, 0.01, 4)
-    assert len(rates) == 4
-    assert min(rates) > 0
+    rate = network_rate(engine, batch, 2, 0.01)
+    assert rate is not None
+    assert rate > 0
     assert driver.lazy_streams() == 0
 
 

@@ -1,0 +1,101 @@
+"""What files to files reaches of the engine: measured on both sides of every pass."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.conftest import row_result
+from tests.bench.test_bench import CheckpointFile, job_of
+from tests.conftest import balanced_checkpoint, steel
+from unetrt.bench import engine_row
+from unetrt.bench.engine_clock import EngineClock
+from unetrt.bench.file_passes import time_passes
+from unetrt.bench.filled import Batch, FilledSlots
+from unetrt.bench.report import detail_lines
+from unetrt.bench.report_files import write_report
+from unetrt.bench.result import Bench, Row
+from unetrt.bench.row import measure_row
+from unetrt.engine.torch_backend import TorchEngine
+
+BATCH = Batch([steel(0, 32, 32)], (32, 32))
+
+
+def test_the_engine_is_measured_before_between_and_after_the_passes(
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    def noted(owner: Any, name: str, letter: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            order.append(letter)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(EngineClock, "measure", "E")
+    noted(engine_row, "predict_masks", "F")
+    noted(engine_row, "timed_pass", "S")
+    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), seconds=0.02, repeats=4)
+    result = measure_row(job)
+    passes = len(result.files_to_files)
+    told = "".join(order)
+    assert told.startswith("FE" + "FE" * passes), "the first F warms up"
+    assert told.endswith("SE")
+    assert len(result.engine_only) == told.count("E") >= 4 + 1
+    rates = result.engine_only
+    assert result.of_engine == pytest.approx(
+        [rate / ((rates[i] + rates[i + 1]) / 2) for i, rate in enumerate(result.files_to_files)]
+    )
+
+
+def test_a_machine_that_grows_slower_changes_no_share(tmp_path: Path) -> None:
+    with TorchEngine(balanced_checkpoint(), "cpu") as engine:
+        job = job_of(tmp_path, tmp_path, tmp_path / "o")
+        clock = EngineClock(engine, BATCH, 1, job)
+        clock.with_copies[:] = [100.0, 60.0, 20.0]
+        assert clock.shares([76.0, 38.0]) == pytest.approx([0.95, 0.95])
+        clock.measure()
+        assert len(clock.engine_only) == 4, "on a CPU both are one list"
+
+
+def test_passes_are_told_when_the_engine_may_be_measured(tmp_path: Path) -> None:
+    order: list[str] = []
+    job = replace(job_of(Path("x"), tmp_path, tmp_path), outputs=[str(tmp_path / "0.png")])
+    time_passes(lambda: order.append("F"), replace(job, repeats=2), lambda: order.append("E"))
+    assert "".join(order) == "EFEFE"
+
+
+def test_a_cycle_waits_for_every_slot_once() -> None:
+    with TorchEngine(balanced_checkpoint(), "cpu") as engine:
+        waits: list[int] = []
+        with FilledSlots(engine, BATCH, 3) as slots:
+            for index, slot in enumerate(slots.slots):
+                real = slot.masks
+                slot.masks = lambda i=index, real=real: (waits.append(i), real())[1]  # type: ignore
+            assert slots.cycle() == 3
+            assert waits == [], "all are in flight"
+            assert slots.cycle() == 3
+            assert waits == [0, 1, 2]
+
+
+def test_the_share_and_its_spread_are_a_column(tmp_path: Path) -> None:
+    result = replace(row_result("x", [9.0, 10.0]), of_engine=[0.95, 0.97])
+    rows = (Row(name="x", result=result), Row(name="y", result=row_result("y", [9.0])))
+    bench = Bench(rows=rows, images=1, machine={"processor": "X"}, versions={})
+    head, _, first, second = detail_lines(bench)
+    assert "files to files of engine only" in head
+    assert "96.0% ± 1.0%" in first
+    assert "%" not in second.split("|")[2]
+    table = write_report(bench, tmp_path, "x")[2]
+    found = [line["of_engine"] for line in csv.DictReader(table.open())]
+    assert [float(value or 0) for value in found] == pytest.approx([0.96, 0])
