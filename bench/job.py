@@ -60,8 +60,8 @@ class RowResult:
     during files to files; None where that is not known. multiplies: the precision of the products,
     where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
     what each pass of files_to_files reached of engine_only, or of with_copies, measured right
-    before and after it; empty for the reference loop. graphs: slots replayed CUDA graphs. shapes:
-    sizes among the images.
+    before and after it; empty for the reference loop. model_bytes: of the model's file on disk.
+    graphs: slots replayed CUDA graphs. shapes: sizes among the images.
     """
 
     name: str
@@ -92,6 +92,7 @@ class RowResult:
     memory_by: str = ""
     graphs: bool = False
     shapes: int = 1
+    model_bytes: int = 0
     of_engine: list[float] = field(default_factory=list)
 
     @property

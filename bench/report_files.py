@@ -101,6 +101,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "build_s": row.build_seconds,
         "open_s": result and result.open_seconds,
         "first_batch_s": result and result.first_seconds,
+        "model_bytes": result and (result.model_bytes or None),
         "host_bytes": result and result.host_bytes,
         "device_bytes": result and result.device_bytes,
         "trusted": row.trusted,

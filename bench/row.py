@@ -14,6 +14,7 @@ from ..contract.errors import UserError
 from ..contract.resize import network_input
 from ..contract.spec import SpecOverrides
 from ..engine.base import Engine
+from ..engine.manifest import read_manifest
 from .cuda_clock import torch_rate
 from .device_memory import watch_memory
 from .engine_row import measure_engine, write_masks
@@ -39,10 +40,16 @@ def measure_row(job: RowJob) -> RowResult:
     """Open, warm up, measure. Raises UserError when the model cannot run here."""
     with watch_memory(job.device) as memory:
         measure = _measure_reference if job.backend == REFERENCE else _measure_opened
-        result = measure(job)
+        result = replace(measure(job), model_bytes=model_bytes(Path(job.model)))
     if not result.on_gpu:
         return result
     return replace(result, device_bytes=memory.taken, memory_by=memory.by)
+
+
+def model_bytes(model: Path) -> int:
+    """Of the file that the engine is: of a directory the plan or the graph, nothing beside it."""
+    file = model / read_manifest(model).model if model.is_dir() else model
+    return file.stat().st_size
 
 
 def _measure_opened(job: RowJob) -> RowResult:

@@ -79,17 +79,18 @@ def test_pytorchs_rows_are_timed_by_events(
 ) -> None:
     result = measure_row(job_of(checkpoint_file(), pictures, backend))
     assert cuda_device(result.device)
-    assert len(result.with_copies) == 3
+    assert len(result.with_copies) >= 3
     assert min(result.with_copies) > 0
     on_streams = backend == REFERENCE or importlib.util.find_spec("pycuda") is not None
-    assert len(result.engine_only) == (3 if on_streams else 0)
+    assert len(result.engine_only) == (len(result.with_copies) if on_streams else 0)
     assert result.device_bytes is not None
 
 
 def test_a_plan_is_measured_with_power_and_layers(plan: Path, pictures: list[Path]) -> None:
     with open_engine(plan, device="cuda") as engine:
         result = measure_engine(engine, job_of(plan, pictures), 1.0)
-    assert len(result.engine_only) == len(result.with_copies) == 3
+    assert len(result.engine_only) == len(result.with_copies) >= 3
+    assert len(result.of_engine) == len(result.files_to_files)
     assert result.layers is not None
     assert 0 < result.layers.total <= 1.05 * result.layers.wall
     if importlib.util.find_spec("pynvml") is not None:
