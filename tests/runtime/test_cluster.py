@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.test_devices import (
+from tests.runtime.crews import (
     Undisturbed,
     check_same,
     in_every_process,

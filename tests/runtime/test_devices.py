@@ -1,63 +1,38 @@
-"""Workers on several devices: every image once, whoever dies, and the masks of one engine."""
+"""Workers on several devices: every image once, and the masks of one engine; stops, errors."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runtime.encodings import write_mixed
-from tests.runtime.test_journal import MODEL, counts
+from tests.runtime.crews import (
+    BROKEN,
+    PICTURES,
+    Disturbed,
+    Undisturbed,
+    check_same,
+    in_every_process,
+    journaled,
+    options_of,
+    run_on,
+    undisturbed,
+)
+from tests.runtime.test_journal import counts
 from tests.runtime.test_predict import files_below
 from unetrt.contract import progress
 from unetrt.contract.errors import UserError
 from unetrt.engine.open import open_engine
 from unetrt.runtime import devices
 from unetrt.runtime.devices import Workers, devices_from_text
-from unetrt.runtime.journal import FOLDER, NAME, JournalOptions
-from unetrt.runtime.plan import Task, plan_tasks
-from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
-from unetrt.runtime.work import Outcome
-from unetrt.runtime.worker import EngineOptions, Opened
-
-PICTURES = 60
-
-
-@dataclass
-class Disturbed:
-    """Workers to which something happens after some outcomes: place → what."""
-
-    workers: Workers
-    events: dict[int, Callable[[], None]]
-    victims: list[int] = field(default_factory=list)
-
-    @property
-    def opened(self) -> Opened:
-        return self.workers.opened
-
-    def write_masks(
-        self, tasks: Sequence[Task], options: PredictOptions, stop: Callable[[], bool]
-    ) -> Iterator[Outcome]:
-        for place, outcome in enumerate(self.workers.write_masks(tasks, options, stop), 1):
-            self.events.get(place, lambda: None)()
-            yield outcome
-
-    def kill_the_busiest(self) -> None:
-        alive = [w for w in self.workers._alive if w.process.pid not in self.victims]
-        worker = max(alive, key=lambda worker: len(worker.held))
-        assert worker.held
-        assert worker.process.pid is not None
-        self.victims.append(worker.process.pid)
-        os.kill(worker.process.pid, signal.SIGKILL)
+from unetrt.runtime.journal import FOLDER
+from unetrt.runtime.plan import plan_tasks
+from unetrt.runtime.predict import PredictOptions, predict_masks, run_job
+from unetrt.runtime.worker import EngineOptions
 
 
 @pytest.fixture(scope="module")
@@ -66,101 +41,9 @@ def model(exported: Callable[..., Path]) -> Path:
     return exported()
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """A folder of pictures, two of them broken, and what one engine in this process makes of it."""
-
-    images: Path
-    out: Path
-    summary: Summary
-
-
-def undisturbed(model: Path, root: Path, count: int, broken: tuple[int, int]) -> Undisturbed:
-    """Make the folder below `root`, two of its `count` pictures cut short, and its masks."""
-    pictures = write_mixed(root / "in", count)
-    for path in (pictures[place] for place in broken):
-        path.write_bytes(path.read_bytes()[:30])
-    with open_engine(model) as engine:
-        tasks = plan_tasks([str(root / "in")], output_dir=root / "out")
-        summary = predict_masks(engine, tasks, options_of(root / "out"))
-    assert counts(summary) == (count - 2, 2, 0)
-    return Undisturbed(root / "in", root / "out", summary)
-
-
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return undisturbed(model, tmp_path_factory.mktemp("whole"), PICTURES, (7, 40))
-
-
-def options_of(out: Path, strict: bool = False) -> PredictOptions:
-    return PredictOptions(strict=strict, journal=JournalOptions(output_dir=out, model=MODEL))
-
-
-def run_on(
-    model: Path, images: Path, out: Path, names: str, disturb: Callable[[Disturbed], None]
-) -> Summary:
-    tasks = plan_tasks([str(images)], output_dir=out)
-    with Workers(EngineOptions(model=model), devices_from_text(names)) as workers:
-        crew = Disturbed(workers, {})
-        disturb(crew)
-        processes = [worker.process for worker in workers._workers]
-        try:
-            return run_job(crew, tasks, options_of(out), threading.Event())
-        finally:
-            assert not any(process.is_alive() for process in processes), "none is left running"
-
-
-def check_same(out: Path, whole: Undisturbed) -> None:
-    assert files_below(out) == files_below(whole.out), "none missing, nothing left behind"
-    for name in files_below(whole.out):
-        if name != f"{FOLDER}/{NAME}":
-            assert (out / name).read_bytes() == (whole.out / name).read_bytes(), name
-
-
-def journaled(out: Path, status: str) -> list[str]:
-    lines = (out / FOLDER / NAME).read_text().splitlines()[1:]
-    return sorted(e["input"] for e in map(json.loads, lines) if e.get("status") == status)
-
-
-def test_four_workers_of_which_one_is_killed(
-    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    out = tmp_path / "out"
-
-    def disturb(crew: Disturbed) -> None:
-        crew.events[10] = crew.kill_the_busiest
-
-    with caplog.at_level(logging.WARNING, "unetrt"):
-        summary = run_on(model, whole.images, out, "cpu:4", disturb)
-    assert "killed by SIGKILL" in caplog.text
-    assert counts(summary) == (PICTURES - 2, 2, 0)
-    check_same(out, whole)
-    done = journaled(out, "done")
-    assert len(done) == len(set(done)) == PICTURES - 2, "every image once"
-    assert sorted(summary.failures, key=str) == sorted(whole.summary.failures, key=str)
-
-
-def test_when_all_have_died_the_job_can_go_on(
-    model: Path, whole: Undisturbed, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-
-    def disturb(crew: Disturbed) -> None:
-        # The second when what the first one held, which goes out singly, is done.
-        crew.events |= {10: crew.kill_the_busiest, 40: crew.kill_the_busiest}
-
-    with pytest.raises(UserError, match="every worker has died") as caught:
-        run_on(model, whole.images, out, "cpu,cpu", disturb)
-    assert caught.value.seen == "killed by SIGKILL"
-    assert "same command" in str(caught.value.hint)
-    before = journaled(out, "done")
-    assert 18 <= len(before) < PICTURES - 2
-    assert not [name for name in files_below(out) if name.endswith(".tmp")]
-    with open_engine(model) as engine:
-        tasks = plan_tasks([str(whole.images)], output_dir=out)
-        summary = predict_masks(engine, tasks, options_of(out))
-    assert summary.skipped == len(before)
-    check_same(out, whole)
+    return undisturbed(model, tmp_path_factory.mktemp("whole"), PICTURES, BROKEN)
 
 
 def test_a_job_that_is_asked_to_stop_finishes_what_is_in_flight(
@@ -227,23 +110,6 @@ def test_a_model_that_does_not_open_is_the_error_of_the_job(
         Workers(EngineOptions(model=broken), ["cpu", "cpu"])
     assert "broken.onnx" in str(caught.value)
     assert threading.active_count() == before
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_while_it_opens_the_model(
-    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its place in the queue is nothing that anybody waits for."""
-    out = tmp_path / "out"
-    tasks = plan_tasks([str(whole.images)], output_dir=out)
-    with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
-        late = [worker for worker in workers._alive if not worker.opened]
-        for worker in late:
-            worker.process.kill()
-        summary = run_job(workers, tasks, options_of(out), threading.Event())
-    assert counts(summary) == (PICTURES - 2, 2, 0)
-    assert caplog.text.count("has died") == len(late)
-    check_same(out, whole)
 
 
 def test_each_worker_has_its_share_of_the_cores(model: Path) -> None:
@@ -319,36 +185,6 @@ def test_masks_of_every_backend_are_those_of_one_process(
     check_same(tmp_path / "three", Undisturbed(whole.images, tmp_path / "one", whole.summary))
 
 
-POISON = """
-import os, signal
-from unetrt.runtime import work
-
-read = work.read_reduced
-
-
-def deadly(source, *arguments, **options):
-    if source.name == os.environ["POISON"]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(source, *arguments, **options)
-
-
-work.read_reduced = deadly
-"""
-
-
-def test_an_image_that_kills_its_reader_costs_itself(
-    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a decoder would that crashes: in every process that reads it."""
-    poisoned = sorted(path for path in whole.images.rglob("*") if path.is_file())[20]
-    monkeypatch.setenv("POISON", poisoned.name)
-    in_every_process(monkeypatch, tmp_path, POISON)
-    summary = run_on(model, whole.images, tmp_path / "out", "cpu:3", lambda _: None)
-    assert counts(summary) == (PICTURES - 3, 3, 0)
-    reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
-    assert "two processes died" in reasons[str(poisoned)]
-
-
 LATE = """
 import contextlib, os, pathlib, time
 from unetrt.runtime import worker
@@ -365,12 +201,6 @@ def late(*arguments, **options):
 
 worker.open_engine = late
 """
-
-
-def in_every_process(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
-    (folder / "site").mkdir()
-    (folder / "site/sitecustomize.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", f"{folder / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}")
 
 
 SLOW = """
