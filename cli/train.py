@@ -79,6 +79,11 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--dice", choices=("all", "foreground"), help="classes that the Dice loss counts"
     )
     recipe.add_argument(
+        "--loss-size",
+        choices=("network", "mask"),
+        help="where the loss is taken: at the network's size, or at the masks' own",
+    )
+    recipe.add_argument(
         "--class-weights", type=_class_weights, metavar="NUMBER,NUMBER…",
         help="of each class in the cross-entropy; auto: 1 / √(share of the pixels)",
     )  # fmt: skip
@@ -104,8 +109,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--workers", type=int, metavar="N", help="threads that make batches ahead")
     run.add_argument(
-        "--wandb", action="store_true", default=None, help="log to Weights & Biases too"
-    )
+        "--wandb", action=argparse.BooleanOptionalAction, default=None,
+        help="log to Weights & Biases too",
+    )  # fmt: skip
     run.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
@@ -132,11 +138,8 @@ def options_from_arguments(args: argparse.Namespace) -> TrainOptions:
 
 
 def given_options(args: argparse.Namespace) -> set[str]:
-    """Names of the options that flags speak of; --recipe speaks of all that belong to one."""
-    from ..training.options import RecipeOptions
-
-    given = {name for name, value in vars(args).items() if value is not None}
-    return given | {f.name for f in fields(RecipeOptions)} if args.recipe is not None else given
+    """Names of the options that flags speak of; "recipe" is one of them."""
+    return {name for name, value in vars(args).items() if value is not None}
 
 
 def _recipe_from_arguments(args: argparse.Namespace) -> RecipeOptions:

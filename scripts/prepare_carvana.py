@@ -1,7 +1,7 @@
 """Fetch Carvana with Kaggle's own client, and lay it out as data/imgs and data/masks.
 
-Needs an account that has accepted the rules of the competition, its key where Kaggle's client
-looks for it, and that client: pip install kaggle
+Needs unetrt, an account that has accepted the rules of the competition, its key where Kaggle's
+client looks for it, and that client: pip install kaggle
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import argparse
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+
+from unetrt.contract.files import atomic_path
 
 COMPETITION = "carvana-image-masking-challenge"
 LARGE = {"imgs": "train_hq.zip", "masks": "train_masks.zip"}
 SMALL = {"imgs": "train.zip", "masks": "train_masks.zip"}
 ENDING = "_mask"
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
+"""What zipfile raises for an archive that is not whole."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,14 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     archives: Path = args.archives or args.data / "archives"
     parts = SMALL if args.small else LARGE
-    full = [f for f in parts if any((args.data / f).glob("*"))]
-    if full:
-        return _fail(f"{args.data / full[0]} holds files already: name another --data")
+    foreign = [f for f, name in parts.items() if _is_foreign(args.data / f, archives / name)]
+    if foreign:
+        return _fail(f"{args.data / foreign[0]} holds files already: name another --data")
     missing = [name for name in parts.values() if not (archives / name).is_file()]
     steps = [_command(name, archives) for name in missing]
     if args.dry_run:
         lines = [" ".join(step) for step in steps]
-        lines += [f"unpack {archives / name} to {args.data / f}" for f, name in parts.items()]
+        left = [f for f, name in parts.items() if not _is_there(args.data / f, archives / name)]
+        lines += [f"unpack {archives / parts[f]} to {args.data / f}" for f in left]
         sys.stdout.write("\n".join(lines) + "\n")
         return 0
     if steps and shutil.which("kaggle") is None:
@@ -52,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         paths = " ".join(str(archives / name) for name in damaged)
         return _fail(f"damaged: {paths}: the download was cut; remove it and run this again")
     for folder, name in parts.items():
-        _unpack(archives / name, args.data / folder)
+        if not _is_there(args.data / folder, archives / name):
+            _unpack(archives / name, args.data / folder)
     return _check(args.data)
 
 
@@ -66,37 +71,71 @@ def _is_whole(archive: Path) -> bool:
     try:
         with zipfile.ZipFile(archive) as content:
             return content.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
+    except DAMAGE:
         return False
 
 
+def _is_there(folder: Path, archive: Path) -> bool:
+    """Whether the archive has been unpacked, all of it."""
+    found = _files(folder)
+    return bool(found) and found == _entries(archive)
+
+
+def _is_foreign(folder: Path, archive: Path) -> bool:
+    """Whether it holds what no unpacking of the archive, whole or cut in one file, leaves."""
+    found = _files(folder)
+    if not found or not archive.is_file():
+        return bool(found)
+    entries = _entries(archive)
+    other = [name for name, size in found.items() if entries.get(name) != size]
+    return len(other) > 1 or not found.keys() <= entries.keys()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Names and sizes; hidden ones, as .keep and .DS_Store, do not count."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {path.name: path.stat().st_size for path in paths if not path.name.startswith(".")}
+
+
+def _entries(archive: Path) -> dict[str, int]:
+    """Names and sizes of what is unpacked; none of a damaged archive."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return {PurePosixPath(e.filename).name: e.file_size for e in _wanted(content)}
+    except DAMAGE:
+        return {}
+
+
+def _wanted(content: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    found = []
+    for entry in content.infolist():
+        path = PurePosixPath(entry.filename)
+        if not (entry.is_dir() or path.name.startswith(".") or path.parts[0] == "__MACOSX"):
+            found.append(entry)
+    return found
+
+
 def _unpack(archive: Path, folder: Path) -> None:
-    """All of it or nothing: it is there under its name once it is whole."""
+    """All of it or nothing: it is there under its name once it is whole.
+
+    Only the files' own names count: an archive cannot write anywhere else.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        whole = Path(temporary) / folder.name
+    with atomic_path(folder) as whole, zipfile.ZipFile(archive) as content:
         whole.mkdir()
-        _unpack_to(archive, whole)
-        if folder.exists():
-            folder.rmdir()  # an empty one
-        whole.rename(folder)
-
-
-def _unpack_to(archive: Path, folder: Path) -> None:
-    """Only the files' own names count: an archive cannot write anywhere else."""
-    with zipfile.ZipFile(archive) as content:
-        for entry in content.infolist():
-            path = PurePosixPath(entry.filename)
-            if entry.is_dir() or path.name.startswith(".") or path.parts[0] == "__MACOSX":
-                continue
-            with content.open(entry) as source, (folder / path.name).open("wb") as target:
+        for hidden in folder.glob(".*"):
+            if hidden.is_file():
+                shutil.copy2(hidden, whole)
+        for entry in _wanted(content):
+            name = PurePosixPath(entry.filename).name
+            with content.open(entry) as source, (whole / name).open("wb") as target:
                 shutil.copyfileobj(source, target)
 
 
 def _check(data: Path) -> int:
     """Every image has its mask, and the other way round."""
-    images = {path.stem for path in (data / "imgs").iterdir()}
-    masks = {path.stem.removesuffix(ENDING) for path in (data / "masks").iterdir()}
+    images = {Path(name).stem for name in _files(data / "imgs")}
+    masks = {Path(name).stem.removesuffix(ENDING) for name in _files(data / "masks")}
     if not images or images != masks:
         alone = sorted(images ^ masks)
         sys.stderr.write(f"{len(alone)} of {len(images | masks)} have no partner: {alone[:5]}\n")

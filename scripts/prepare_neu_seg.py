@@ -2,6 +2,7 @@
 
 Its test pictures are mostly rotations of its training pictures, so they are no test of anything
 new. --scenes takes a table of stem and scene; the scenes of every tenth go to val, whole.
+Needs unetrt.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+
+from unetrt.contract.files import atomic_path
 
 SOURCES = {"tr": "training", "te": "test"}
 """Prefixes of the new names: both folders of the repository use the same numbers."""
@@ -39,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     args = parser.parse_args(argv)
-    full = [part for part in PARTS if any((args.out / part).rglob("*.*"))]
-    if full:
+    full = [part for part in PARTS if _names(args.out / part)]
+    if len(full) == len(PARTS):
         return _fail(f"{args.out / full[0]} holds files already: name another --out")
     pairs, alone = _pairs(args.source)
     if not pairs:
@@ -55,9 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     empty = [part for part, members in parts.items() if not members]
     if empty:
         return _fail(f"{empty[0]} would have no pairs: {len(pairs)} pairs, {_rule(args.scenes)}")
+    other = [part for part in full if _names(args.out / part) != _planned(parts[part])]
+    if other:
+        return _fail(f"{args.out / other[0]} holds files already: name another --out")
     for part, members in parts.items():
         sys.stdout.write(f"{args.out / part}: {len(members)} pairs\n")
-        if not args.dry_run:
+        if not args.dry_run and part not in full:
             _copy(members, args.out / part)
     if not args.scenes:
         sys.stdout.write("val is the source's test folder, which shares scenes with train\n")
@@ -117,12 +123,30 @@ def _held_back(scene: str) -> bool:
     return zlib.crc32(scene.encode()) % EVERY == 0
 
 
+def _names(folder: Path) -> set[str]:
+    """Of the files below it; hidden ones, as .DS_Store, do not count."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if not path.name.startswith(".")}
+
+
+def _planned(pairs: list[Pair]) -> set[str]:
+    return {name for pair in pairs for name in _targets(pair)}
+
+
+def _targets(pair: Pair) -> tuple[str, str]:
+    stem, image, mask = pair
+    return f"imgs/{stem}{image.suffix}", f"masks/{stem}{mask.suffix}"
+
+
 def _copy(pairs: list[Pair], folder: Path) -> None:
-    for name in ("imgs", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for stem, image, mask in pairs:
-        shutil.copyfile(image, folder / "imgs" / f"{stem}{image.suffix}")
-        shutil.copyfile(mask, folder / "masks" / f"{stem}{mask.suffix}")
+    """All of them or none: the folder is there under its name once it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder) as whole:
+        for name in ("imgs", "masks"):
+            (whole / name).mkdir(parents=True)
+        for pair in pairs:
+            for name, source in zip(_targets(pair), pair[1:], strict=True):
+                shutil.copyfile(source, whole / name)
 
 
 def _fail(message: str) -> int:

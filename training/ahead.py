@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def map_ahead(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
-    """Yield work(task) in the order of the tasks, at most 2·workers of them ahead.
+    """Yield work(task) in the order of the tasks; at most 2·workers are begun and not yet yielded.
 
     Without workers each is done when it is asked for. An exception is raised in its place.
     """
@@ -25,9 +25,9 @@ def map_ahead(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for task in tasks:
-                running.append(pool.submit(work, task))
-                if len(running) > 2 * workers:
+                if len(running) == 2 * workers:
                     yield running.popleft().result()
+                running.append(pool.submit(work, task))
             while running:
                 yield running.popleft().result()
         finally:

@@ -6,6 +6,7 @@ import math
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ..contract.resize import by_bands
 from ..contract.types import NO_CLASS, U8, Size
@@ -25,24 +26,51 @@ def draw_scale(rng: np.random.Generator) -> float:
 
 
 def random_resized_crop(
-    image: U8, truth: U8, window: Size, size: Size, rng: np.random.Generator
+    image: U8, truth: U8, window: Size, sizes: tuple[Size, Size], rng: np.random.Generator
 ) -> tuple[U8, U8]:
-    """Cut a window at a random place out of (h, w, C) and (h, w), then resize it to `size`.
+    """Cut one window at a random place out of an image (h, w, C) and its truth (H, W).
 
+    window: in the image's pixels. sizes: to which what is cut of either is resized.
     A window that is larger than the image is filled by the image's edge, without a class.
     """
-    image, truth = _padded(image, truth, window)
-    height, width = window
-    top = int(rng.integers(truth.shape[0] - height + 1))
-    left = int(rng.integers(truth.shape[1] - width + 1))
-    image = image[top : top + height, left : left + width]
-    truth = truth[top : top + height, left : left + width]
+    full = image.shape[:2]
+    starts = [_random_start(length, side, rng) for length, side in zip(full, window, strict=True)]
+    size, truth_size = sizes
+    moved = truth
+    for axis, start in enumerate(starts):
+        # From pixel centres, as the image is resized: edges of both stay on each other.
+        places = (np.arange(truth_size[axis]) + 0.5) * (window[axis] / truth_size[axis]) + start
+        moved = _taken(moved, np.floor(places * (truth.shape[axis] / full[axis])).astype(int), axis)
+    cut = image
+    for axis, start in enumerate(starts):
+        inside = np.arange(start, start + window[axis]).clip(0, full[axis] - 1)
+        cut = _taken(cut, inside, axis)
     if window == size:
-        return image, truth
-    # Both measure from pixel centres, so that edges in the mask stay on those in the image.
-    resized = by_bands(image, lambda bands: _resized(bands, size))
-    moved = cv2.resize(truth, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized, np.asarray(moved, np.uint8)
+        return cut, moved
+    return by_bands(cut, lambda bands: _resized(bands, size)), moved
+
+
+def _random_start(length: int, side: int, rng: np.random.Generator) -> int:
+    """Of a side within the length; below 0 where the side is the longer one."""
+    spare = length - side
+    return int(rng.integers(min(0, spare), max(0, spare) + 1))
+
+
+def _taken(array: U8, places: NDArray[np.int_], axis: int) -> U8:
+    """Rows or columns; NO_CLASS for places outside. Neighbours in a row are no copy."""
+    length = array.shape[axis]
+    first, last = int(places[0]), int(places[-1])
+    if first >= 0 and last < length:
+        if last - first == len(places) - 1 and (np.diff(places) == 1).all():
+            return array[first : last + 1] if axis == 0 else array[:, first : last + 1]
+        return array.take(places, axis)
+    taken = array.take(places.clip(0, length - 1), axis)
+    outside = (places < 0) | (places >= length)
+    if axis == 0:
+        taken[outside] = NO_CLASS
+    else:
+        taken[:, outside] = NO_CLASS
+    return taken
 
 
 def _resized(image: U8, size: Size) -> U8:
@@ -57,7 +85,7 @@ def random_flip_turn(image: U8, truth: U8, rng: np.random.Generator) -> tuple[U8
         image, truth = image[::-1], truth[::-1]
     if columns:
         image, truth = image[:, ::-1], truth[:, ::-1]
-    if transposed and truth.shape[0] == truth.shape[1]:
+    if transposed and image.shape[0] == image.shape[1] and truth.shape[0] == truth.shape[1]:
         image, truth = image.swapaxes(0, 1), truth.swapaxes(0, 1)
     return image, truth
 
@@ -68,11 +96,3 @@ def random_brightness_contrast(image: U8, rng: np.random.Generator) -> U8:
     values = (np.arange(256) - 127.5) * (1 + GAIN * gain) + 127.5 + SHIFT * shift
     table = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(image.reshape(len(image), -1), table), np.uint8).reshape(image.shape)
-
-
-def _padded(image: U8, truth: U8, window: Size) -> tuple[U8, U8]:
-    below, right = (max(0, side - length) for side, length in zip(window, truth.shape, strict=True))
-    if not below and not right:
-        return image, truth
-    image = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
-    return image, np.pad(truth, ((0, below), (0, right)), constant_values=NO_CLASS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import DeviceMemoryError
+from ..contract.resize import resize_mask
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
@@ -22,7 +24,10 @@ from .samples import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """images uint8 (N, h, w, C), truth int64 (N, h, w), and the files that they came from."""
+    """images uint8 (N, h, w, C), truth uint8 (N, H, W), and the files that they came from.
+
+    H and W are h and w, or those of the files: see BatchOptions.
+    """
 
     images: Tensor
     truth: Tensor
@@ -33,6 +38,8 @@ class Batch:
 class BatchOptions:
     """size: images in a batch, over all processes. crop: side of random squares.
 
+    full_truth: masks stay as large as in their files; else their nearest pixels make them as large
+    as the network's image.
     workers: threads that make batches ahead of the step; 0 makes each when it is needed.
     pinned: in memory that a GPU copies from while it computes.
     """
@@ -40,6 +47,7 @@ class BatchOptions:
     size: int = 1
     crop: int | None = None
     augment: bool = False
+    full_truth: bool = False
     seed: int = 0
     workers: int = 0
     pinned: bool = False
@@ -59,10 +67,9 @@ class Batches:
         self._samples = samples
         self._options = options
         self._ranks = ranks or Ranks()
-        self._buckets: dict[Size, list[int]] = defaultdict(list)
-        crop = options.crop
+        self._buckets: dict[tuple[Size, Size], list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
-            self._buckets[(crop, crop) if crop else sample.input_size].append(index)
+            self._buckets[self._sizes(sample)].append(index)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -78,20 +85,30 @@ class Batches:
         rng = np.random.default_rng((self._options.seed, number))
         count = self._options.size
         batches: list[list[int]] = []
-        for size, bucket in self._buckets.items():
+        for (size, _), bucket in self._buckets.items():
             order = rng.permutation(bucket).tolist()
             starts = range(0, len(order), count)
-            batches += [self._enough(order[i : i + count], size) for i in starts]
+            batches += [self._enough(order[i : i + count], order, size) for i in starts]
         return [batches[place] for place in rng.permutation(len(batches))]
 
-    def _enough(self, indices: list[int], size: Size) -> list[int]:
-        """Repeat images for batch normalisation, and for processes that would have none.
+    def _enough(self, indices: list[int], order: list[int], size: Size) -> list[int]:
+        """Add images for batch normalisation, and for processes that would have none.
 
-        It needs two values a channel, at the bottom of the net too.
+        It needs two values a channel, at the bottom of the net too; those of one image twice are
+        one value. Only where the bucket has no others an image is there twice.
         """
         height, width = (max(MIN_SIDE, side) // 16 for side in size)
         least = max(self._ranks.world, 2 if height * width == 1 else 1)
-        return indices * (-(-least // len(indices))) if len(indices) < least else indices
+        others = itertools.cycle([i for i in order if i not in indices] or indices)
+        return indices + list(itertools.islice(others, max(0, least - len(indices))))
+
+    def _sizes(self, sample: Sample) -> tuple[Size, Size]:
+        """(h, w) of an image and (H, W) of its truth, as a batch has them."""
+        crop, scale = self._options.crop, sample.spec.scale
+        size = (crop, crop) if crop else sample.input_size
+        if not self._options.full_truth:
+            return size, size
+        return size, (round(crop / scale), round(crop / scale)) if crop else sample.size
 
     def _batch(self, task: tuple[int, int, list[int]]) -> Batch:
         number, place, indices = task
@@ -99,7 +116,7 @@ class Batches:
         arrays = [self._changed(self._samples[i], (number, place, slot)) for slot, i in chosen]
         try:
             images = torch.from_numpy(np.stack([image for image, _ in arrays]))
-            truth = torch.from_numpy(np.stack([truth for _, truth in arrays])).long()
+            truth = torch.from_numpy(np.stack([truth for _, truth in arrays]))
         except MemoryError as error:
             raise _too_large(len(chosen), arrays[0][0].shape) from error
         if self._options.pinned:
@@ -109,13 +126,16 @@ class Batches:
     def _changed(self, sample: Sample, key: tuple[int, int, int]) -> tuple[U8, U8]:
         crop, augment = self._options.crop, self._options.augment
         image, truth = sample.load()
+        if not self._options.full_truth:
+            truth = resize_mask(truth, sample.input_size)
         if not crop and not augment:
             return image, truth
         rng = np.random.default_rng((self._options.seed, *key))
-        size = (crop, crop) if crop else sample.input_size
+        sizes = self._sizes(sample)
+        height, width = sizes[0]
         scale = draw_scale(rng) if augment else 1.0
-        window = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
-        image, truth = random_resized_crop(image, truth, window, size, rng)
+        window = max(1, round(height / scale)), max(1, round(width / scale))
+        image, truth = random_resized_crop(image, truth, window, sizes, rng)
         if augment:
             image, truth = random_flip_turn(image, truth, rng)
             image = random_brightness_contrast(image, rng)

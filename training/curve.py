@@ -10,6 +10,9 @@ from ..contract.files import atomic_path
 Row = dict[str, str]
 """A line of metrics.csv by column; an empty cell is a class that was absent."""
 
+SHOWN_COLUMNS = frozenset({"epoch", "loss", "foreground_miou", "learning_rate"})
+"""What every line has to have; the classes' columns are those that there are."""
+
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:
     """Write a PNG."""

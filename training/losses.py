@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract.types import NO_CLASS
+from .masknet import resize_logits
 from .options import Dice, Loss
 from .ranks import Ranks
 
@@ -34,24 +35,46 @@ def segmentation_loss(
 ) -> Tensor:
     """Entropy (binary for one logit) plus a Dice loss, a scalar, in fp32 at least.
 
-    logits (N, classes, h, w); truth int64 (N, h, w), NO_CLASS where a pixel does not count.
+    logits (N, classes, h, w); truth int64 (N, H, W), NO_CLASS where a pixel does not count. Logits
+    of another size than the truth's are resized to it as in prediction.
     A batch without any counted pixel has an entropy of 0. Sums go over the batches of all ranks.
     """
     ranks = ranks or Ranks()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    height, width = truth.shape[1:]
+    if logits.shape[2:] != (height, width):
+        logits = resize_logits(logits, (height, width))
     counted = truth != NO_CLASS
     truth = torch.where(counted, truth, 0)
     if logits.shape[1] == 1:
         entropy = F.binary_cross_entropy_with_logits(logits[:, 0], truth.float(), reduction="none")
-        shares, hot = logits.sigmoid(), truth[:, None]
+        sums = _binary_sums(logits.sigmoid()[:, 0], truth, counted)
     else:
-        entropy = F.cross_entropy(logits, truth, reduction="none")
-        shares, hot = logits.softmax(1), F.one_hot(truth, logits.shape[1]).permute(0, 3, 1, 2)
-    shares = shares * counted[:, None]
-    hot = (hot * counted[:, None]).to(shares.dtype)
+        logs = logits.log_softmax(1)
+        entropy = -logs.gather(1, truth[:, None])[:, 0]
+        sums = _class_sums(logs.exp(), truth, counted)
     foreground = options.dice == "foreground" and logits.shape[1] > 1
     dice = _dice_of_foreground if foreground else _dice_of_all
-    return _mean(entropy, truth, counted, options, ranks) + 1 - dice(shares, hot, ranks)
+    return _mean(entropy, truth, counted, options, ranks) + 1 - dice(ranks.total(sums))
+
+
+def _class_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """(3, classes): shares (N, classes, H, W) where the class is true, all shares, true pixels.
+
+    By gathering: a one-hot truth of int64 would be as large as all logits twice.
+    """
+    weights = counted.to(shares.dtype)
+    hits = shares.gather(1, truth[:, None])[:, 0] * weights
+    sums = shares.new_zeros(2, shares.shape[1])
+    found = sums.index_add(1, truth.flatten(), torch.stack([hits, weights]).flatten(1))
+    return torch.stack([found[0], (shares * weights[:, None]).sum((0, 2, 3)), found[1]])
+
+
+def _binary_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """(3, 1): as _class_sums, of the object alone; shares (N, H, W)."""
+    weights = counted.to(shares.dtype)
+    true = truth * weights
+    return torch.stack([(shares * true).sum(), (shares * weights).sum(), true.sum()])[:, None]
 
 
 def _mean(
@@ -67,19 +90,16 @@ def _mean(
     return total / torch.where(weight > 0, weight, 1.0)
 
 
-def _dice_of_all(shares: Tensor, truth: Tensor, ranks: Ranks) -> Tensor:
+def _dice_of_all(sums: Tensor) -> Tensor:
     """Count every class (background too) and image of the batch together, in one ratio."""
-    sums = torch.stack([2 * (shares * truth).sum(), shares.sum() + truth.sum()])
-    common, whole = ranks.total(sums).unbind()
-    return (common + EPSILON) / (whole + EPSILON)
+    common, predicted, true = sums.sum(1).unbind()
+    return (2 * common + EPSILON) / (predicted + true + EPSILON)
 
 
-def _dice_of_foreground(shares: Tensor, truth: Tensor, ranks: Ranks) -> Tensor:
+def _dice_of_foreground(sums: Tensor) -> Tensor:
     """Average the Dice of the classes above 0 that the batch has, each over the whole batch."""
-    axes = (0, 2, 3)
-    common, whole, true = (shares * truth).sum(axes), (shares + truth).sum(axes), truth.sum(axes)
-    common, whole, true = ranks.total(torch.stack([2 * common, whole, true]))[:, 1:].unbind()
+    common, predicted, true = sums[:, 1:].unbind()
     present = true > 0
     if not present.any():
-        return torch.ones((), device=shares.device)
-    return ((common + EPSILON) / (whole + EPSILON))[present].mean()
+        return torch.ones((), device=sums.device)
+    return ((2 * common + EPSILON) / (predicted + true + EPSILON))[present].mean()

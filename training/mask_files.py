@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.errors import ImageError
-from ..contract.masks import MaskPixels, StoredMask, read_stored
+from ..contract.masks import JPEG_HINT, MaskPixels, StoredMask, is_jpeg, read_stored
 from ..contract.palettes import (
     HINT,
     Colours,
@@ -19,10 +19,13 @@ from ..contract.palettes import (
     disagreeing,
     merged_palette,
 )
-from ..contract.progress import show_progress
 from ..contract.spec import MaskValue, PaletteEntry
 from .ahead import map_ahead
 from .pairs import Pair, Problem
+from .ranks import progress_of_first
+
+MOST_VALUES = 4096
+"""More colours in a file are those of a photograph; there can be 254 classes."""
 
 Values = frozenset[MaskValue]
 Counts = Counter[MaskValue]
@@ -81,26 +84,33 @@ def read_mask_set(pairs: Sequence[Pair], wanted: Values, room: int = 0) -> MaskS
     wanted: values that are known to be classes, where some are.
     room: bytes for decoded masks, which whoever needs them next need not read again.
     """
-    found, decoded = _read_all(pairs, room)
+    found, photographs, decoded = _read_all(pairs, room)
     files = sorted(found, key=lambda file: file.pair.mask)
     palettes = [file.colours for file in files if file.colours]
     wrong = disagreeing(palettes)
     by_colour = _means_colours(files, bool(wrong), wanted)
     if wrong and not all(map(colours_tell_apart, palettes)):
-        return MaskSet(files, _palette_problems(files, wrong), decoded=decoded)
+        wrong_ones = _palette_problems(files, wrong)
+        return MaskSet(files, photographs + wrong_ones, decoded=decoded)
     palette = () if by_colour else merged_palette(palettes)
     if by_colour:
         files = [_by_colour(file) for file in files]
     alike, problems = _alike(files, wanted)
-    return MaskSet(alike, problems, palette, by_colour, decoded)
+    return MaskSet(alike, photographs + problems, palette, by_colour, decoded)
 
 
-def _read_all(pairs: Sequence[Pair], room: int) -> tuple[list[MaskFile], dict[Path, StoredMask]]:
+def _read_all(
+    pairs: Sequence[Pair], room: int
+) -> tuple[list[MaskFile], list[Problem], dict[Path, StoredMask]]:
     files: list[MaskFile] = []
+    photographs: list[Problem] = []
     decoded: dict[Path, StoredMask] = {}
-    with show_progress("read masks", len(pairs), "masks") as advance:
+    with progress_of_first("read masks", len(pairs), "masks") as advance:
         for read in map_ahead(_file, pairs, os.cpu_count() or 1):
             advance(1)
+            if isinstance(read, Problem):
+                photographs.append(read)
+                continue
             if read is None:
                 continue
             file, mask = read
@@ -108,26 +118,36 @@ def _read_all(pairs: Sequence[Pair], room: int) -> tuple[list[MaskFile], dict[Pa
             if mask.pixels.nbytes <= room:
                 room -= mask.pixels.nbytes
                 decoded[mask.path] = mask
-    return files, decoded
+    return files, photographs, decoded
 
 
-def _file(pair: Pair) -> tuple[MaskFile, StoredMask] | None:
+def _file(pair: Pair) -> tuple[MaskFile, StoredMask] | Problem | None:
     """None for what cannot be read: who reads the pair says why."""
     try:
         mask = read_stored(pair.mask)
     except ImageError:
         return None
-    one_bit = mask.pixels.dtype == np.bool_
-    return MaskFile(pair, _counts(mask.pixels), mask.colours, one_bit), mask
+    counts = _counts(mask.pixels)
+    if isinstance(counts, int):
+        return _photograph(pair, counts)
+    return MaskFile(pair, counts, mask.colours, mask.pixels.dtype == np.bool_), mask
 
 
-def _counts(pixels: MaskPixels) -> Counts:
-    """Integers of (H, W), triples of (H, W, 3)."""
+def _photograph(pair: Pair, colours: int) -> Problem:
+    seen = f"{pair.mask} holds {colours:,} colours, as a photograph does"
+    jpeg = f"; if it is a mask: {JPEG_HINT}" if is_jpeg(pair.mask) else ""
+    return Problem(pair.name, f"{seen}: are --images and --masks swapped?{jpeg}")
+
+
+def _counts(pixels: MaskPixels) -> Counts | int:
+    """Integers of (H, W), triples of (H, W, 3); of too many colours nothing but their number."""
     if pixels.ndim == 2:
         found = np.bincount(pixels.astype(np.uint8).ravel(), minlength=256)
         return Counter({value: int(found[value]) for value in np.flatnonzero(found).tolist()})
     red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
     packed, found = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+    if len(packed) > MOST_VALUES:
+        return len(packed)
     colours = [(value >> 16, value >> 8 & 255, value & 255) for value in packed.tolist()]
     return Counter(dict(zip(colours, found.tolist(), strict=True)))
 

@@ -62,7 +62,7 @@ class MaskNet(nn.Module):
         One and two classes resize one channel: sigmoid(l) > t is l > log(t / (1 - t)).
         """
         classes, threshold = self.spec.classes, self.spec.threshold
-        resized = self._resized(logits, size)
+        resized = resize_logits(logits, size)
         if classes > 2:
             return resized.argmax(1)
         bound = math.log(threshold / (1 - threshold)) if classes == 1 else 0.0
@@ -75,15 +75,17 @@ class MaskNet(nn.Module):
         """
         return logits[:, 1:] - logits[:, :1] if self.spec.classes == 2 else logits
 
-    def _resized(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
     def _probabilities(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, classes, H, W): softmax, which of two logits is the sigmoid of their difference."""
-        resized = self._resized(logits, size)
+        resized = resize_logits(logits, size)
         if self.spec.classes > 2:
             return resized.softmax(1)
         return torch.cat([torch.sigmoid(-resized), torch.sigmoid(resized)], 1)
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, classes, h, w) → (N, classes, *size), bilinearly from pixel centres, as the reference."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _shortfall(side: int) -> int:

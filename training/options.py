@@ -15,6 +15,7 @@ Optimizer = Literal["rmsprop", "adamw"]
 Schedule = Literal["plateau", "onecycle", "cosine"]
 Loss = Literal["ce+dice", "focal+dice"]
 Dice = Literal["all", "foreground"]
+LossSize = Literal["network", "mask"]
 
 
 def _require(ok: bool, flag: str, seen: object, expected: str) -> None:
@@ -30,6 +31,8 @@ class RecipeOptions:
     rises to `learning_rate` and falls to zero, step by step; "cosine" only falls.
     loss: cross-entropy or its focal form, plus Dice. dice: "all" counts the background as one
     class among others, "foreground" leaves it out.
+    loss_size: where the loss is taken: "network", on masks made as small as the network's image by
+    their nearest pixels, or "mask", at the masks' own size, on logits resized as in prediction.
     class_weights: of each class in the cross-entropy; "auto" is 1 / √(share of the pixels).
     augment: random flips, quarter turns (of square inputs), scale, brightness and contrast.
     batch_size: images in a step, over all processes.
@@ -42,6 +45,7 @@ class RecipeOptions:
     schedule: Schedule = "plateau"
     loss: Loss = "ce+dice"
     dice: Dice = "all"
+    loss_size: LossSize = "network"
     class_weights: tuple[float, ...] | Literal["auto"] = ()
     augment: bool = False
 
@@ -63,6 +67,7 @@ RECIPES = {
         optimizer="adamw",
         schedule="onecycle",
         dice="foreground",
+        loss_size="mask",
         augment=True,
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..contract.errors import UserError
+from ..contract.progress import Advance, show_progress
+
 Item = TypeVar("Item")
+
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What PyTorch reads of a process's place; torchrun, PyTorchJob and others set all of them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,18 @@ class Ranks:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether one process at least says so, the same answer for all."""
-        return bool(self.total(torch.tensor(int(flag), device=device))) if self.world > 1 else flag
+        if self.world == 1:
+            return flag
+        count = torch.tensor(int(flag), device=device)
+        dist.all_reduce(count)
+        return bool(count)
+
+    def of_first(self, item: Item) -> Item:
+        """Give what the first process has to all of them."""
+        items = [item]
+        if self.world > 1:
+            dist.broadcast_object_list(items)
+        return items[0]
 
     def wait(self) -> None:
         """Return once every process has come here."""
@@ -113,8 +130,11 @@ def _all_reduced(norm: nn.BatchNorm2d, ranks: Ranks) -> AllReduceBatchNorm2d:
 
 @contextmanager
 def joined_ranks(cuda: bool) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if it did."""
-    if not dist.is_available() or not dist.is_torchelastic_launched():
+    """Join the processes that torchrun, or another starter, has told of each other, if one did.
+
+    Raises UserError where this process is told that there are others, and not where to meet them.
+    """
+    if not dist.is_available() or not _is_one_of_several():
         yield Ranks()
         return
     # Its functions have the process group of the moment of import as a default argument. Imported
@@ -128,6 +148,24 @@ def joined_ranks(cuda: bool) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _is_one_of_several() -> bool:
+    if dist.is_torchelastic_launched():
+        return True
+    if processes() == 1 and is_main_process():
+        return False
+    lacking = [name for name in MEETING if not os.environ.get(name)]
+    if lacking:
+        # Alone, each of them would train on all images and write the same run.
+        told = [f"{name}={os.environ[name]}" for name in MEETING if os.environ.get(name)]
+        raise UserError(
+            "this process is one of several, and is not told where they meet",
+            seen=f"{' '.join(told)}, no {', '.join(lacking)}",
+            expected=f"all of {', '.join(MEETING)}, or none",
+            hint="torchrun --nproc-per-node N -m unetrt.cli train …   sets them",
+        )
+    return True
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks, before the processes are joined."""
     return os.environ.get("RANK", "0") == "0"
@@ -138,7 +176,28 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def processes() -> int:
+    """Give the number of processes that train together, before they are joined."""
+    return _number("WORLD_SIZE")
+
+
 def processes_here() -> int:
     """Give the number of processes that torchrun started on this machine, at least one."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return _number("LOCAL_WORLD_SIZE")
+
+
+def _number(name: str) -> int:
+    """At least one."""
+    text = os.environ.get(name, "")
     return max(1, int(text)) if text.isdecimal() else 1
+
+
+def progress_of_first(
+    what: str, total: int, unit: str = "images"
+) -> AbstractContextManager[Advance]:
+    """Show the first process's progress; the others' is the same, and is counted for nobody."""
+    return show_progress(what, total, unit) if is_main_process() else nullcontext(_silent)
+
+
+def _silent(count: int) -> None:
+    """Count for nobody."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ..contract.errors import first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
 from .masknet import MaskNet
@@ -32,13 +33,21 @@ class EpochResult:
 class Reporter:
     """Speaks for the first process only."""
 
-    def __init__(self, folder: RunFolder, data: TrainingData, tracker: Tracker | None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        data: TrainingData,
+        tracker: Tracker | None,
+        run_id: str | None = None,
+    ) -> None:
+        """run_id: of this run in wandb, for when it goes on without a tracker."""
         self._folder, self._data, self._tracker = folder, data, tracker
+        self._run_id = run_id
         self._drawn = time.monotonic()
 
     @property
     def run_id(self) -> str | None:
-        return self._tracker.run_id if self._tracker else None
+        return self._tracker.run_id if self._tracker else self._run_id
 
     def describe(self, masknet: MaskNet, device: str) -> None:
         spec = self._data.spec
@@ -75,18 +84,20 @@ class Reporter:
         )
 
     def draw(self) -> None:
-        self._folder.draw()
+        """No run ends, and no error is replaced, because its curve could not be drawn."""
+        try:
+            self._folder.draw()
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("the curve was not drawn: %s", first_line(error))
         self._drawn = time.monotonic()
 
-    def close(self) -> None:
-        """Whatever stopped the run is told, not that its curve could not be drawn after it."""
+    def close(self, failed: bool = False) -> None:
+        """failed: an error has ended the run."""
         try:
             self.draw()
-        except OSError as error:
-            log.warning("the curve was not drawn: %s", error.strerror or error)
         finally:
             if self._tracker:
-                self._tracker.close()
+                self._tracker.close(failed)
 
 
 def _shown(score: float | None) -> str:

@@ -15,11 +15,14 @@ from .options import RecipeOptions, TrainOptions
 from .rundir import LAST
 from .samples import Sample, TrainingData
 
-OF_THIS_CALL = ("resume", "device", "workers", "wandb")
-"""What may differ from the call that began the run: none of it changes a number on one device."""
+FREE = ("device", "workers", "wandb")
+"""What this call may say otherwise: none of it changes a number on one device."""
 
 DATA_FOLDERS = ("images", "masks", "val_images", "val_masks")
 """These may have moved: the names of the files in them tell whether they are the same."""
+
+RECIPE = "recipe"
+"""The flag that speaks of all fields of a recipe, but for those with a flag beside it."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,15 @@ class Resumed:
         return bool(self.checkpoint.resume.get("epoch", 0) >= self.options.recipe.epochs)
 
 
+def folder_of_run(path: Path) -> Path:
+    """Of what --resume names: a run's folder, or its last.pth."""
+    return path if path.is_dir() else path.parent
+
+
 def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ()) -> Resumed:
     """Read a run's folder, or its last.pth; `options` are those of this call.
 
-    given: names of those that were asked for, though they may be the defaults.
+    given: names of those that were asked for, though they may be the defaults, as of `train`.
     Raises UserError for a file without that state, and for options that are not the run's.
     """
     last = path / LAST if path.is_dir() else path
@@ -49,19 +57,18 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
             hint=f"--load {last}   starts a new run from its weights",
         )
     stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
-    given = {*given, *_changed(options)}
-    _require_same(options, stored, given)
-    own = {name: getattr(options, name) for name in OF_THIS_CALL}
-    moved = {name: getattr(options, name) for name in DATA_FOLDERS if name in given}
-    resumed = Resumed(replace(stored, **own, **moved), checkpoint)
+    asked = _asked(options, given, checkpoint.resume.get("given", ()))
+    _require_same(options, stored, asked)
+    own = {name: getattr(options, name) for name in (*FREE, *DATA_FOLDERS) if name in asked}
+    resumed = Resumed(replace(stored, resume=path, **own), checkpoint)
     if not resumed.finished:
         _require_folders(resumed.options, path)
     return resumed
 
 
 def with_whole_paths(options: TrainOptions) -> TrainOptions:
-    """Name the data's folders from the root: a run may be resumed from anywhere."""
-    places = {name: getattr(options, name) for name in DATA_FOLDERS}
+    """Name data and first weights from the root: a run may be resumed from anywhere."""
+    places = {name: getattr(options, name) for name in (*DATA_FOLDERS, "load")}
     return replace(options, **{name: path.absolute() for name, path in places.items() if path})
 
 
@@ -160,11 +167,22 @@ def _changed(options: TrainOptions) -> list[str]:
     return [name for name, value in _flat(options).items() if value != default[name]]
 
 
-def _require_same(options: TrainOptions, stored: TrainOptions, given: Collection[str]) -> None:
+def _asked(options: TrainOptions, given: Collection[str], begun: Collection[str]) -> set[str]:
+    """Names of what this call speaks of. Its recipe is silent of what began beside the run's.
+
+    begun: names of what the run was given when it began.
+    """
+    named = {field.name for field in fields(RecipeOptions)} - set(given)
+    of_recipe = named if RECIPE in given else set()
+    return ({*given, *_changed(options)} - of_recipe) | (of_recipe - set(begun))
+
+
+def _require_same(options: TrainOptions, stored: TrainOptions, names: Collection[str]) -> None:
     """A flag may be repeated or left out; one that says something else is refused."""
     asked, run = _flat(options), _flat(stored)
-    free = (*OF_THIS_CALL, *DATA_FOLDERS)
-    wrong = [n for n in asked if n in given and n not in free and asked[n] != run[n]]
+    free = ("resume", *FREE, *DATA_FOLDERS)
+    said = [name for name in asked if name in names and name not in free]
+    wrong = [name for name in said if _whole(asked[name]) != _whole(run[name])]
     if wrong:
         raise UserError(
             "a resumed run keeps the options that it began with",
@@ -172,6 +190,11 @@ def _require_same(options: TrainOptions, stored: TrainOptions, given: Collection
             expected=", ".join(flag_text(name, run[name]) for name in wrong),
             hint="leave them out, or start a new run from the weights with --load",
         )
+
+
+def _whole(value: object) -> object:
+    """One file has many paths."""
+    return value.resolve() if isinstance(value, Path) else value
 
 
 def flag_text(name: str, value: object) -> str:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ..contract.errors import UserError
 from ..contract.files import atomic_path
+from ..contract.locks import lock_file
+from ..contract.log import log
 from ..contract.metrics import Scores
-from .curve import Row, draw_curve
+from .curve import SHOWN_COLUMNS, Row, draw_curve
 
 DEFAULT = Path("runs/train")
 BEST, LAST, METRICS, CURVE = "best.pth", "last.pth", "metrics.csv", "curve.png"
+LOCK = ".lock"
+"""There while a process writes the run, or after one that was killed; it is empty."""
 
 
 class RunFolder:
-    """Chosen before the data is read, made once the data is known to be good."""
+    """Chosen before the data is read, made once the data is known to be good.
+
+    From `create` or `lock` to `close` no other process can write a run into it.
+    """
 
     def __init__(self, out: Path | None, *, resumed: bool = False) -> None:
         """Raise UserError when `out` holds another's files; without `out` take the next free name.
@@ -23,7 +34,18 @@ class RunFolder:
         resumed: the run that `out` holds is the one to go on with.
         """
         self.path = out or _free_folder()
-        if resumed:
+        self._named, self._resumed = out is not None, resumed
+        self._lock: IO[bytes] | None = None
+        self._require_own()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_own(self) -> None:
+        if self._resumed:
             return
         if self.last.exists() or self.best.exists():
             raise UserError(
@@ -43,14 +65,40 @@ class RunFolder:
     def create(self, epochs: int = 0) -> None:
         """Make the folder, and metrics.csv with the lines of the first `epochs` if it has them.
 
-        Raises UserError where that is not possible.
+        A default name that another run has taken meanwhile becomes the next free one.
+        Raises UserError where that is not possible, or another process writes there.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            rows = self.read_metrics() if epochs else []
+            self._make()
+            self.lock()
+            self._require_own()  # another run may have come and gone while the data was read
+            rows = self.read_metrics(keep=True) if epochs else []
             self._write_metrics([row for row in rows if int(row["epoch"]) <= epochs])
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", seen=error.strerror) from error
+
+    def _make(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                self.path.mkdir(exist_ok=self._named)
+                return
+            except FileExistsError:
+                if self._named:
+                    raise
+                self.path = _free_folder()
+
+    def lock(self) -> None:
+        """Raise UserError where another process writes the run. A folder that is not there: no."""
+        if self._lock is None and self.path.is_dir():
+            self._lock = _locked(self.path / LOCK)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     @property
     def best(self) -> Path:
@@ -82,11 +130,23 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
-    def read_metrics(self) -> list[Row]:
+    def read_metrics(self, keep: bool = False) -> list[Row]:
+        """Lines that cannot be read, as after a power cut, are left out with a warning.
+
+        keep: the file as it was is then kept beside it.
+        """
         if not self.metrics.exists():
             return []
-        with self.metrics.open(newline="") as file:
-            return list(csv.DictReader(file))
+        found = _rows_from_csv(self.metrics)
+        good = [row for row in found if _is_readable(row)]
+        if len(good) < len(found):
+            kept = self.metrics.with_suffix(".csv.damaged")
+            if keep:
+                shutil.copyfile(self.metrics, kept)
+            told = f", and kept in {kept}" if keep else ""
+            lost = len(found) - len(good)
+            log.warning(f"{lost} lines of {self.metrics} cannot be read and are left out{told}")
+        return good
 
     def draw(self) -> None:
         """Write curve.png from metrics.csv."""
@@ -114,6 +174,64 @@ def score_columns(scores: Scores) -> dict[str, int | float | None]:
 def _is_filled(path: Path) -> bool:
     """A run that ended before its first epoch leaves an empty metrics.csv."""
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+def _rows_from_csv(path: Path) -> list[Row]:
+    """Each line by the header's names, whatever it holds; nothing of one that has no end."""
+    found: list[Row] = []
+    with path.open(newline="", errors="replace") as file:
+        try:
+            for row in csv.DictReader(file):
+                found.append(row)  # noqa: PERF402  those before an error are kept
+        except csv.Error:
+            found.append({})
+    return found
+
+
+def _is_readable(row: Row) -> bool:
+    """Whether all that the curve shows is there, each cell a number or empty."""
+    if not row.keys() >= SHOWN_COLUMNS:
+        return False
+    try:
+        int(row["epoch"])
+        for cell in row.values():
+            float(cell or "0" if isinstance(cell, str) else "none")
+    except ValueError:
+        return False
+    return True
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """Open and lock a file; None where there are no locks, or nothing can be written.
+
+    Raises UserError where another process has it.
+    """
+    try:
+        file = path.open("ab")
+    except OSError:
+        return None
+    try:
+        locked = lock_file(file)
+    except BlockingIOError as error:
+        file.close()
+        raise _taken(path) from error
+    # Who had it may have removed the file between our two calls.
+    if locked and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()
+    if locked:
+        return _locked(path)
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"another process writes the run in {path.parent}",
+        seen=f"a lock on {path}",
+        expected="one run at a time in a folder",
+        hint="wait for it, or --out DIR   with another DIR",
+    )
 
 
 def _free_folder() -> Path:

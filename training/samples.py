@@ -14,20 +14,18 @@ import torch
 
 from ..contract.errors import ImageError
 from ..contract.log import log
-from ..contract.masks import StoredMask, true_classes
+from ..contract.masks import StoredMask
 from ..contract.memory import memory_bytes
-from ..contract.progress import show_progress
-from ..contract.resize import resize_mask
 from ..contract.spec import MIN_SIDE, ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .options import TrainOptions
 from .pairs import Pair, Problem, match_pairs, raise_problems, read_pair
-from .ranks import processes_here
+from .ranks import is_main_process, processes_here, progress_of_first
 from .values import Found, spec_from_masks
 
 Labelled: TypeAlias = tuple[U8, U8]
-"""image (h, w, C) and truth (h, w), both of the network's size."""
+"""image (h, w, C) of the network's size and truth (H, W) of the file's."""
 
 
 MASKS_PART = 4
@@ -38,7 +36,7 @@ MASKS_PART = 4
 class Sample:
     """A pair that was read once and is good.
 
-    input_size: of image and truth as the network takes them; size: of the file.
+    input_size: of the image as the network takes it; size: of the file, and of the truth.
     held: both in memory, or None where they did not fit and are read each time.
     checksum: of image and truth as they were read.
     """
@@ -51,14 +49,8 @@ class Sample:
     checksum: int = 0
 
     def load(self) -> Labelled:
-        """Give image uint8 (h, w, C) and truth uint8 (h, w) of `input_size`."""
+        """Give image uint8 (h, w, C) of `input_size` and truth uint8 (H, W) of `size`."""
         return self.held or _read(self.pair, self.spec)[0]
-
-    def full_truth(self) -> U8:
-        """Class indices (H, W) at the file's own size, read again unless it is the network's."""
-        if self.input_size == self.size:
-            return self.load()[1]
-        return true_classes(self.pair.mask, self.spec)
 
 
 class _Held:
@@ -101,7 +93,6 @@ def load_training_data(
     train, validation, problems = _matched(options)
     pairs = [*train, *validation]
     memory = half_of_memory() if memory is None else memory
-    # Masks at their files' size are kept no longer than until their pair is read.
     found = spec_from_masks(options, start, train, validation, memory // MASKS_PART)
     results = _read_all(pairs, found, memory)
     # Of unknown values no reader of a pair speaks: what it says is another problem of the file.
@@ -119,12 +110,13 @@ def _read_all(pairs: Sequence[Pair], found: Found, memory: int) -> list[Sample |
     read = partial(_sample, found=found)
     results: list[Sample | Problem] = []
     held = _Held(memory)
-    with show_progress("read", len(pairs)) as advance:
+    with progress_of_first("read", len(pairs)) as advance:
         # A few ahead, not all: what does not fit is dropped as soon as it was checked.
         for result in map_ahead(read, pairs, os.cpu_count() or 1):
             results.append(held.kept(result) if isinstance(result, Sample) else result)
             advance(1)
-    held.tell()
+    if is_main_process():
+        held.tell()
     return results
 
 
@@ -194,7 +186,7 @@ def _sample(pair: Pair, found: Found) -> Sample | Problem:
     return Sample(
         pair=pair,
         spec=spec,
-        input_size=(truth.shape[0], truth.shape[1]),
+        input_size=(image.shape[0], image.shape[1]),
         size=size,
         held=held,
         checksum=zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes())),
@@ -209,8 +201,7 @@ def _read(
 ) -> tuple[Labelled, Size]:
     """known: the spec's mask values are those of the masks. decoded: the mask, if it was read."""
     image, size, mask = read_pair(pair, spec, mask=decoded)
-    truth = mask.classes(spec) if known else mask.pixels
-    return (image, resize_mask(truth, spec.input_size(size))), size
+    return (image, mask.classes(spec) if known else mask.pixels), size
 
 
 def half_of_memory() -> int:

@@ -115,7 +115,7 @@ class Stepper:
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and the norm of its gradient, which is clipped."""
         images = batch.images.to(self._device, non_blocking=True)
-        truth = batch.truth.to(self._device, non_blocking=True)
+        truth = batch.truth.to(self._device, non_blocking=True).long()
         self._optimizer.zero_grad(set_to_none=True)
         amp = self._options.amp
         with torch.autocast(self._device.type, amp, enabled=amp is not None):

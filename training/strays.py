@@ -63,10 +63,12 @@ def revalued(files: Sequence[MaskFile], values: Sequence[MaskValue]) -> list[str
 
 def holders(masks: MaskSet, values: Sequence[MaskValue]) -> dict[MaskValue, list[Path]]:
     """Each value with the masks that hold it, the rarest first: it is the one to look for."""
-    found = {v: [f.pair.mask for f in masks.files if v in f.counts] for v in values}
+    found: dict[MaskValue, list[Path]] = {value: [] for value in values}
     pixels = Counts()
     for file in masks.files:
         pixels.update(file.counts)
+        for value in file.counts.keys() & found.keys():
+            found[value].append(file.pair.mask)
 
     def rarity(value: MaskValue) -> tuple[int, int, tuple[int, ...]]:
         return len(found[value]), pixels[value], value_key(value)
@@ -85,11 +87,11 @@ def classes_without_strays(
 
     found: as of `holders`.
     """
-    extra = list(found)[: max(0, len(found) - classes)]
-    strays = sum(file.counts[value] for file in masks.files for value in extra)
+    extra = set(list(found)[: max(0, len(found) - classes)])
+    strays = sum(f.counts[value] for f in masks.files for value in extra & f.counts.keys())
     if not extra or strays >= FEW_PIXELS * sum(file.counts.total() for file in masks.files):
         return ()
-    return tuple(sorted(set(found) - set(extra), key=value_key))
+    return tuple(sorted(set(found) - extra, key=value_key))
 
 
 def stray_files(masks: MaskSet, found: dict[MaskValue, list[Path]], classes: int) -> list[Problem]:

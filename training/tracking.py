@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..contract.errors import UserError, first_line
 from ..contract.images import shown
 from ..contract.modules import is_installed
+from ..contract.resize import resize_mask
 from ..contract.types import NO_CLASS
 from .masknet import MaskNet
 from .options import TrainOptions
@@ -77,8 +78,8 @@ class Tracker:
         numbers = {name: value for name, value in row.items() if value is not None}
         self._run.log(numbers | self._histograms(masknet.net) | self._masks(masknet, samples))
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
     def _histograms(self, net: nn.Module) -> dict[str, Any]:
         found = {}
@@ -98,6 +99,7 @@ class Tracker:
         pictures = []
         for sample in samples[:SHOWN]:
             image, truth = sample.load()
+            truth = resize_mask(truth, sample.input_size)
             predicted = masks_from_net(masknet, [image], sample.input_size)[0]
             layers = {"predicted": predicted, "truth": truth}
             masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}

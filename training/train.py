@@ -13,9 +13,9 @@ from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import TrainOptions
-from .ranks import Ranks, is_main_process, joined_ranks, local_rank
+from .ranks import Ranks, is_main_process, joined_ranks, local_rank, processes
 from .report import Reporter
-from .resume import Resumed, read_resumed, require_same_data
+from .resume import Resumed, folder_of_run, read_resumed, require_same_data
 from .rundir import RunFolder
 from .samples import TrainingData, load_training_data
 from .tracking import Tracker, require_wandb
@@ -26,47 +26,73 @@ from .unet import UNet
 def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train and return the path of the best checkpoint by foreground mIoU on validation.
 
-    given: names of the options that were asked for, though they may be the defaults: a resumed
-    run refuses those that are not its own. Where best.pth is gone, last.pth is returned.
+    given: names of the options that were asked for, though they may be the defaults, "recipe"
+    for one that was named: a resumed run refuses those that are not its own. Where best.pth is
+    gone, last.pth is returned.
     Raises UserError for options or data that do not fit, before the first epoch, and for a loss
     that is not finite. Ctrl-C and SIGTERM leave last.pth first, then raise KeyboardInterrupt.
     """
-    resumed = read_resumed(options, options.resume, given) if options.resume else None
-    options = resumed.options if resumed else options
-    if resumed and resumed.finished:
-        return _finished(options)
-    if options.wandb and is_main_process():
-        require_wandb()
-    device = device_from_name(options.device)
-    with joined_ranks(device.type == "cuda") as ranks:
-        return _train(options, resumed, device, ranks)
+    run = options.resume
+    with RunFolder(folder_of_run(run) if run else options.out, resumed=run is not None) as folder:
+        if run and run.exists() and is_main_process():
+            folder.lock()  # before its state is read: a run that goes on leaves that behind
+        resumed = read_resumed(options, run, given) if run else None
+        options = resumed.options if resumed else options
+        if resumed and resumed.finished:
+            return _finished(options, folder)
+        if options.wandb and is_main_process():
+            require_wandb()
+        device = device_from_name(options.device)
+        with joined_ranks(device.type == "cuda") as ranks:
+            return _train(options, given, resumed, folder, device, ranks)
 
 
 def _train(
-    options: TrainOptions, resumed: Resumed | None, device: torch.device, ranks: Ranks
+    options: TrainOptions,
+    given: Collection[str],
+    resumed: Resumed | None,
+    folder: RunFolder,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Path:
     start = resumed.checkpoint if resumed else _start(options)
-    folder = RunFolder(options.out, resumed=resumed is not None)
-    data = load_training_data(options, start.spec if start and not start.bare else None)
+    data = _data(options, start, ranks, device)
     if resumed:
         require_same_data(data, resumed.checkpoint)
     net = _network(data.spec, start, options.seed).to(device)
     # Every process has looked at the folder before the first one makes it.
     ranks.wait()
-    state = resumed.checkpoint.resume if resumed else {}
+    state: dict[str, Any] = resumed.checkpoint.resume if resumed else {"given": sorted(given)}
     if ranks.is_main:
         folder.create(state.get("epoch", 0))
         for warning in data.warnings:
             log.warning(warning)
+    folder.path = ranks.of_first(folder.path)
     reporter = _reporter(options, data, folder, state, ranks.is_main)
-    trainer = Trainer(options, data, net, folder, reporter, ranks)
+    trainer = Trainer(options, data, net, folder, reporter, ranks, state.get("given", ()))
     if resumed:
         trainer.load_state(state)
     return trainer.run()
 
 
-def _finished(options: TrainOptions) -> Path:
-    folder = RunFolder(options.out, resumed=True)
+def _data(
+    options: TrainOptions, start: Checkpoint | None, ranks: Ranks, device: torch.device
+) -> TrainingData:
+    """Read it in all processes, or in none: the first one of a machine lists its problems."""
+    data, problem = None, None
+    try:
+        data = load_training_data(options, start.spec if start and not start.bare else None)
+    except UserError as error:
+        problem = error
+    failed = ranks.any(problem is not None, device)
+    if data is not None and not failed:
+        return data
+    if problem is not None and (ranks.world == 1 or local_rank() == 0):
+        raise problem
+    raise UserError("another process tells what is wrong with the images and masks")
+
+
+def _finished(options: TrainOptions, folder: RunFolder) -> Path:
     if is_main_process():
         log.info(
             f"the run in {folder.path} is already finished, all {options.recipe.epochs} epochs; "
@@ -80,15 +106,26 @@ def _start(options: TrainOptions) -> Checkpoint | None:
         return None
     start = read_checkpoint(options.load)
     _require_same_network(options, start.spec)
+    trained = start.spec.scale
+    if not start.bare and trained != options.scale and is_main_process():
+        log.warning(
+            f"{options.load} was trained with --scale {trained:g}, this run is with "
+            f"{options.scale:g}: what it has learnt is of other sizes"
+        )
     return start
 
 
 def device_from_name(name: str) -> torch.device:
     """Raise UserError for a device that is not there; of several processes each has its own."""
-    if name == "auto":
-        name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda:") and processes() > 1:
+        raise UserError(
+            "--device names one GPU for several processes",
+            seen=f"{name}, {processes()} processes",
+            expected="auto or cuda: each process takes the GPU of its own number",
+            hint="CUDA_VISIBLE_DEVICES=2,3 torchrun …   names the GPUs",
+        )
     try:
-        device = torch.device(name)
+        device = torch.device(_of_this_process(name))
         torch.zeros(1, device=device).item()  # "meta" has no numbers to give
     except (RuntimeError, AssertionError) as error:
         seen = first_line(error)
@@ -101,6 +138,13 @@ def device_from_name(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _of_this_process(name: str) -> str:
+    own = f"cuda:{local_rank()}"
+    if name == "auto":
+        return own if torch.cuda.is_available() else "cpu"
+    return own if name == "cuda" else name
 
 
 def _require_same_network(options: TrainOptions, spec: ModelSpec) -> None:
@@ -120,8 +164,9 @@ def _require_same_network(options: TrainOptions, spec: ModelSpec) -> None:
 
 
 def _network(spec: ModelSpec, start: Checkpoint | None, seed: int) -> UNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # The weights are drawn on the CPU: no GPU's generator is moved, nor has to be kept.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear)
     if start is not None:
         net.load_state_dict(start.state)
@@ -131,5 +176,6 @@ def _network(spec: ModelSpec, start: Checkpoint | None, seed: int) -> UNet:
 def _reporter(
     options: TrainOptions, data: TrainingData, folder: RunFolder, state: dict[str, Any], first: bool
 ) -> Reporter:
-    tracker = Tracker(options, folder.path, state.get("wandb")) if first and options.wandb else None
-    return Reporter(folder, data, tracker)
+    run_id = state.get("wandb")
+    tracker = Tracker(options, folder.path, run_id) if first and options.wandb else None
+    return Reporter(folder, data, tracker, run_id)

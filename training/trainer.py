@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
-from ..contract.progress import Advance, show_progress
 from .batches import Batch, Batches, BatchOptions
 from .checkpoint import Checkpoint, write_checkpoint
 from .finite import first_not_finite
@@ -22,7 +22,7 @@ from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
 from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
-from .ranks import Ranks, sync_batchnorms
+from .ranks import Ranks, progress_of_first, sync_batchnorms
 from .report import EpochResult, Reporter
 from .resume import data_checksums, data_names, options_to_json, with_whole_paths
 from .rundir import RunFolder
@@ -36,6 +36,10 @@ GOLDEN_IMAGES = 4
 MOST_WORKERS = 4
 FEW_STEPS = 1000
 """One cycle of the rate in fewer steps is over before much is learnt."""
+
+
+class DivergedError(UserError):
+    """Numbers that are not finite: the message says what is left, and that a new run is needed."""
 
 
 @dataclass
@@ -60,8 +64,9 @@ class Trainer:
         folder: RunFolder,
         reporter: Reporter,
         ranks: Ranks,
+        given: Collection[str] = (),
     ) -> None:
-        """Take `net`, which lies on its device already."""
+        """Take `net`, which lies on its device already. given: the options that the run names."""
         recipe = options.recipe
         self._options, self._data, self._ranks = options, data, ranks
         self._folder, self._reporter = folder, reporter
@@ -70,7 +75,8 @@ class Trainer:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sync_batchnorms(net, ranks, self._device)
         self._masknet = MaskNet(net, data.spec)
-        self._batches = Batches(data.train, batch_options(options, self._device), ranks)
+        self._batch_options = batch_options(options, self._device)
+        self._batches = Batches(data.train, self._batch_options, ranks)
         self._optimizer = optimizer_from_recipe(net.parameters(), recipe)
         self._schedule = RateSchedule(
             self._optimizer, recipe, steps=recipe.epochs * len(self._batches)
@@ -84,7 +90,11 @@ class Trainer:
         self._at = Position()
         self._kept = 0  # the step that last.pth is of
         self._interrupts = Interrupts()
-        self._data_state = {"data": data_names(data), "checksums": data_checksums(data)}
+        self._constant = {
+            "data": data_names(data),
+            "checksums": data_checksums(data),
+            "given": list(given),
+        }
 
     def _amp(self) -> torch.dtype | None:
         if not self._options.amp:
@@ -104,7 +114,11 @@ class Trainer:
         self._kept = self._at.step
 
     def run(self) -> Path:
-        """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped."""
+        """All epochs; a signal leaves last.pth of the last whole step, then raises Stopped.
+
+        So do errors that a user can mend, as files that are gone: they say how to go on.
+        """
+        failed = True
         if self._ranks.is_main:
             self._reporter.describe(self._masknet, str(self._device))
             self._warn_of_recipe()
@@ -115,15 +129,26 @@ class Trainer:
                     self._write_last()  # what the first step can go back to
                 while self._at.epoch < self._options.recipe.epochs:
                     self._run_epoch()
+            failed = False
         except Stopped:
             self._write_last()
-            log.info(f"interrupted: unetrt train --resume {self._folder.path}   goes on from here")
+            failed = False
+            if self._ranks.is_main:
+                resume = f"unetrt train --resume {self._folder.path}"
+                log.info(f"interrupted: {resume}   goes on from here")
             raise
         except DeviceMemoryError as error:
             raise self._short_of_memory(error) from error
+        except DivergedError:
+            raise
+        except (UserError, OSError) as error:
+            told = self._cut_short(error)
+            if told is None:
+                raise
+            raise told from error
         finally:
             if self._ranks.is_main:
-                self._reporter.close()
+                self._reporter.close(failed)
         return self._folder.result
 
     def _warn_of_recipe(self) -> None:
@@ -169,7 +194,7 @@ class Trainer:
         self._masknet.train()
         work = f"epoch {self._at.epoch + 1}/{self._options.recipe.epochs}"
         left = len(self._batches) - self._at.batch
-        with self._progress(work, left) as advance:
+        with progress_of_first(work, left, "steps") as advance:
             for batch in self._batches.epoch(self._at.epoch, self._at.batch):
                 self._train_step(batch)
                 advance(1)
@@ -193,39 +218,55 @@ class Trainer:
     def _validate(self) -> Scores:
         # Several processes stop together, and they meet again only at the next step.
         check = self._interrupts.check if self._ranks.world == 1 else None
-        matrix = validate(self._masknet, self._data.validation, self._ranks, check)
+        workers = self._batch_options.workers
+        matrix = validate(self._masknet, self._data.validation, self._ranks, check, workers)
         names = self._data.spec.class_names
         if self._ranks.is_main:
             warn_of_one_class(matrix, names)
         return matrix.scores(names)
 
-    def _diverged(self, what: str, seen: str) -> UserError:
+    def _diverged(self, what: str, seen: str) -> DivergedError:
         """--resume keeps the run's rate: the weights are what a new run can start from."""
         last, rate = self._folder.last, f"-l {self._options.recipe.learning_rate / 10:g}"
         amp = ", without --amp" if self._stepper.amp else ""
-        place = f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
-        return UserError(
-            f"{what} is not finite at {place}; {self._told_last()}",
+        return DivergedError(
+            f"{what} is not finite at {self._place()}; {self._told_last()}",
             seen=seen,
             hint=f"unetrt train --load {last} {rate} …   a lower rate{amp}",
         )
 
     def _short_of_memory(self, error: DeviceMemoryError) -> DeviceMemoryError:
         """The state of before the step is kept, unless the optimiser was in the middle of it."""
-        if self._stepper.whole:
+        if self._stepper.whole and self._ranks.is_main:
             self._write_last()
-        place = f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
         return DeviceMemoryError(
-            f"{error.message}, at {place}; {self._told_last()}",
+            f"{error.message}, at {self._place()}; {self._told_last()}",
             seen=error.seen,
             hint=f"unetrt train --load {self._folder.last} …   with {error.hint}",
         )
 
+    def _cut_short(self, error: UserError | OSError) -> UserError | None:
+        """Keep the steps of this epoch, and say how to go on; None where nothing is kept yet."""
+        step = self._at.step
+        if self._stepper.whole and self._ranks.is_main and step > self._kept:
+            with suppress(UserError):  # the disk may be what has failed
+                self._write_last()
+        if not self._folder.last.exists():
+            return None
+        found = error if isinstance(error, UserError) else UserError(first_line(error))
+        first = f"{found.hint}; then " if found.hint else ""
+        return UserError(
+            f"{found.message}, after step {step} (epoch {self._at.epoch + 1}); {self._told_last()}",
+            seen=found.seen,
+            expected=found.expected,
+            hint=f"{first}unetrt train --resume {self._folder.path}   goes on from there",
+        )
+
+    def _place(self) -> str:
+        return f"step {self._at.step + 1} (epoch {self._at.epoch + 1})"
+
     def _told_last(self) -> str:
         return f"the weights after step {self._kept} are in {self._folder.last}"
-
-    def _progress(self, work: str, count: int) -> AbstractContextManager[Advance]:
-        return show_progress(work, count, "steps") if self._ranks.is_main else nullcontext(_silent)
 
     def _keep(self, score: float | None) -> None:
         """Without a score best.pth is the last epoch's, until there is one."""
@@ -239,6 +280,7 @@ class Trainer:
 
     def _write_last(self) -> None:
         if not self._ranks.is_main:
+            self._kept = self._at.step
             return
         checkpoint = self._checkpoint()
         checkpoint.resume = {
@@ -246,7 +288,7 @@ class Trainer:
             "scheduler": self._schedule.state_dict(),
             "scaler": self._stepper.scaler.state_dict(),
             "options": options_to_json(with_whole_paths(self._options)),
-            **self._data_state,
+            **self._constant,
             "wandb": self._reporter.run_id,
             **asdict(self._at),
         }
@@ -270,6 +312,7 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
         size=options.recipe.batch_size,
         crop=options.crop,
         augment=options.recipe.augment,
+        full_truth=options.recipe.loss_size == "mask",
         seed=options.seed,
         workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
         pinned=device.type == "cuda",
@@ -278,7 +321,3 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
 
 def _files(batch: Batch) -> str:
     return f"images {', '.join(str(pair.image) for pair in batch.pairs)}"
-
-
-def _silent(count: int) -> None:
-    """Count for nobody."""

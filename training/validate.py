@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 
-from ..contract.errors import UserError, first_line
+from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
 from ..contract.metrics import ConfusionMatrix
-from ..contract.progress import show_progress
 from ..contract.types import U8, Size
+from .ahead import map_ahead
 from .masknet import MaskNet
 from .memory import short_of_memory
-from .ranks import Ranks
+from .ranks import Ranks, progress_of_first
 from .samples import Sample
 
 BATCH_PIXELS = 1 << 20
@@ -27,25 +28,28 @@ def validate(
     samples: Sequence[Sample],
     ranks: Ranks | None = None,
     check: Callable[[], None] | None = None,
+    workers: int = 0,
 ) -> ConfusionMatrix:
     """Count every pixel of every mask, at its file's size, in one matrix over all ranks.
 
-    check: called between batches, to stop by raising.
-    Raises UserError where the memory does not suffice for one image.
+    check: called between batches, to stop by raising. workers: threads that read ahead.
+    Raises DeviceMemoryError where the memory does not suffice for one image.
     """
     ranks = ranks or Ranks()
-    fitting = _Fitting(masknet)
+    fitting = _Fitting(masknet, ranks.is_main)
     matrix = ConfusionMatrix(masknet.spec.mask_classes)
     own, training = ranks.share(samples), masknet.training
     masknet.eval()
-    with show_progress("validate", len(own)) as advance:
-        for batch in _batches(own):
+    batches = list(_batches(own))
+    loaded = map_ahead(Sample.load, (sample for batch in batches for sample in batch), workers)
+    with progress_of_first("validate", len(own)) as advance:
+        for batch in batches:
             if check is not None:
                 check()
-            images = [sample.load()[0] for sample in batch]
+            images, truths = zip(*islice(loaded, len(batch)), strict=True)
             predicted = fitting.masks(images, batch[0].size)
-            for sample, mask in zip(batch, predicted, strict=True):
-                matrix.update(sample.full_truth(), mask)
+            for truth, mask in zip(truths, predicted, strict=True):
+                matrix.update(truth, mask)
             advance(len(batch))
     masknet.train(training)
     device = next(masknet.parameters()).device
@@ -56,8 +60,8 @@ def validate(
 class _Fitting:
     """Predicts as many images at once as the memory takes: half as many each time it does not."""
 
-    def __init__(self, masknet: MaskNet) -> None:
-        self._masknet, self._most = masknet, 0
+    def __init__(self, masknet: MaskNet, speaks: bool) -> None:
+        self._masknet, self._speaks, self._most = masknet, speaks, 0
 
     def masks(self, images: Sequence[U8], size: Size) -> list[U8]:
         done: list[U8] = []
@@ -75,13 +79,14 @@ class _Fitting:
         if count == 1:
             on_gpu = next(self._masknet.parameters()).device.type == "cuda"
             message = "a validation image does not fit into the memory of this machine"
-            raise UserError(
+            raise DeviceMemoryError(
                 "a validation image does not fit into the memory of the GPU" if on_gpu else message,
                 seen=first_line(error),
                 hint="a smaller --scale, or smaller validation images",
             ) from error
         self._most = count // 2
-        log.warning(f"out of memory in validation: from here on {self._most} images at once")
+        if self._speaks:
+            log.warning(f"out of memory in validation: from here on {self._most} images at once")
         torch.cuda.empty_cache()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..contract.masks import true_classes
 from ..contract.spec import ModelSpec
+from .ahead import map_ahead
 from .losses import LossOptions
 from .options import RecipeOptions
 from .samples import Sample
@@ -28,10 +32,16 @@ def weights_from_samples(samples: Sequence[Sample], classes: int) -> tuple[float
     A class that no mask has weighs as much as the heaviest.
     """
     counts = np.zeros(256, np.int64)
-    for sample in samples:
-        counts += np.bincount(sample.load()[1].ravel(), minlength=256)
+    for found in map_ahead(_counts, samples, os.cpu_count() or 1):
+        counts += found
     counts = counts[:classes]
     shares = counts / max(1, counts.sum())
     weights = 1 / np.sqrt(np.where(shares > 0, shares, shares[shares > 0].min(initial=1.0)))
     weights /= max(float((weights * shares).sum()), 1e-12)
     return tuple(round(float(weight), 6) for weight in weights)
+
+
+def _counts(sample: Sample) -> NDArray[np.int64]:
+    """Pixels of each class, (256,); of what is not held the mask alone is read."""
+    truth = sample.held[1] if sample.held else true_classes(sample.pair.mask, sample.spec)
+    return np.bincount(truth.ravel(), minlength=256)

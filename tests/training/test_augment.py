@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def test_masks_move_with_their_images(seed: int, shape: tuple[int, int], crop: i
     size = (crop, crop) if crop else shape
     scale = draw_scale(rng)
     window = round(size[0] / scale), round(size[1] / scale)
-    image, truth = random_resized_crop(image, truth, window, size, rng)
+    image, truth = random_resized_crop(image, truth, window, (size, size), rng)
     assert image.shape == (*size, 1)
     assert truth.shape == size
     image, truth = random_flip_turn(image, truth, rng)
@@ -51,18 +53,46 @@ def test_masks_move_with_their_images(seed: int, shape: tuple[int, int], crop: i
     assert set(np.unique(truth)) <= {0, 1, 2, 3, NO_CLASS}
 
 
-def test_edges_of_masks_stay_on_those_of_images() -> None:
-    """Enlarged and shrunk, the class changes where the image passes the middle of the step."""
-    truth = np.repeat(np.array([0, 1], np.uint8), 40)[None].repeat(80, 0)
-    image = (100 * truth)[:, :, None]
-    for side in (50, 99, 110):
-        small, mask = random_resized_crop(
-            image, truth, (80, 80), (side, side), np.random.default_rng(0)
-        )
-        step = np.flatnonzero(np.diff(mask[0]))
-        bright = np.flatnonzero(np.diff((small[0, :, 0] > 50).astype(int)))
-        assert abs(int(step[0]) - int(bright[0])) <= 1
+@pytest.mark.parametrize("finer", [1, 2, 2.5, 0.5])
+@pytest.mark.parametrize("window", [80, 72, 100])
+def test_edges_of_masks_stay_on_those_of_images(window: int, finer: float) -> None:
+    """Enlarged and shrunk, the class changes where the image passes the middle of the step.
+
+    The truth has `finer` pixels for each of the image's; a window above 80 is filled.
+    """
+    fine = int(80 * finer)
+    truth = np.repeat(np.array([0, 1], np.uint8), fine // 2)[None].repeat(fine, 0)
+    image = np.repeat(np.array([0, 100], np.uint8), 40)[None].repeat(80, 0)[:, :, None]
+    for side, seed in itertools.product((50, 80, 110), range(5)):
+        large = int(side * finer)
+        sizes, rng = ((side, side), (large, large)), np.random.default_rng(seed)
+        small, mask = random_resized_crop(image, truth, (window, window), sizes, rng)
+        assert (small.shape[:2], mask.shape) == sizes
+        row = mask[np.flatnonzero((mask != NO_CLASS).any(1))[0]]
+        counted = np.flatnonzero(row != NO_CLASS)
+        step = counted[0] + np.flatnonzero(np.diff(row[counted]))
+        bright = np.flatnonzero(np.diff((small[side // 2, :, 0] > 50).astype(int)))
         assert len(step) == len(bright) == 1
+        assert abs(int(step[0]) + 1 - (int(bright[0]) + 1) * finer) <= max(1, finer) + 0.5
+
+
+def test_a_window_that_is_too_large_lies_anywhere_about_its_image() -> None:
+    image, truth = coded(1, 20, 24)
+    tops, lefts = set(), set()
+    for seed in range(60):
+        size = (26, 30)
+        cut, mask = random_resized_crop(
+            image, truth, size, (size, size), np.random.default_rng(seed)
+        )
+        counted = mask != NO_CLASS
+        assert counted.sum() == 20 * 24
+        top, left = (int(np.flatnonzero(counted.any(axis))[0]) for axis in (1, 0))
+        assert np.array_equal(mask[top : top + 20, left : left + 24], truth)
+        assert np.array_equal(cut[top : top + 20, left : left + 24], image)
+        assert (cut[:top, left : left + 24] == image[:1]).all(), "the edge goes on"
+        tops.add(top)
+        lefts.add(left)
+    assert tops == lefts == set(range(7))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 24)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,19 +51,69 @@ def test_an_epoch_has_each_image_once_in_batches_of_one_size(batch_size: int) ->
     source = batches(batch_size)
     epoch = list(source.epoch(0))
     assert len(epoch) == len(source)
-    counts = Counter(name for batch in epoch for name in {p.name for p in batch.pairs})
-    assert counts == Counter(str(i) for i in range(len(SIZES)))
+    counts = Counter(pair.name for batch in epoch for pair in batch.pairs)
+    added = counts - Counter(str(i) for i in range(len(SIZES)))
+    assert set(counts) == {str(i) for i in range(len(SIZES))}
+    assert {SIZES[int(name)] for name in added} <= {(16, 20)}, "for batch normalisation alone"
+    assert added.total() == (5 if batch_size == 1 else 5 % batch_size == 1)
     for batch in epoch:
         assert batch.images.shape[:3] == batch.truth.shape
         assert batch.images.dtype == torch.uint8
-        assert batch.truth.dtype == torch.int64
-        assert torch.equal(batch.images[..., 0].long(), batch.truth)
+        assert batch.truth.dtype == torch.uint8
+        assert torch.equal(batch.images[..., 0], batch.truth)
 
 
-def test_a_batch_of_one_small_image_is_doubled_for_batch_normalisation() -> None:
+def test_a_small_image_alone_has_another_beside_it_for_batch_normalisation() -> None:
+    """Twice the same would be one value a channel at the bottom: its variance is none."""
     for batch in batches(1).epoch(0):
         height, width = batch.truth.shape[1:]
-        assert len(batch.images) == (2 if height < 32 and width < 32 else 1)
+        names = {pair.name for pair in batch.pairs}
+        assert len(batch.images) == len(names) == (2 if height < 32 and width < 32 else 1)
+    alone = Batches([sample(0, 16, 16)], BatchOptions())
+    assert [len(batch.images) for batch in alone.epoch(0)] == [2]
+
+
+def halved(number: int, height: int, width: int) -> Sample:
+    """An image at half the size of its truth, which it shows."""
+    fine = np.random.default_rng(number).integers(0, 200, (height // 2, width // 2), np.uint8)
+    truth = fine.repeat(2, 0).repeat(2, 1)
+    pair = Pair(str(number), Path(f"{number}.png"), Path(f"{number}.png"))
+    return Sample(
+        pair=pair,
+        spec=ModelSpec(channels=1, scale=0.5),
+        input_size=(height // 2, width // 2),
+        size=(height, width),
+        held=(fine[:, :, None], truth),
+    )
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("crop", [None, 24])
+def test_the_truth_keeps_the_size_of_its_file_where_it_shall(
+    crop: int | None, augment: bool
+) -> None:
+    samples = [halved(i, 64, 80) for i in range(4)] + [halved(4, 66, 80)]
+    options = BatchOptions(size=2, crop=crop, augment=augment, full_truth=True)
+    for batch in Batches(samples, options).epoch(0):
+        height, width = batch.images.shape[1:3]
+        assert batch.truth.shape[1:] == (2 * height, 2 * width)
+        if not augment:
+            fine = batch.images[..., 0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+            counted = batch.truth != NO_CLASS
+            assert torch.equal(fine[counted], batch.truth[counted])
+    shrunk = Batches(samples, replace(options, full_truth=False))
+    assert all(b.truth.shape == b.images.shape[:3] for b in shrunk.epoch(0))
+
+
+def test_truths_of_two_sizes_share_no_batch() -> None:
+    """201 and 200 pixels are 100 at half the scale."""
+    odd = replace(
+        halved(0, 64, 80),
+        size=(65, 80),
+        held=(halved(0, 64, 80).load()[0], np.zeros((65, 80), np.uint8)),
+    )
+    source = Batches([odd, halved(1, 64, 80)], BatchOptions(size=2, full_truth=True))
+    assert sorted(batch.truth.shape[1] for batch in source.epoch(0)) == [64, 65]
 
 
 def test_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
@@ -122,7 +173,7 @@ def test_crops_mix_sizes_and_pad_without_a_class() -> None:
     [batch] = source.epoch(0)
     assert batch.images.shape == (10, 24, 24, 1)
     counted = batch.truth != NO_CLASS
-    assert torch.equal(batch.images[..., 0][counted].long(), batch.truth[counted])
+    assert torch.equal(batch.images[..., 0][counted], batch.truth[counted])
     areas = {p.name: int(c.sum()) for p, c in zip(batch.pairs, counted, strict=True)}
     assert areas["0"] == 16 * 20
     assert areas["5"] == 24 * 24

@@ -105,3 +105,27 @@ def test_the_focal_loss_turns_away_from_what_is_right(classes: int) -> None:
     expected = plain + (entropy * (1 - p) ** 2).mean()
     loss = segmentation_loss(logits, truth, LossOptions(loss="focal+dice"))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_logits_are_resized_to_the_truth_as_in_prediction() -> None:
+    logits, truth = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 11, 12))
+    large = F.interpolate(logits, (11, 12), mode="bilinear", align_corners=False)
+    options = LossOptions(dice="foreground")
+    assert torch.equal(
+        segmentation_loss(logits, truth, options), segmentation_loss(large, truth, options)
+    )
+
+
+def test_a_truth_of_its_own_size_pulls_neither_left_nor_up() -> None:
+    """Its nearest pixels at half the size do: they are those below and right of the middle."""
+    truth = torch.randint(0, 3, (2, 12, 16))
+
+    def pull(truth: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(2, 3, 6, 8, requires_grad=True)
+        segmentation_loss(logits, truth, LossOptions()).backward()  # type: ignore[no-untyped-call]
+        assert logits.grad is not None
+        return logits.grad
+
+    for axes in ((1,), (2,)):
+        turned = pull(truth.flip(axes)).flip([axis + 1 for axis in axes])
+        assert torch.allclose(pull(truth), turned, atol=1e-7)

@@ -31,7 +31,7 @@ def palette_mask(values: U8, *colours: tuple[int, int, int]) -> Image.Image:
 def truths(folders: Folders, **changes: object) -> tuple[dict[str, set[int]], ModelSpec]:
     data = load_training_data(options_for(folders, **changes), None)
     samples = [*data.train, *data.validation]
-    return {s.pair.name: {*np.unique(s.full_truth()).tolist()} for s in samples}, data.spec
+    return {s.pair.name: {*np.unique(s.load()[1]).tolist()} for s in samples}, data.spec
 
 
 def test_gifs_of_one_colour_are_read_by_their_colour(empty_pairs: Folders) -> None:

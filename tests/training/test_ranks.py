@@ -6,6 +6,7 @@ import csv
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,15 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from unetrt.contract.errors import UserError
 from unetrt.training.checkpoint import read_checkpoint
+from unetrt.training.mask_files import read_mask_set
+from unetrt.training.masknet import MaskNet
 from unetrt.training.options import RECIPES, TrainOptions
-from unetrt.training.ranks import Ranks, sync_batchnorms
+from unetrt.training.ranks import Ranks, joined_ranks, sync_batchnorms
 from unetrt.training.report import Reporter
 from unetrt.training.rundir import RunFolder
 from unetrt.training.samples import load_training_data
-from unetrt.training.train import train
+from unetrt.training.train import _data, device_from_name, train
 from unetrt.training.trainer import Trainer
 from unetrt.training.unet import UNet
+from unetrt.training.validate import validate
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -73,6 +78,105 @@ def test_a_batch_below_the_number_of_processes_is_warned_of(
         trainer._ranks = Ranks(0, world)
         trainer._warn_of_recipe()
         assert sum(f"number of processes, {world}" in r.message for r in caplog.records) == told
+
+
+def test_processes_meet_that_another_than_torchrun_starts(tmp_path: Path) -> None:
+    """As PyTorchJob does, with PyTorch's variables alone."""
+    code = "import torch\nfrom unetrt.training.ranks import joined_ranks\n"
+    code += "with joined_ranks(cuda=False) as ranks:\n"
+    code += "    print(ranks.world, ranks.of_first(ranks.rank + 7), flush=True)\n"
+    code += "    print(ranks.any(ranks.rank == 1, torch.device('cpu')), flush=True)\n"
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    words = [sys.executable, str(script)]
+    running = [
+        subprocess.Popen(
+            words, env={**environment(), **meeting, "RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    lines = [line for one in running for line in one.communicate(timeout=TIMEOUT)[0].splitlines()]
+    assert sorted(lines) == ["2 7", "2 7", "True", "True"]
+
+
+def test_a_process_that_is_told_of_others_and_not_where_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "node0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(UserError, match="one of several") as caught, joined_ranks(cuda=False):
+        pass
+    assert str(caught.value.seen) == "RANK=1 WORLD_SIZE=2 MASTER_ADDR=node0, no MASTER_PORT"
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined_ranks(cuda=False) as ranks:
+        assert ranks == Ranks()
+
+
+def test_a_flag_is_counted_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[torch.Tensor] = []
+    monkeypatch.setattr("unetrt.training.ranks._Total.apply", None)
+    monkeypatch.setattr("torch.distributed.all_reduce", added.append)
+    assert Ranks(0, 2).any(True, torch.device("cpu"))
+    assert not Ranks(0, 2).any(False, torch.device("cpu"))
+    assert len(added) == 2
+
+
+@pytest.mark.parametrize("name", ["cuda", "auto"])
+def test_each_process_takes_the_gpu_of_its_number(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own calls are stood in for: there may be no GPU here."""
+    taken: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("unetrt.training.train.torch.zeros", lambda *_, device: torch.ones(1))
+    for rank in ("0", "3"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert device_from_name(name) == torch.device(f"cuda:{rank}")
+    assert [device.index for device in taken] == [0, 3]
+    with pytest.raises(UserError, match="one GPU for several processes"):
+        device_from_name("cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert device_from_name("cuda:1") == torch.device("cuda:1")
+
+
+def test_only_the_first_process_speaks(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of reading masks and of scoring."""
+    monkeypatch.setattr("unetrt.contract.progress.LINE_SECONDS", 0.0)
+    data = load_training_data(quick_options, None)
+    pairs = [sample.pair for sample in data.validation]
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        capsys.readouterr()
+        read_mask_set(pairs, frozenset())
+        validate(MaskNet(UNet(1, 4, 2), data.spec), data.validation)
+        shown = capsys.readouterr().err
+        assert ("read masks: 4/4" in shown, "validate: 4/4" in shown) == (told, told)
+
+
+def test_problems_of_the_data_are_listed_once_a_machine(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another process end this one too: it would wait for that one in vain."""
+    monkeypatch.setattr(Ranks, "any", lambda self, flag, device: True)
+    wrong = replace(quick_options, classes=3)
+    place = None, Ranks(1, 2), torch.device("cpu")
+    for options, rank, says in (
+        (wrong, "0", "the masks hold 4 values"),
+        (wrong, "1", "another process tells"),
+        (quick_options, "0", "another process tells"),
+    ):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(UserError, match=says):
+            _data(options, *place)
 
 
 def command(options: TrainOptions, out: Path) -> list[str]:

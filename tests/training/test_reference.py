@@ -51,7 +51,7 @@ class Reference:
     def step(self, batch: Batch) -> float:
         images = batch.images.permute(0, 3, 1, 2).float() / 255
         images = images.to(memory_format=torch.channels_last)
-        loss = self.loss(self.net(images), batch.truth)
+        loss = self.loss(self.net(images), batch.truth.long())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

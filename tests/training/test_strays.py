@@ -12,8 +12,9 @@ from PIL import Image
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
+from unetrt.training.mask_files import read_mask_set
 from unetrt.training.options import TrainOptions
-from unetrt.training.pairs import PROBLEMS
+from unetrt.training.pairs import PROBLEMS, match_pairs
 from unetrt.training.samples import load_training_data
 
 Folders = tuple[Path, Path]
@@ -117,6 +118,26 @@ def test_every_file_with_a_stray_value_is_named(
         start = f"{empty_pairs[1] / f'{i:02}.png'} holds values that most masks lack: "
         assert f"{start}{9 if same else 100 + i} (1 of 4096 pixels)" in lines
     assert any("differ in size" in line for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_photographs_where_masks_should_be_are_asked_about(
+    empty_pairs: Folders, suffix: str
+) -> None:
+    """None of their colours is counted: there are as many as pixels."""
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        photograph = Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8))
+        photograph.save(empty_pairs[1] / f"{name}.{suffix}")
+        Image.fromarray(mask_of(0, 1)).resize((80, 80), 0).save(empty_pairs[0] / f"{name}.png")
+    pairs, _ = match_pairs(*empty_pairs)
+    masks = read_mask_set(pairs, frozenset())
+    assert not masks.files
+    assert len(masks.problems) == 4
+    text = message(empty_pairs, classes=2)
+    assert "4 problems" in text
+    assert "colours, as a photograph does: are --images and --masks swapped?" in text
+    assert ("write masks as PNG" in text) == (suffix == "jpg")
 
 
 def test_a_class_too_many_is_not_named_file_by_file(empty_pairs: Folders) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,16 @@ import pytest
 
 from unetrt.contract.errors import UserError
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
+from unetrt.training.interrupts import Stopped
 from unetrt.training.options import TrainOptions
+from unetrt.training.ranks import Ranks
+from unetrt.training.report import Reporter
+from unetrt.training.rundir import RunFolder
+from unetrt.training.samples import load_training_data
+from unetrt.training.tracking import Tracker
 from unetrt.training.train import train
+from unetrt.training.trainer import Trainer
+from unetrt.training.unet import UNet
 
 
 def test_without_the_package_the_line_that_brings_it_is_told(
@@ -53,6 +62,46 @@ def test_it_is_off_unless_asked_for(quick_options: TrainOptions) -> None:
     assert read_checkpoint(folder / "last.pth").resume["wandb"] is None
     if "wandb" not in sys.modules:
         assert not any(name.startswith("wandb") for name in sys.modules)
+
+
+class Told:
+    """Stands for wandb's run: keeps what it is closed with."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.codes.append(exit_code)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (Stopped, 0), (UserError("no memory"), 1), (ZeroDivisionError, 1)],
+)
+def test_a_run_that_fails_is_not_told_as_finished(
+    quick_options: TrainOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException] | BaseException | None,
+    code: int,
+) -> None:
+    data = load_training_data(quick_options, None)
+    told, tracker = Told(), Tracker.__new__(Tracker)
+    tracker._run = told
+    folder = RunFolder(quick_options.out)
+    folder.create()
+    reporter = Reporter(folder, data, tracker)
+    monkeypatch.setattr(Tracker, "run_id", "abc")
+    trainer = Trainer(quick_options, data, UNet(1, 4, 4), folder, reporter, Ranks())
+
+    def ends(self: Trainer) -> None:
+        self._at.epoch += 2
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Trainer, "_run_epoch", ends)
+    with suppress(Stopped, UserError, ZeroDivisionError):
+        trainer.run()
+    assert told.codes == [code]
 
 
 def test_a_run_offline_holds_scores_masks_and_histograms(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from unetrt.training.options import RECIPES, RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.samples import load_training_data
 from unetrt.training.step import Stepper
-from unetrt.training.train import train
+from unetrt.training.train import _network, train
 from unetrt.training.validate import masks_from_net, validate
 
 
@@ -99,6 +100,16 @@ def test_the_caller_s_random_numbers_are_left_alone(quick_options: TrainOptions)
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_weights_are_drawn_without_a_word_where_there_are_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch warns of several whose generators would be kept."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _network(ModelSpec(width=2), None, seed=0)
+
+
 @pytest.mark.parametrize("recipe", [RecipeOptions(epochs=1), RecipeOptions(epochs=1, batch_size=5)])
 @pytest.mark.parametrize("changes", [{}, {"crop": 32, "amp": True}, {"bilinear": True}])
 def test_the_reference_s_recipe_runs(
@@ -122,7 +133,9 @@ def test_one_class_trains(quick_options: TrainOptions, tmp_path: Path) -> None:
     assert best.state["outc.conv.weight"].shape[0] == 1
 
 
-def test_starting_weights_are_used(quick_options: TrainOptions, tmp_path: Path) -> None:
+def test_starting_weights_are_used(
+    quick_options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     start = train(quick_options)
     slow = with_recipe(
         replace(quick_options, load=start, out=tmp_path / "again"), epochs=1, learning_rate=1e-12
@@ -130,6 +143,9 @@ def test_starting_weights_are_used(quick_options: TrainOptions, tmp_path: Path) 
     before, after = read_checkpoint(start).state, read_checkpoint(train(slow)).state
     key = "down2.maxpool_conv.1.double_conv.0.weight"
     assert torch.allclose(before[key], after[key], atol=1e-6)
+    assert "was trained with" not in caplog.text
+    train(replace(slow, scale=0.5, out=tmp_path / "half"))
+    assert f"{start} was trained with --scale 1, this run is with 0.5" in caplog.text
     with pytest.raises(UserError, match="another network") as caught:
         train(replace(slow, width=8, bilinear=True, out=tmp_path / "third"))
     assert caught.value.hint == "train with --width 4 no --bilinear"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +15,16 @@ from unetrt.contract.images import read_image
 from unetrt.contract.metrics import ConfusionMatrix
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
+from unetrt.training.ahead import map_ahead
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.curve import draw_curve
 from unetrt.training.masknet import MaskNet
 from unetrt.training.options import RecipeOptions, TrainOptions
-from unetrt.training.samples import load_training_data
+from unetrt.training.samples import Labelled, Sample, load_training_data
 from unetrt.training.train import train
 from unetrt.training.unet import UNet
 from unetrt.training.validate import validate, warn_of_one_class
+from unetrt.training.weights import weights_from_samples
 
 NAMES = ("ground", "crack", "rust")
 
@@ -89,6 +93,54 @@ def test_validation_takes_what_fits(
     with pytest.raises(UserError, match="does not fit into the memory") as caught:
         validate(tight, data.validation)
     assert "9 GiB" in str(caught.value.seen)
+
+
+def test_validation_is_read_ahead(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By other threads, each image once, with the counts that one thread gives."""
+    data = load_training_data(replace(quick_options, validation=75), None)
+    net = MaskNet(UNet(1, 4, 4), data.spec)
+    expected = validate(net, data.validation).counts
+    whole, read = Sample.load, []
+
+    def load(sample: Sample) -> Labelled:
+        read.append((sample.pair.name, threading.current_thread() is threading.main_thread()))
+        return whole(sample)
+
+    monkeypatch.setattr(Sample, "load", load)
+    found = validate(net, data.validation, None, None, 2)
+    assert np.array_equal(found.counts, expected)
+    assert sorted(read) == [(sample.pair.name, False) for sample in data.validation]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_no_more_is_begun_than_is_said(workers: int) -> None:
+    begun: list[int] = []
+    lock = threading.Lock()
+
+    def work(task: int) -> int:
+        with lock:
+            begun.append(task)
+        return task
+
+    for done, result in enumerate(map_ahead(work, range(20), workers)):
+        assert result == done
+        time.sleep(0.001)
+        assert len(begun) <= done + max(1, 2 * workers)
+    assert sorted(begun) == list(range(20))
+
+
+def test_weights_are_counted_without_the_images(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pairs that are not held the masks alone are read."""
+    held = load_training_data(quick_options, None).train
+    files = load_training_data(quick_options, None, memory=0).train
+    assert not any(sample.held for sample in files)
+    expected = weights_from_samples(held, 4)
+    monkeypatch.setattr(Sample, "load", None)
+    assert weights_from_samples(files, 4) == expected
 
 
 def test_an_epoch_without_a_score_is_no_best_one(

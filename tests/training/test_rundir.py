@@ -1,0 +1,98 @@
+"""A run's folder: one run in it at a time, and a metrics.csv that was damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unetrt.contract.errors import UserError
+from unetrt.training.options import TrainOptions
+from unetrt.training.report import Reporter
+from unetrt.training.rundir import LOCK, RunFolder
+from unetrt.training.samples import load_training_data
+from unetrt.training.train import train
+
+ROW = {"epoch": 1, "step": 3, "loss": 0.5, "learning_rate": 0.1, "foreground_miou": None}
+
+
+def test_two_runs_without_a_name_never_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have chosen theirs before the first one is made."""
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(None) as one, RunFolder(None) as two:
+        for folder in (one, two):
+            folder.create()
+        assert [one.path, two.path] == [Path("runs/train"), Path("runs/train-2")]
+
+
+def test_a_named_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
+    """Also where the other one is through before this one has read its data."""
+    with RunFolder(tmp_path / "run") as one, RunFolder(tmp_path / "run") as two:
+        one.create()
+        with pytest.raises(UserError, match="another process writes the run in"):
+            two.create()
+        one.best.write_bytes(b"")
+        one.close()
+        assert not (one.path / LOCK).exists()
+        with pytest.raises(UserError, match="holds the checkpoints of another run"):
+            two.create()
+
+
+def test_a_run_that_is_resumed_twice_at_once_is_refused(quick_options: TrainOptions) -> None:
+    """Before its state is read; what a process that was killed leaves holds nothing."""
+    folder = train(quick_options).parent
+    with RunFolder(folder, resumed=True) as other:
+        other.lock()
+        with pytest.raises(UserError, match="another process writes the run in"):
+            train(TrainOptions(resume=folder))
+    (folder / LOCK).touch()
+    assert train(TrainOptions(resume=folder / "last.pth")) == folder / "best.pth"
+    assert not (folder / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda text: text + "\0" * 200, "12"),
+        (lambda text: text + "\0" * 200_000 + "\n", "12"),
+        (lambda text: text[:-9], "1"),
+        (lambda text: text.replace(",", ";"), ""),
+        (lambda text: text.replace("0.5", "half", 1), "2"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object, left: str
+) -> None:
+    with RunFolder(tmp_path / "run", resumed=True) as folder:
+        folder.create()
+        for epoch in (1, 2):
+            folder.append_metrics(ROW | {"epoch": epoch})
+        assert callable(damage)
+        text = damage(folder.metrics.read_text())
+        folder.metrics.write_text(text)
+        folder.draw()
+        assert folder.curve.exists() == bool(left)
+        folder.create(epochs=2)
+        assert [row["epoch"] for row in folder.read_metrics()] == [*left]
+        assert folder.path.joinpath("metrics.csv.damaged").read_text() == text
+    assert "lines of" in caplog.text
+    assert "cannot be read and are left out, and kept in" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("no number"), KeyError("epoch")])
+def test_a_curve_that_is_not_drawn_replaces_no_error(
+    quick_options: TrainOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fails(folder: RunFolder) -> None:
+        raise error
+
+    monkeypatch.setattr(RunFolder, "draw", fails)
+    data = load_training_data(replace(quick_options), None)
+    Reporter(RunFolder(quick_options.out), data, None).close()
+    assert "the curve was not drawn" in caplog.text
