@@ -11,6 +11,12 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
 
+# A line of Python for a shell; GNU make 3.81 takes all of this.
+VERSION := "import sys; print('%d.%d' % sys.version_info[:2])"
+NEW_ENOUGH := "import sys; sys.exit(sys.version_info < (3, 11))"
+WANTED = $(shell $(PYTHON) -c $(VERSION))
+PRESENT = $(shell $(BIN)/python -c $(VERSION) 2> /dev/null)
+
 .PHONY: demo test lint types pycuda bindings tritonserver ray unit soak docker docker-test gpu readme dev clean
 
 demo: $(BASE)
@@ -29,7 +35,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# For the tests of the CUDA slot; does nothing where there is no CUDA toolkit.
+# For the tests of the CUDA slot; where it cannot be built it says why, and they are skipped.
 pycuda: $(INSTALLED)
 	scripts/install_pycuda.sh $(BIN)/python
 
@@ -39,7 +45,7 @@ bindings: $(INSTALLED) pycuda
 	scripts/install_trt_bindings.sh $(BIN)/python
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -n auto --dist loadfile --durations=10
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --durations=10
 
 # For the tests of `unetrt triton` in a real server; does nothing where its wheel does not run.
 tritonserver: $(INSTALLED)
@@ -52,9 +58,10 @@ ray: $(INSTALLED)
 soak: $(INSTALLED) tritonserver ray
 	$(BIN)/pytest -m slow --durations=10
 
-# STAGE=install|tests|train|bench|all, on a machine with an NVIDIA GPU, with the PYTHON named.
+# STAGE=install|tests|train|bench|all, on a machine with an NVIDIA GPU, with the PYTHON named, else
+# that of the environment where it is there.
 gpu:
-	PYTHON=$(PYTHON) scripts/gpu.sh $(or $(STAGE),all)
+	PYTHON=$(if $(filter file,$(origin PYTHON)),,$(PYTHON)) scripts/gpu.sh $(or $(STAGE),all)
 
 # TARGET=trt|cpu: the image of Dockerfile.trt, as unetrt:TARGET.
 TARGET ?= trt
@@ -66,15 +73,28 @@ docker:
 docker-test:
 	$(MAKE) docker TARGET=cpu
 	docker run --rm unetrt:cpu doctor
-	docker run --rm -w /tmp unetrt:cpu demo --out /tmp/demo
+	docker run --rm unetrt:cpu demo
 
 dev: $(INSTALLED)
 
 INSTALL := $(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt
 
+# A PYTHON that is named is the environment's: with another one it is made anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(WANTED),$(PRESENT))
+$(BASE): FORCE
+endif
+endif
+FORCE:
+
 # One environment for all targets, in two steps: the demo does not wait for what only tests need.
+# An environment of another version is emptied: what was built for that one does not load.
 $(BASE): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c $(NEW_ENOUGH) || { \
+	    echo "make: PYTHON=$(PYTHON) is not a Python that unetrt runs on" >&2; \
+	    echo "Seen: $(or $(WANTED),no such program). Expected: 3.11 or newer" >&2; \
+	    echo "Hint: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(filter $(WANTED),$(PRESENT)),,--clear) $(VENV)
 	$(INSTALL) -e .
 	touch $@
 

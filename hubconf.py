@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,14 +61,22 @@ def unet_carvana(
 
 
 def _find_package() -> None:
-    """Make the folders beside this file the package, installed or not.
+    """Make the folders beside this file the package, unless an install says that they are.
 
+    One that is installed from elsewhere is passed over, one that is imported already is kept.
     The links in typings/ would not do: an archive from GitHub unpacks without links.
     """
-    if "unetrt" not in sys.modules:
-        package = ModuleType("unetrt")
-        package.__path__ = [str(Path(__file__).resolve().parent)]
-        sys.modules["unetrt"] = package
+    if "unetrt" in sys.modules:
+        return
+    here = Path(__file__).resolve().parent
+    with suppress(ModuleNotFoundError):
+        found = find_spec("unetrt.training")
+        if found and found.origin and Path(found.origin).resolve().parent == here / "training":
+            return
+        sys.modules.pop("unetrt", None)  # the search has imported it
+    spec = ModuleSpec("unetrt", None, is_package=True)
+    spec.submodule_search_locations = [str(here)]
+    sys.modules["unetrt"] = module_from_spec(spec)
 
 
 def _downloaded(url: str, progress: bool) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import threading
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
+from ..contract.locks import lock_file
 from ..contract.log import log
 from ..contract.progress import Advance, show_progress
 
@@ -178,7 +178,7 @@ class TimingCache:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file, wait=True)
         yield
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..contract.errors import UserError
+from ..contract.locks import lock_file
 
 _BLOCK = 1 << 16
 
@@ -110,17 +110,11 @@ def _entry(line: bytes, number: int, path: Path) -> dict[str, Any]:
 
 def in_use(path: Path) -> bool:
     """Whether a process has this file open as JsonLines."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
     with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(file, shared=True)
         except BlockingIOError:
             return True
-        except OSError:  # some network file systems have no locks
-            return False
     return False
 
 
@@ -152,17 +146,10 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """The lock goes with the process, however it ends."""
-    if sys.platform == "win32":  # no flock there
-        return
-    import fcntl
-
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file)
     except BlockingIOError as error:
         raise locked(path) from error
-    except OSError:  # some network file systems have no locks
-        return
 
 
 def _cut_half_line(file: IO[bytes]) -> None:

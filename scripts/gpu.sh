@@ -4,51 +4,94 @@
 #   scripts/gpu.sh [install|tests|train|bench|all]
 #
 # Each stage runs alone and may be run again: it goes on with what is not there. A missing part says
-# why it is skipped. Variables:
-#   PYTHON   the interpreter
-#   WHEELS   a folder of wheels (and pycuda's sdist) to install from where there is no package index
+# why it is skipped. Exit status 1 where a step failed or was cut. Variables:
+#   PYTHON   the interpreter; else that of .venv where there is one
+#   WHEELS   a folder of wheels (and pycuda's sdist) to install from where there is no package index;
+#            TensorRT's of any version, the others those of constraints.txt
 #   DATA     a folder with neu_seg/; without it nothing is trained on real images
 #   EPOCHS   of each training (30)
+#   STAGE_SECONDS  of each stage (480): what is not done by then, the same command goes on with
 #   SECONDS_LEFT  of this call: no step goes on beyond them, and the archive is whole by then
 #   ARCHIVE  a .tar.gz of the results, made anew after each step
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-all}
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+[ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
 wheels=${WHEELS:-}
 data=${DATA:-${UNETRT_TEST_DATA:-data}}
 work=${WORK:-build/gpu}
 epochs=${EPOCHS:-30}
-limit=480
-deadline=$((SECONDS + ${SECONDS_LEFT:-100000} - 45)) # a step that is cut has 30 to end in
+end=$((SECONDS + ${SECONDS_LEFT:-100000} - 45)) # a step that is cut has 30 to end in
+deadline=$end
 export PYTHONPATH=$PWD/typings${PYTHONPATH:+:$PYTHONPATH} # the package, where it is not installed
 export PYTHONUNBUFFERED=1
 
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | head -1)
-if [ -z "$gpu" ]; then
-    echo "gpu: nvidia-smi shows no GPU: nothing was run" >&2
+# A broken driver is told on stdout, where the name would be: the status decides.
+if ! gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null) || [ -z "$gpu" ]; then
+    echo "gpu: nvidia-smi shows no GPU: nothing was run. It says:" >&2
+    nvidia-smi >&2
     exit 1
 fi
+gpu=${gpu%%$'\n'*}
 slug=$(echo "$gpu" | tr '[:upper:] ' '[:lower:]-' | tr -cd 'a-z0-9-')
 results=bench/results/$slug
 mkdir -p "$results" "$work"
+failed=0
 
 say() { printf '== %s\n' "$*"; }
+
+# Without a GPU that torch sees the tests would all be skipped, which looks like a success.
+torch_sees='import sys, torch
+print(f"torch {torch.__version__} for CUDA {torch.version.cuda}")
+sys.exit(0 if torch.cuda.is_available() else 3)'
+require_cuda() {
+    local told status driver
+    told=$("$python" -c "$torch_sees" 2>&1)
+    status=$?
+    [ $status -eq 0 ] && return 0
+    if [ $status -eq 3 ]; then
+        driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)
+        echo "gpu: torch sees no GPU, nvidia-smi shows $gpu with driver $driver: nothing was run"
+        echo "$told"
+        echo "Hint: a driver for that CUDA or newer (none: a build without CUDA), and no" \
+            "CUDA_VISIBLE_DEVICES that hides the GPU"
+    else
+        echo "gpu: $python has no torch: nothing was run"
+        echo "$told"
+        echo "Hint: make dev, then PYTHON=.venv/bin/python"
+    fi >&2
+    exit 1
+}
+
+# Hold what follows to the seconds of one stage.
+begin_stage() {
+    deadline=$((SECONDS + ${STAGE_SECONDS:-480} - 45))
+    [ $deadline -le $end ] || deadline=$end
+}
+
+# A command within the stage's time.
+within() {
+    local left=$((deadline - SECONDS))
+    timeout --kill-after=30 $((left > 1 ? left : 1)) "$@"
+}
+
+pip_install() { within "$python" -m pip install --quiet "$@"; }
 
 # Run a step under what is left of the time, keep its output. Its status, 124 for one that was cut.
 step() {
     local name=$1 left=$((deadline - SECONDS))
     shift
-    [ $left -gt $limit ] && left=$limit
     if [ $left -lt 20 ]; then
         say "$name: skipped, no time left"
+        failed=1 # it is not done, and there is nothing that it misses
         return 124
     fi
     say "$name: $*"
     timeout --signal=INT --kill-after=30 "$left" "$@" > "$results/$name.txt" 2>&1
     local status=$?
     tail -n 25 "$results/$name.txt"
-    [ $status -eq 0 ] || echo "status $status" | tee -a "$results/$name.txt"
+    [ $status -eq 0 ] || { failed=1; echo "status $status" | tee -a "$results/$name.txt"; }
     [ -z "${ARCHIVE:-}" ] || tar czf "$ARCHIVE" -C bench/results "$slug"
     return $status
 }
@@ -57,29 +100,49 @@ step() {
 has() { "$python" -c "import $1" > /dev/null 2>&1; }
 
 install() {
-    local from=()
-    [ -n "$wheels" ] && from=(--no-index --find-links "$wheels")
-    local pair
-    for pair in simplejpeg:simplejpeg cv2:opencv-python-headless onnx:onnx onnxscript:onnxscript \
+    local from=(-c constraints.txt) pair
+    [ -n "$wheels" ] && from+=(--no-index --find-links "$wheels")
+    for pair in simplejpeg:simplejpeg cv2:opencv-python-headless google.protobuf:protobuf onnx:onnx \
+        ml_dtypes:ml_dtypes onnx_ir:onnx-ir onnxscript:onnxscript \
         rich:rich matplotlib:matplotlib PIL:pillow pytest:pytest hypothesis:hypothesis \
-        filelock:filelock pynvml:nvidia-ml-py onnxruntime:onnxruntime-gpu; do
+        filelock:filelock pynvml:nvidia-ml-py flatbuffers:flatbuffers onnxruntime:onnxruntime-gpu \
+        mako:mako platformdirs:platformdirs pytools:pytools; do
         has "${pair%%:*}" && continue
-        "$python" -m pip install --quiet "${from[@]}" --no-deps "${pair#*:}" \
-            || echo "install: no ${pair#*:}"
+        pip_install "${from[@]}" --no-deps "${pair#*:}" || echo "install: no ${pair#*:}"
     done
-    if ! has "simplejpeg, cv2, torch, onnx, PIL, rich"; then
+    if ! has "simplejpeg, cv2, torch, onnx, onnxscript, PIL, rich"; then
         echo "install: what every stage needs is not there: make dev, then PYTHON=.venv/bin/python;" \
             "or WHEELS with the packages named above" >&2
         return 1
     fi
     has onnxruntime || echo "install: no onnxruntime: fp16 plans are not judged, so not built"
-    has pycuda.driver || PYCUDA_FROM=$wheels scripts/install_pycuda.sh "$python"
-    has pycuda.driver || echo "install: FAILED: no pycuda: the CUDA slot does not run in any stage"
-    # With its dependencies: by itself it is a shell around libraries that are packages of their own.
-    has tensorrt || [ -n "$wheels" ] || "$python" -m pip install --quiet 'tensorrt-cu13>=10.12'
+    has pycuda.driver || PYCUDA_FROM=$wheels within scripts/install_pycuda.sh --required "$python"
+    has pycuda.driver || {
+        failed=1
+        echo "install: FAILED: no pycuda: the CUDA slot does not run in any stage"
+    }
+    has tensorrt || install_flavour 'tensorrt-cu13>=10.12'
     has tensorrt || echo "install: no tensorrt: plans are neither built nor run"
+    has tensorrt_rtx || install_flavour 'tensorrt-rtx-cu13>=1.4'
+    has tensorrt_rtx || echo "install: no tensorrt_rtx: its plans are neither built nor run"
     nvidia-smi > "$results/machine.txt"
-    "$python" -m unetrt.cli doctor | tee -a "$results/machine.txt"
+    within "$python" -m unetrt.cli doctor | tee -a "$results/machine.txt"
+}
+
+# TensorRT or TensorRT-RTX, with its dependencies: by itself it is a shell around libraries that are
+# packages of their own. Of a folder all that it has of them: the machine's version, not ours.
+install_flavour() {
+    local name=${1%%-cu*} file found=()
+    if [ -z "$wheels" ]; then
+        pip_install -c constraints.txt "$1"
+        return
+    fi
+    for file in "$wheels/${name/-/_}"[-_]*.whl; do
+        file=${file##*/}
+        [ "$name" = tensorrt ] && [ "${file#tensorrt_rtx}" != "$file" ] && continue
+        [ "${file#*\*}" = "$file" ] && found+=("${file%%-*}")
+    done
+    [ ${#found[@]} -eq 0 ] || pip_install --no-index --find-links "$wheels" --no-deps "${found[@]}"
 }
 
 run_tests() {
@@ -118,7 +181,7 @@ train() {
 # learnt them, so that its masks hold every class and a wrong one is seen.
 prepare_bench() {
     [ -f "$work/drawn/done" ] && return 0
-    "$python" - "$work" << 'END' || return 1
+    step draw "$python" - "$work" << 'END' || return 1
 import sys
 from pathlib import Path
 
@@ -168,7 +231,8 @@ bench() {
     timeline
     local size scale skip
     for size in 640x959 512x512 200x200 100x100; do
-        if ls "$results/$size"/*.json > /dev/null 2>&1; then
+        # One that was cut leaves a report, too, which says so.
+        if grep -qs '"interrupted": false' "$results/$size"/*.json; then
             say "bench-$size: done before"
             continue
         fi
@@ -181,12 +245,20 @@ bench() {
     done
 }
 
+require_cuda
+begin_stage
 case $stage in
     install) install || exit 1 ;;
     tests) run_tests ;;
     train) train ;;
     bench) bench ;;
-    all) install || exit 1; run_tests; bench; train ;;
+    all)
+        install || exit 1
+        begin_stage; run_tests
+        begin_stage; bench
+        begin_stage; train
+        ;;
     *) echo "no stage $stage: install, tests, train, bench or all" >&2; exit 2 ;;
 esac
 say "results in $results"
+exit $failed

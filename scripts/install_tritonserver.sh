@@ -10,24 +10,31 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 if [ -x "$target/pytriton/tritonserver/backends/python/triton_python_backend_stub" ]; then
     exit 0
 fi
+case $version in
+    3.11 | 3.12) ;; # the backend has a part for 3.13 too, numpy 1 has no wheel for it
+    *)
+        echo "tritonserver: its Python backend and numpy 1 are for Python 3.11 and 3.12, this is" \
+            "$version; its tests are skipped"
+        exit 0
+        ;;
+esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fetch() {
-    "$python" -m pip download --quiet --no-deps -d "$work" nvidia-pytriton==0.7.0 \
-        && "$python" -m pip install --quiet --no-deps --target "$work/tree/python" numpy==1.26.4
+    "$python" -m pip download --quiet --no-deps --only-binary=:all: -d "$work" \
+        nvidia-pytriton==0.7.0 \
+        && "$python" -m pip install --quiet --no-deps --only-binary=:all: \
+            --target "$work/tree/python" numpy==1.26.4
 }
 if ! fetch > "$work/log" 2>&1; then
-    echo "tritonserver: no wheel for this machine (Linux x86-64, glibc 2.35); its tests are skipped"
+    tail -n 10 "$work/log"
+    echo "tritonserver: not to be had here (its wheel is for Linux x86-64 with glibc 2.35 or newer);" \
+        "its tests are skipped"
     exit 0
 fi
 "$python" -m zipfile -e "$work"/nvidia_pytriton-*.whl "$work/tree"
 server=$work/tree/pytriton/tritonserver
-stub=$server/python_backend_stubs/$version/triton_python_backend_stub
-if [ ! -f "$stub" ]; then
-    echo "tritonserver: its Python backend has no part for Python $version; its tests are skipped"
-    exit 0
-fi
-cp "$stub" "$server/backends/python/"
+cp "$server/python_backend_stubs/$version/triton_python_backend_stub" "$server/backends/python/"
 chmod +x "$server/bin/tritonserver" "$server/backends/python/triton_python_backend_stub"
 rm -rf "$target"
 mv "$work/tree" "$target"

@@ -38,6 +38,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a GPU runs where it is asked for, in one process: some of it measures memory."""
+    if "gpu" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip("by itself alone: make gpu, or pytest -m gpu"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that UNETRT_TEST_DATA names: neu_seg, camvid and em_membrane."""

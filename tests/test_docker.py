@@ -98,6 +98,22 @@ def test_compilers_and_sources_stay_in_the_build_stages(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_the_working_folder_belongs_to_who_works_in_it(target: str) -> None:
+    """`docker run unetrt:cpu demo` without a mount; WORKDIR would make it root's."""
+    lines = stages()[target].lines
+    folder = stages()[target].last("WORKDIR")
+    made = [i for i, (name, text) in enumerate(lines) if name == "RUN" and text.endswith(folder)]
+    assert made
+    assert "--owner=unetrt" in lines[made[0]][1]
+    assert made[0] < lines.index(("USER", stages()[target].last("USER")))
+
+
+def test_the_image_below_does_not_choose_our_versions() -> None:
+    for stage in ("trt-build", "trt"):
+        assert "PIP_CONSTRAINT=" in stages()[stage].last("ENV").split()
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_an_image_reports_to_nobody(target: str) -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in stages()[target].last("ENV").split()
 
@@ -110,9 +126,10 @@ def test_the_wheel_is_installed_with_the_extras_that_are_asked_for(
     """The command of the stage itself, in the shell that runs it, with pip's words printed."""
     stage = stages()[f"{target}-build"]
     assert stage.last("ARG") == "EXTRAS="
-    (wheel := tmp_path / "unetrt-0.1.0-py3-none-any.whl").touch()
+    (folder := tmp_path / "with a space").mkdir()
+    (wheel := folder / "unetrt-0.1.0-py3-none-any.whl").touch()
     command = next(t for n, t in stage.lines if n == "RUN" and "*.whl" in t)
-    command = re.sub(r"--mount=\S+", "", command).replace("/dist/", f"{tmp_path}/")
+    command = re.sub(r"--mount=\S+", "", command).replace("/dist/", f"{shlex.quote(str(folder))}/")
     command = command.replace("/opt/unetrt/bin/pip", "printf '%s\\n'")
     done = subprocess.run(
         ["sh", "-euc", command],

@@ -82,17 +82,30 @@ def test_addresses_are_those_of_the_release() -> None:
         assert f"/unet_carvana_scale{scale}_epoch2.pth" in text
 
 
-def test_it_loads_without_an_install(tmp_path: Path) -> None:
-    """Nothing but this folder may give the package: every other finder of it is taken away."""
+@pytest.mark.parametrize("installed", ["", "other", "this"])
+def test_it_is_this_folder_that_is_loaded(installed: str, tmp_path: Path) -> None:
+    """Not what is installed from elsewhere; an install of this folder is taken as it is.
+
+    Every other finder of the package is taken away first.
+    """
+    other = tmp_path / "unetrt" / "training"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    place = {"": "", "other": str(tmp_path), "this": str(ROOT / "typings")}[installed]
     code = f"""
-import sys, torch
+import importlib.util, sys, torch
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
 sys.path[:] = [p for p in sys.path if "typings" not in p]
+sys.path += filter(None, [{place!r}])
 net = torch.hub.load({str(ROOT)!r}, "unet", source="local", channels=1, classes=4, width=4)
 assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
+spec = importlib.util.find_spec("unetrt")
+print(list(spec.submodule_search_locations)[-1])
 print(sys.modules["unetrt.training.unet"].__file__)
 """
     command = [sys.executable, "-I", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(ROOT / "training" / "unet.py")
+    where, file = map(Path, done.stdout.splitlines())
+    assert where == (ROOT / "typings" / "unetrt" if installed == "this" else ROOT)
+    assert file.resolve() == ROOT / "training" / "unet.py"

@@ -1,10 +1,11 @@
-"""The wheel holds the package and nothing else, and starts in an empty environment."""
+"""Wheel and sdist hold the package and nothing else; it starts in an empty environment."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,18 +13,49 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("contract", "training", "engine", "runtime", "export", "bench", "cli")
+FILES = (
+    *("setup.cfg", "pyproject.toml", "MANIFEST.in", "constraints.txt"),
+    *("README.md", "README.zh-CN.md", "CHANGELOG.md", "LICENSE"),
+)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: a build leaves folders behind."""
-    source = tmp_path_factory.mktemp("source") / "unetrt"
-    ignored = shutil.ignore_patterns(".*", "demo", "build", "*.egg-info", "__pycache__", "typings")
-    shutil.copytree(ROOT, source, ignore=ignored)
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from: a build leaves folders behind. With what is to stay out of it."""
+    copy = tmp_path_factory.mktemp("source") / "unetrt"
+    skip = shutil.ignore_patterns("__pycache__", "results")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=skip)
+    for name in FILES:
+        shutil.copy(ROOT / name, copy)
+    for stray in ("tests/test_layout.py", "bench/results/old/report.json", "engine/plan.bin"):
+        (copy / stray).parent.mkdir(parents=True, exist_ok=True)
+        (copy / stray).touch()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
     command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
     subprocess.run([sys.executable, "-m", "pip", *command], cwd=source, check=True)
-    (found,) = (source / "dist").iterdir()
+    (found,) = (source / "dist").glob("*.whl")
     return found
+
+
+def test_the_sdist_holds_what_a_wheel_is_made_of(source: Path) -> None:
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (found,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        names = {m.name.split("/", 1)[1] for m in archive.getmembers() if m.isfile()}
+    package = {
+        path.relative_to(source).as_posix()
+        for folder in FOLDERS
+        for path in (source / folder).iterdir()
+        if path.suffix in (".py", ".typed")
+    }
+    made = {name for name in names if name == "PKG-INFO" or name.startswith("unetrt.egg-info/")}
+    assert names - made == package | set(FILES)
 
 
 def test_the_wheel_holds_the_seven_folders_and_nothing_else(wheel: Path) -> None:

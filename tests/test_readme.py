@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,28 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [ROOT / "docs" / name for name in ("from-pytorch-unet.md", "triton.md")]
 
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```bash\n(.*?)```", re.DOTALL)
+INDENTED = re.compile(r"^    [^#\n].*$", re.MULTILINE)
+NAMED = re.compile(
+    r"(?<!\S)(?:-o|-m|--out|--output|--output-dir|--report|--json|--merge|evaluate|inspect|refit|triton)"
+    r" +([^\s`|]+)"
+)
+OURS = {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()}
+OURS |= {"docs", "scripts", "tests", "typings"}
+"""Folders of a clone that hold the sources: nothing writes its results there."""
 
 
 def blocks(path: Path) -> list[tuple[bool, str]]:
     """(whether it is to be run, commands) of every bash block."""
     return [(not skip, text) for skip, text in BLOCK.findall(path.read_text(encoding="utf-8"))]
+
+
+def written_names(path: Path) -> set[str]:
+    """What the commands of a page name as an output or a model, below the folder they run in."""
+    text = path.read_text(encoding="utf-8")
+    shown = [commands for _, commands in BLOCK.findall(text)] + INDENTED.findall(text)
+    lines = [line for part in shown for line in part.splitlines() if not line.startswith("#")]
+    names = {name for line in lines for name in NAMED.findall(line)}
+    return {name for name in names if re.fullmatch(r"\w[\w./-]*", name) and "unetrt." not in name}
 
 
 def test_both_readmes_have_the_same_commands() -> None:
@@ -35,6 +53,28 @@ def test_its_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "path", [ENGLISH, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_no_command_names_a_folder_of_the_sources(path: Path) -> None:
+    """In a clone `build -o engine` would meet the folder engine/."""
+    assert {name for name in written_names(path) if name.split("/")[0] in OURS} == set()
+
+
+def test_what_the_pages_write_does_not_go_into_a_commit() -> None:
+    """In a clone, where most of them are run, `git add .` is to take sources alone."""
+    names = set().union(*map(written_names, (ENGLISH, *PAGES, ROOT / "docs" / "docker.md")))
+    assert len(names) > 10
+    places = [name if Path(name).suffix else f"{name}/x" for name in (*names, "data/imgs")]
+    git = shutil.which("git") or pytest.skip("no git here")
+    done = subprocess.run(
+        [git, "check-ignore", *places], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 128:
+        pytest.skip(f"no clone: {done.stderr.strip()}")
+    assert set(places) - set(done.stdout.split()) == set()
 
 
 def test_every_verb_is_in_the_table_of_commands() -> None:

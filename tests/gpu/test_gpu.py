@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,10 @@ pytestmark = [
 SIZES: tuple[Size, ...] = ((64, 64), (40, 72), (33, 17))
 
 
+PICTURES = 24
+
+
+@cache
 def picture(index: int) -> U8:
     return steel(index, *SIZES[index % len(SIZES)])
 
@@ -43,7 +48,7 @@ def masks_of(engine: Engine, count: int, first: int = 0) -> list[U8]:
         if index >= first + len(slots):
             masks.append(slot.masks()[0].copy())
         if index < first + count:
-            image = picture(index)
+            image = picture(index % PICTURES)
             size = (image.shape[0], image.shape[1])
             slot.reserve(2, size)[:] = image
             slot.submit(1, size)
@@ -60,14 +65,14 @@ def agreement(found: list[U8], expected: list[U8]) -> float:
 @pytest.fixture
 def reference(checkpoint_file: Callable[..., Path]) -> list[U8]:
     with open_engine(checkpoint_file(), device="cpu") as engine:
-        return masks_of(engine, 24)
+        return masks_of(engine, PICTURES)
 
 
 def test_pytorch_gives_the_masks_of_the_cpu(
     checkpoint_file: Callable[..., Path], reference: list[U8]
 ) -> None:
     with open_engine(checkpoint_file(), device="cuda") as engine:
-        assert agreement(masks_of(engine, 24), reference) > 0.999
+        assert agreement(masks_of(engine, PICTURES), reference) > 0.999
 
 
 def test_onnx_runtime_gives_the_masks_of_the_cpu(
@@ -77,7 +82,7 @@ def test_onnx_runtime_gives_the_masks_of_the_cpu(
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA provider: onnxruntime-gpu has")
     with open_engine(exported(), device="cuda") as engine:
-        assert agreement(masks_of(engine, 24), reference) > 0.999
+        assert agreement(masks_of(engine, PICTURES), reference) > 0.999
 
 
 def test_threads_share_the_device_with_torch(
@@ -88,7 +93,7 @@ def test_threads_share_the_device_with_torch(
 
         def work(thread: int) -> None:
             torch.ones(1000, device="cuda").sum().item()
-            found[thread] = agreement(masks_of(engine, 24), reference)
+            found[thread] = agreement(masks_of(engine, PICTURES), reference)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
         for thread in threads:
@@ -129,7 +134,7 @@ def test_a_plan_is_built_judged_and_run(
         open_engine(tmp_path / "plan") as engine,
         open_engine(checkpoint_file(), device="cpu") as cpu,
     ):
-        assert agreement(masks_of(engine, 24), masks_of(cpu, 24)) > 0.98
+        assert agreement(masks_of(engine, PICTURES), masks_of(cpu, PICTURES)) > 0.98
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

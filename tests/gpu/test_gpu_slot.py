@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 from collections.abc import Iterator
 
 import numpy as np
@@ -89,6 +88,7 @@ def test_a_short_run_for_the_sanitizer(device: CudaDevice) -> None:
 
 
 def test_ten_thousand_replays_grow_neither_memory(device: CudaDevice) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has none")
     slots = [CudaSlot(device, 1, CopyKernel()) for _ in range(2)]
     assert wrong_masks(slots, 100) == 0
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

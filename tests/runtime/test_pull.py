@@ -21,7 +21,7 @@ from unetrt.runtime import pull
 from unetrt.runtime.cluster_work import ROW, InferRows, load_row, packed, unpacked, write_row
 from unetrt.runtime.plan import Task
 from unetrt.runtime.predict import PredictOptions
-from unetrt.runtime.pull import AHEAD, TICK, WAIT, Puller
+from unetrt.runtime.pull import AHEAD, WAIT, Puller
 from unetrt.runtime.work import Outcome
 from unetrt.runtime.worker import EngineOptions
 
@@ -61,9 +61,7 @@ def test_who_waits_for_a_row_is_told_so_every_tick(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pull, "GRACE", 0.1)
     rows = Rows(0)
     puller = Puller(rows)
-    begun = time.monotonic()
-    assert puller.next() is WAIT
-    assert time.monotonic() - begun < 10 * TICK
+    assert puller.next() is WAIT, "not what comes when the rows end, a minute later"
     assert not puller.end(), "it cannot be told to give up"
     rows.held.set()
     assert puller.end()

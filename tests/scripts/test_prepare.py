@@ -52,9 +52,38 @@ def test_carvana_is_unpacked_and_checked(tmp_path: Path, archives: Path) -> None
     (data / "masks" / "outside_mask.gif").unlink()
     expected = {f"imgs/aa_0{i}.jpg" for i in (1, 2)} | {f"masks/aa_0{i}_mask.gif" for i in (1, 2)}
     assert names(data) == expected
+    (data / "masks" / "mine_mask.png").write_text("mine")
     again = run("prepare_carvana.py", "--data", data, "--archives", archives)
     assert again.returncode == 2
     assert "holds files already" in again.stderr
+
+
+def test_carvana_goes_on_where_it_was_cut(tmp_path: Path, archives: Path) -> None:
+    """Images are whole, masks are cut within a file; hidden files are no data, and stay."""
+    with zipfile.ZipFile(archives / "train_masks.zip", "w") as masks:
+        for car in ("aa_01", "aa_02"):
+            masks.writestr(f"train_masks/{car}_mask.gif", car)
+    data = tmp_path / "data"
+    for name, text in (
+        ("imgs/.keep", ""),
+        ("imgs/aa_01.jpg", "aa_01"),
+        ("imgs/aa_02.jpg", "aa_02"),
+        ("masks/.DS_Store", ""),
+        ("masks/aa_01_mask.gif", "aa_"),
+    ):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(text)
+    before = (data / "imgs").stat().st_ino
+    planned = run("prepare_carvana.py", "--data", data, "--archives", archives, "--dry-run")
+    assert planned.stdout == f"unpack {archives / 'train_masks.zip'} to {data / 'masks'}\n"
+    for _ in range(2):
+        done = run("prepare_carvana.py", "--data", data, "--archives", archives)
+        assert done.returncode == 0, done.stderr
+        assert "2 images with masks" in done.stdout
+    assert (data / "masks" / "aa_01_mask.gif").read_text() == "aa_01"
+    assert (data / "masks" / ".DS_Store").exists()
+    assert (data / "imgs").stat().st_ino == before
+    assert sorted(path.name for path in data.iterdir()) == ["imgs", "masks"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
@@ -130,6 +159,24 @@ def test_neu_seg_keeps_its_folders_apart(tmp_path: Path, repository: Path) -> No
     assert len(found) == 2 * 34
     assert {"train/imgs/tr000001.jpg", "val/masks/te000001.png"} <= found
     assert (out / "val" / "imgs" / "te000001.jpg").read_text() == "test 1"
+
+
+def test_neu_seg_goes_on_where_it_was_cut(tmp_path: Path, repository: Path) -> None:
+    """A part is there whole or not at all, so that one that is there is not made again."""
+    out = tmp_path / "out"
+    last = repository / "images" / "test" / "000003.jpg"
+    last.unlink()
+    last.mkdir()  # has a name, cannot be copied
+    assert run("prepare_neu_seg.py", repository, "--out", out).returncode != 0
+    assert [path.name for path in out.iterdir()] == ["train"]
+    (out / "val").mkdir()
+    (out / "val" / ".DS_Store").touch()
+    last.rmdir()
+    last.write_text("test 3")
+    before = (out / "train").stat().st_ino
+    assert run("prepare_neu_seg.py", repository, "--out", out).returncode == 0
+    assert (out / "train").stat().st_ino == before
+    assert len(list((out / "val" / "imgs").iterdir())) == 4
 
 
 def test_neu_seg_never_parts_a_scene(tmp_path: Path, repository: Path) -> None:
