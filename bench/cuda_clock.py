@@ -89,22 +89,23 @@ class _NetworkAlone:
 
 
 def torch_rate(run: Callable[[], int], device: str, seconds: float) -> float:
-    """Images a second of PyTorch calls that queue on the current stream, by events on it."""
+    """Images a second of PyTorch calls that queue on the device's stream, by events on it."""
     import torch
 
     first: Any
     last: Any
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     marks: deque[Any] = deque()
-    torch.cuda.synchronize(device)
-    first.record()
-    start, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - start < seconds:
-        done += run()
-        marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
-        marks[-1].record()
-        if len(marks) > QUEUED:
-            marks.popleft().synchronize()
-    last.record()
-    torch.cuda.synchronize(device)
-    return done / (float(first.elapsed_time(last)) / 1000)
+    with torch.cuda.device(device):  # else the events lie on the first GPU's stream
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize(device)
+        first.record()
+        start, done = time.perf_counter(), 0
+        while not done or time.perf_counter() - start < seconds:
+            done += run()
+            marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+            marks[-1].record()
+            if len(marks) > QUEUED:
+                marks.popleft().synchronize()
+        last.record()
+        torch.cuda.synchronize(device)
+        return done / (float(first.elapsed_time(last)) / 1000)

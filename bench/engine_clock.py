@@ -7,6 +7,7 @@ engine is therefore told against the engine right before and right after that pa
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 
 from ..engine.base import Engine
@@ -14,6 +15,9 @@ from .cuda_clock import copies_rate, cuda_slots, network_rate
 from .filled import Batch, FilledSlots
 from .job import RowJob
 from .measure import Latency, WarmUp, latency, rate, warm_up
+
+UNTIMED = 2
+"""Batches of a slot before the first that is timed: the second one captures the CUDA graph."""
 
 
 class EngineClock:
@@ -26,6 +30,8 @@ class EngineClock:
     def __init__(self, engine: Engine, batch: Batch, slots: int, job: RowJob) -> None:
         self._engine, self._batch, self._count = engine, batch, slots
         self._seconds = job.seconds
+        self.took = 0.0
+        """Seconds of the last `measure`, its slots' making included."""
         self.with_copies: list[float] = []
         self.engine_only: list[float] = self.with_copies if engine.device == "cpu" else []
 
@@ -35,9 +41,10 @@ class EngineClock:
 
     def measure(self) -> None:
         """Slots of its own, gone afterwards: a pass has the memory for itself."""
+        start = time.perf_counter()
         with FilledSlots(self._engine, self._batch, self._count) as slots:
-            slots.cycle()  # all in flight, the buffers touched
-            slots.cycle()
+            for _ in range(UNTIMED):
+                slots.cycle()
             if cuda_slots(slots):
                 self.with_copies.append(copies_rate(slots, self._seconds))
             else:
@@ -45,17 +52,25 @@ class EngineClock:
         if self._engine.device != "cpu":
             alone = network_rate(self._engine, self._batch, self._count, self._seconds)
             self.engine_only += [] if alone is None else [alone]
+        self.took = time.perf_counter() - start
 
     def latency(self) -> Latency:
         with FilledSlots(self._engine, self._batch, 1) as slots:
-            slots.once()
+            for _ in range(UNTIMED):
+                slots.once()
             return latency(slots.once, self._seconds)
 
     def shares(self, passes: Sequence[float]) -> list[float]:
         """What each pass, images a second, reaches of the engine measured on both sides of it.
 
-        Of engine_only, with_copies where that is empty; one measurement more than passes.
+        Of the faster region of each measurement: on CUDA engine_only runs without CUDA graphs.
+        Empty unless there is one measurement more than passes.
         """
-        rates = self.engine_only or self.with_copies
-        sides = itertools.pairwise(rates)
-        return [2 * rate / sum(both) for rate, both in zip(passes, sides, strict=False)]
+        needed = len(passes) + 1
+        copies = self.with_copies[:needed]
+        alone = self.engine_only[:needed] or copies
+        if not passes or min(len(copies), len(alone)) < needed:
+            return []
+        fastest = [max(rates) for rates in zip(copies, alone, strict=True)]
+        sides = itertools.pairwise(fastest)
+        return [2 * rate / sum(both) for rate, both in zip(passes, sides, strict=True)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..contract.resize import network_input
+from ..contract.types import Size
 from ..engine.base import Engine
 from ..runtime.digest import digest_from_model
 from ..runtime.journal import JournalOptions
@@ -15,14 +15,22 @@ from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, predict_masks
 from .engine_clock import EngineClock
-from .file_passes import clear_outputs, output_folder, time_passes
-from .filled import Batch, FilledSlots, commonest_batch
+from .file_passes import (
+    AFTER,
+    LEFT,
+    FilePasses,
+    clear_outputs,
+    has_time,
+    output_folder,
+    time_passes,
+)
+from .filled import Batch, FilledSlots, commonest_batch, paths_by_size
 from .flops import count_flops
 from .job import RowJob, RowResult
 from .machine import peak_host_bytes
 from .nvml import watch_device
 from .profilers import profile_layers
-from .stages import stage_table
+from .stages import StageTable, stage_table
 from .timed_pass import require_all_done, timed_pass
 
 
@@ -31,25 +39,20 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
 
     Warms up first, every shape among the images.
     """
-    batch = commonest_batch(
-        engine.spec, job.images, job.batch or engine.batch, bit_depth=job.bit_depth
-    )
+    sizes = paths_by_size(job.images)
+    batch = commonest_batch(engine.spec, sizes, job.batch or engine.batch, job.bit_depth)
     slots = job.slots or engine.slots
     first = _first_seconds(engine, batch)
-    tasks, options = _tasks(job), _options(job)
-    sizes = _task_of_each_size(engine, tasks, job)
     clock = EngineClock(engine, batch, slots, job)
     with watch_device(engine.device) as watch:
         clear_outputs(job)
-        _predict(engine, _warm_up_tasks(engine, tasks, sizes), options)
+        _predict(engine, _warm_up_tasks(engine, job, sizes), _options(job))
         warm = clock.warm_up()
-        files = time_passes(lambda: _predict(engine, tasks, options), job, clock.measure)
-        while len(clock.with_copies) < job.repeats:
-            clock.measure()
-    clear_outputs(job)
-    timed = timed_pass(engine, tasks, options)
-    clock.measure()
-    stages = stage_table(timed, statistics.mean(clock.with_copies[-2:]))
+        files = _timed_passes(engine, job, clock)
+    stages = _timed_stages(engine, job, clock)
+    latency = clock.latency()
+    held = peak_host_bytes()  # before a profiler takes its own
+    layers = profile_layers(engine, batch, job.seconds) if job.layers else None
     return RowResult(
         name=job.name,
         label=engine.label,
@@ -67,16 +70,39 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         with_copies=clock.with_copies,
         files_to_files=files.rates,
         of_engine=clock.shares(files.rates),
-        latency=clock.latency(),
+        latency=latency,
         stages=stages,
-        host_bytes=peak_host_bytes(),
-        layers=profile_layers(engine, batch, job.seconds) if job.layers else None,
+        host_bytes=held,
+        layers=layers,
         use=watch.use,
         use_reason=watch.reason,
         others=files.others,
         graphs=bool(engine.graphs),
         shapes=len(sizes),
     )
+
+
+def _timed_passes(engine: Engine, job: RowJob, clock: EngineClock) -> FilePasses:
+    """Files to files, the engine on both sides of each pass, and on up to `repeats` times.
+
+    Fewer where the time would be missing for the stages' pass and what follows it.
+    """
+    tasks, options = _tasks(job), _options(job)
+    files = time_passes(lambda: _predict(engine, tasks, options), job, clock.measure)
+    one_pass = len(job.images) / files.rates[-1]
+    while len(clock.with_copies) < job.repeats and has_time(
+        job, (LEFT - 1) * one_pass + (2 + AFTER) * clock.took
+    ):
+        clock.measure()
+    return files
+
+
+def _timed_stages(engine: Engine, job: RowJob, clock: EngineClock) -> StageTable:
+    """Of one more pass, the engine's own time by its rate with copies on both sides of it."""
+    clear_outputs(job)
+    timed = timed_pass(engine, _tasks(job), _options(job))
+    clock.measure()
+    return stage_table(timed, statistics.mean(clock.with_copies[-2:]))
 
 
 def write_masks(engine: Engine, job: RowJob) -> None:
@@ -101,15 +127,12 @@ def _predict(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -> 
     require_all_done(predict_masks(engine, tasks, options))
 
 
-def _task_of_each_size(engine: Engine, tasks: Sequence[Task], job: RowJob) -> list[Task]:
-    depth = job.bit_depth
-    sizes = {network_input(t.source, engine.spec, bit_depth=depth)[1]: t for t in tasks}
-    return list(sizes.values())
-
-
-def _warm_up_tasks(engine: Engine, tasks: Sequence[Task], sizes: Sequence[Task]) -> list[Task]:
+def _warm_up_tasks(engine: Engine, job: RowJob, sizes: Mapping[Size, Sequence[Path]]) -> list[Task]:
     """A task for each size among the images, and enough for every slot to have run."""
-    return list(dict.fromkeys([*sizes, *tasks[: 2 * engine.slots]]))
+    tasks = _tasks(job)
+    first = {paths[0] for paths in sizes.values()}
+    chosen = [task for task in tasks if task.source in first]
+    return list(dict.fromkeys([*chosen, *tasks[: 2 * engine.slots]]))
 
 
 def _first_seconds(engine: Engine, batch: Batch) -> float:

@@ -15,6 +15,8 @@ FEWEST = 2
 """Passes of every row: the spread of a single one is not known."""
 LEFT = 3
 """Passes that must fit into a row's time for one more to begin: that one, the stages', a margin."""
+AFTER = 2
+"""Measurements of the engine, about, that latency and layers take as long as, after all passes."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,34 @@ def time_passes(
     """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow.
 
     Each writes into a folder without masks, as a first run does; to empty it is not timed.
-    between: called before the first pass and after each, untimed.
+    between: called before the first pass and after each, untimed; what it takes must fit, too.
     """
     rates: list[float] = []
     spent, elapsed = 0.0, 0.0
     clock = OthersClock()
-    between()
-    while not rates or (_wants_more(job, len(rates), spent) and _has_time(job, elapsed)):
+    paused = seconds_of(between)
+    while not rates or (
+        _wants_more(job, len(rates), spent)
+        and has_time(job, LEFT * elapsed + _pauses_due(job, len(rates)) * paused)
+    ):
         clear_outputs(job)
-        start = time.perf_counter()
-        predict()
-        elapsed = time.perf_counter() - start
+        with clock.watching():
+            elapsed = seconds_of(predict)
         spent += elapsed
         rates.append(len(job.images) / elapsed)
-        between()
+        paused = seconds_of(between)
     return FilePasses(rates, clock.share())
+
+
+def seconds_of(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def has_time(job: RowJob, seconds: float) -> bool:
+    """Whether so much more fits before the row is given up."""
+    return time.time() + seconds < job.until
 
 
 def output_folder(job: RowJob) -> Path:
@@ -67,5 +82,7 @@ def _wants_more(job: RowJob, passes: int, spent: float) -> bool:
     return passes < FEWEST or (passes < job.repeats and spent < job.seconds * job.repeats)
 
 
-def _has_time(job: RowJob, elapsed: float) -> bool:
-    return time.time() + LEFT * elapsed < job.until
+def _pauses_due(job: RowJob, passes: int) -> int:
+    """If another pass begins: up to `repeats` in all, that of the stages' pass, and AFTER."""
+    made = passes + 1
+    return max(job.repeats - made, 1) + 1 + AFTER

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..contract.images import image_size
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
@@ -28,14 +28,23 @@ class Batch:
         return height, width
 
 
+def paths_by_size(paths: Sequence[str]) -> dict[Size, list[Path]]:
+    """Images by their own (H, W), the commonest size first; their headers alone are decoded."""
+    found: dict[Size, list[Path]] = {}
+    for path in map(Path, paths):
+        found.setdefault(image_size(path), []).append(path)
+    return dict(sorted(found.items(), key=lambda group: -len(group[1])))
+
+
 def commonest_batch(
-    spec: ModelSpec, paths: Sequence[str], count: int, bit_depth: int | None = None
+    spec: ModelSpec,
+    sizes: Mapping[Size, Sequence[Path]],
+    count: int,
+    bit_depth: int | None = None,
 ) -> Batch:
-    """A batch of `count` of the size that most of the first images have."""
-    first = [Path(path) for path in paths[: max(16, count)]]
-    loaded = [network_input(path, spec, bit_depth=bit_depth) for path in first]
-    size = Counter(size for _, size in loaded).most_common(1)[0][0]
-    images = [image for image, found in loaded if found == size]
+    """A batch of `count` of the first of `paths_by_size`."""
+    size, paths = next(iter(sizes.items()))
+    images = [network_input(path, spec, bit_depth=bit_depth)[0] for path in paths[:count]]
     return Batch([images[i % len(images)] for i in range(count)], size)
 
 
@@ -52,13 +61,19 @@ class FilledSlots:
     """
 
     def __init__(self, engine: Engine, batch: Batch, count: int) -> None:
-        self._batch, self._next = batch, 0
-        self.slots: list[Slot] = [engine.slot() for _ in range(count)]
+        self._engine, self._batch, self._count = engine, batch, count
+        self._next = 0
+        self.slots: list[Slot] = []
         self._flying = [False] * count
 
     def __enter__(self) -> Self:
-        for slot in self.slots:
-            fill_slot(slot, self._batch)
+        try:
+            for _ in range(self._count):
+                self.slots.append(self._engine.slot())
+                fill_slot(self.slots[-1], self._batch)
+        except BaseException:  # as for want of memory, which the earlier ones hold
+            self._close()
+            raise
         return self
 
     def turn(self) -> int:
@@ -94,7 +109,12 @@ class FilledSlots:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.drain()
+        try:
+            if error is None:
+                self.drain()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         for slot in self.slots:
             slot.close()

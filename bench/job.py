@@ -10,7 +10,7 @@ from typing import Any
 from ..contract.types import Size
 from .layers import LayerTable, layer_table_from_dict
 from .machine import cuda_device
-from .measure import Latency, WarmUp, spread
+from .measure import Latency, WarmUp
 from .nvml import DeviceUse, use_from_dict
 from .stages import StageTable, stage_table_from_dict
 
@@ -59,9 +59,9 @@ class RowResult:
     were measured after all other rows. others: share of the usable cores that others kept busy
     during files to files; None where that is not known. multiplies: the precision of the products,
     where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
-    what each pass of files_to_files reached of engine_only, or of with_copies, measured right
-    before and after it; empty for the reference loop. model_bytes: of the model's file on disk.
-    graphs: slots replayed CUDA graphs. shapes: sizes among the images.
+    what each pass of files_to_files reached of the faster of engine_only and with_copies, measured
+    right before and after it; empty for the reference loop. model_bytes: of the model's file on
+    disk. graphs: slots replayed CUDA graphs. shapes: sizes among the images.
     """
 
     name: str
@@ -110,16 +110,22 @@ class RowResult:
         return statistics.median(self.engine_only or self.with_copies)
 
     @property
+    def fastest_rate(self) -> float:
+        """Of the two regions the faster: on CUDA the one with copies alone runs CUDA graphs."""
+        return max(statistics.median(r) for r in (self.engine_only, self.with_copies) if r)
+
+    @property
     def files_rate(self) -> float:
         return statistics.median(self.files_to_files)
 
     @property
     def share_text(self) -> str:
-        """What files to files reaches of the engine, pass by pass; '' where that is not known."""
+        """What files to files reaches of the engine, ± half the range in points; '' if unknown."""
         if not self.of_engine:
             return ""
-        spread_text = f" ± {spread(self.of_engine):.1%}" if len(self.of_engine) > 1 else ""
-        return f"{statistics.median(self.of_engine):.1%}{spread_text}"
+        half = (max(self.of_engine) - min(self.of_engine)) / 2
+        told = f" ± {half:.1%}" if len(self.of_engine) > 1 else ""
+        return f"{statistics.median(self.of_engine):.1%}{told}"
 
     @property
     def achieved(self) -> float:

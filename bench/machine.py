@@ -6,6 +6,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..engine.extras import describe_gpus
@@ -49,17 +51,30 @@ def _load_text() -> str:
 
 
 class OthersClock:
-    """From its start to `share`: how busy others keep the cores that this process may use."""
+    """How busy others keep the cores that this process may use, while it is `watching`."""
 
     def __init__(self) -> None:
-        self._began = self._now()
+        self._wall, self._busy, self._own = 0.0, 0.0, 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Add the seconds of the with block: several spans are one measurement."""
+        before = self._now()
+        try:
+            yield
+        finally:
+            wall, busy, own = (a - b for a, b in zip(self._now(), before, strict=True))
+            self._wall, self._busy, self._own = (
+                self._wall + wall,
+                self._busy + busy,
+                self._own + own,
+            )
 
     def share(self) -> float | None:
         """0 to 1 of those cores; None where the kernel does not tell, or too soon to know."""
-        wall, busy, own = (now - then for now, then in zip(self._now(), self._began, strict=True))
-        if wall < SHORTEST or not busy:
+        if self._wall < SHORTEST or not self._busy:
             return None
-        return max(0.0, busy - own) / wall / usable_cores()
+        return max(0.0, self._busy - self._own) / self._wall / usable_cores()
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
@@ -111,6 +126,13 @@ def cuda_device(device: str) -> str:
     """`cuda:N` of an engine's device, which may hold the GPU's name too; '' for a CPU."""
     found = re.search(r"cuda(:\d+)?", device)
     return found.group() if found else ""
+
+
+def wants_cuda(device: str) -> bool:
+    """Whether what is asked for, `auto`, `cpu`, `cuda` or `cuda:N`, is a GPU on this machine."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def device_bytes_in_use(device: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 from collections.abc import Callable, Sequence
 
 from ..contract.types import U8
@@ -118,11 +119,14 @@ def _png(picture: U8) -> str:
 
 
 def _html_lines(lines: Sequence[str]) -> str:
-    """Our own Markdown tables as HTML tables, other lines as paragraphs."""
+    """Our own Markdown tables as HTML tables, other lines as paragraphs.
+
+    The line of a model named `|e` begins as a table's does; a table's second line is its rule.
+    """
     out: list[str] = []
     table: list[str] = []
-    for line in [*lines, ""]:
-        if line.startswith("|"):
+    for line, after in itertools.pairwise([*lines, "", ""]):
+        if line.startswith("|") and (table or after.startswith("|-")):
             table.append(line)
             continue
         out += [_html_table(table)] if table else []

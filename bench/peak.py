@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..contract.modules import is_installed
-from .machine import CROWDED, OthersClock
-from .process import run_alone
+from .machine import CROWDED, OthersClock, wants_cuda
+from .process import end_with_parent, run_alone
 from .stock import TF32
 
 SIDES = (1024, 2048)
@@ -113,20 +113,20 @@ def measure_peaks(
     device: str, sides: tuple[int, ...] | None = None, seconds: float = SECONDS
 ) -> Peaks:
     """The best of PyTorch and OpenVINO in each precision, on all cores or on the GPU."""
-    import torch
-
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    on_gpu = wants_cuda(device)
     place = ("cuda" if device == "auto" else device) if on_gpu else "cpu"
     best: dict[str, Peak] = {}
     clock = OthersClock()
     for side in sides or (GPU_SIDES if on_gpu else SIDES):
-        found = _torch_peaks(side, seconds, place)
-        if not on_gpu and is_installed("openvino"):
-            found += _openvino_peaks(side, seconds)
+        with clock.watching():
+            found = _torch_peaks(side, seconds, place)
+            if not on_gpu and is_installed("openvino"):
+                found += _openvino_peaks(side, seconds)
         for peak in found:
             if peak.precision not in best or best[peak.precision].ops < peak.ops:
                 best[peak.precision] = peak
-    copy = _copy_rate(seconds, place)
+    with clock.watching():
+        copy = _copy_rate(seconds, place)
     return Peaks(tuple(best.values()), copy, others=None if on_gpu else clock.share())
 
 
@@ -241,6 +241,7 @@ def _fastest(run: Callable[[], object], seconds: float) -> float:
 
 def main() -> int:
     """Print the peaks of the device named as JSON, in the last line."""
+    end_with_parent()
     found = measure_peaks(sys.argv[1], seconds=float(sys.argv[2]))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return os.EX_OK

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +18,9 @@ from ..runtime.stop import END_SIGNALS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+PARENT_SECONDS = 1.0
+"""Between two looks whether the parent is there: seldom enough to take nothing from a row."""
 
 
 def answer_from_process(module: str, job: DataclassInstance, timeout: float) -> Any:
@@ -81,6 +85,23 @@ def _signals_held_back() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         signal.raise_signal(came[0])
+
+
+def end_with_parent() -> None:
+    """Watch for the end of the process that called run_alone for this one: a SIGKILL tells nobody.
+
+    Ends this process then, and what it has started. POSIX only.
+    """
+    if not hasattr(os, "getpgrp") or os.getpgrp() != os.getpid():
+        return  # the group is not ours alone
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -25,7 +25,7 @@ HEAD = (
 )
 DETAILS = (
     "engine",
-    "files to files of engine only",
+    "files to files of the engine",
     "p50 / p95 / p99 of a batch, ms",
     "TFLOP/s",
     "of peak",
@@ -37,6 +37,7 @@ DETAILS = (
     "lowest IoU to PyTorch's",
 )
 STAGES = ("stage", "where", "seconds", "busy", "computing, s")
+SWEPT = "by the host's clock from a batch's start to its masks, copies included, no files"
 SWEEP = ("image", "batch", "slots", "images/s", "p50, ms", "p95, ms", "p99, ms", "")
 
 
@@ -96,7 +97,7 @@ def sweep_lines(sweep: Sweep) -> list[str]:
         cells.append((size, str(p.batch), str(p.slots), number(p.rate), *times, mark))
     refused = [f"{size} does not run: {reason}" for size, reason in sweep.refused.items()]
     rule = f"knee: the fewest images in flight that reach {KNEE:.0%} of its size's best throughput"
-    lines = [f"sweep of {sweep.model}, engine only; {rule}", "", *markdown_table([SWEEP, *cells])]
+    lines = [f"sweep of {sweep.model}, {SWEPT}; {rule}", "", *markdown_table([SWEEP, *cells])]
     return [*lines, "", *refused] if refused else lines
 
 
@@ -180,7 +181,7 @@ def _miou(row: Row, baseline: Row) -> str:
 
 def _ratio_to_peer(bench: Bench, name: str, rate: float) -> str:
     ours = next(row.result for row in bench.rows if row.name == name)
-    return f"ours is {ours.engine_rate / rate:.2f} of it" if ours else ""
+    return f"ours is {ours.fastest_rate / rate:.2f} of it" if ours else ""
 
 
 def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
@@ -225,6 +226,6 @@ def _bound(table: StageTable) -> str:
         f"{table.images} images in {table.wall:.3f} s, {number(table.images / table.wall)} "
         f"images/s; {table.in_no_step:.1%} of it is in no step of the main thread. Bottleneck: "
         f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}; the pass "
-        f"reached {reached:.1%} of that. The engine's time is its images over its rate right "
-        "before and after the pass"
+        f"reached {reached:.1%} of that. The engine's time is its images over its rate with "
+        "copies right before and after the pass"
     )

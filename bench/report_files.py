@@ -7,6 +7,7 @@ import io
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,38 @@ from .result import Bench, Row
 
 
 def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
-    """Write JSON, Markdown, CSV and HTML; return their paths.
+    """Write JSON, CSV, Markdown and HTML; return their paths.
 
     Their names carry device, precisions, versions, input size and batch.
     Raises UserError when they cannot be written.
     """
     stem = report_stem(bench)
     content = {"command": command, **bench.to_dict()}
-    texts = {
-        folder / f"{stem}.json": json.dumps(content, indent=2) + "\n",
-        folder / f"{stem}.md": "\n".join(report_lines(bench, command)) + "\n",
-        folder / f"{stem}.csv": csv_text(bench),
-        folder / f"{stem}.html": html_page(bench, command),
+    texts: dict[str, Callable[[], str]] = {
+        "json": lambda: json.dumps(content, indent=2) + "\n",
+        "csv": lambda: csv_text(bench),
+        "md": lambda: "\n".join(report_lines(bench, command)) + "\n",
+        "html": lambda: html_page(bench, command),
     }
+    paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            write_atomically(path, text.encode())
+        for suffix, text in texts.items():  # each is safe before the next, as a plot, can fail
+            write_atomically(paths[suffix], text().encode())
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}", seen=error) from error
-    return list(texts)
+    return list(paths.values())
 
 
 def report_stem(bench: Bench) -> str:
     """bench_DEVICE_PRECISIONS_VERSIONS_INPUT_BATCH."""
     results = [row.result for row in bench.rows if row.result]
     precisions = "+".join(sorted({result.precision for result in results})) or "none"
-    labels = " ".join(result.label for result in results).lower()
+    words = " ".join(result.label for result in results).lower().split()
     versions = [
         f"{name}-{version.split('+')[0]}"
         for name, version in bench.versions.items()
-        if version and (name in labels or name == "torch")
+        if version and (name in words or name == "torch")
     ]
     height, width = results[0].input_size if results else (0, 0)
     batches = "+".join(str(b) for b in sorted({result.batch for result in results}))

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..contract.errors import UserError
-from ..contract.resize import network_input
 from ..contract.spec import SpecOverrides
+from ..contract.types import Size
 from ..engine.base import Engine
 from ..engine.manifest import read_manifest
 from .cuda_clock import torch_rate
 from .device_memory import watch_memory
 from .engine_row import measure_engine, write_masks
 from .file_passes import FilePasses, time_passes
+from .filled import paths_by_size
 from .flops import count_flops
 from .job import REFERENCE, VARIANTS, RowJob, RowResult
 from .machine import cuda_device, peak_host_bytes
 from .measure import latency, rate, warm_up
 from .nvml import watch_device
+from .process import end_with_parent
 from .stock import NOTE, TF32, stock_convolutions
 
 if TYPE_CHECKING:
@@ -71,8 +73,14 @@ def measure_again(job: RowJob) -> FilePasses:
     loop = _reference_loop(job)
     paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
     with stock_convolutions(loop.device):
-        loop.infer(*loop.load(paths[0]))
+        _infer_each_size(loop, paths_by_size(job.images))
         return time_passes(lambda: loop.predict(paths, outputs), job)
+
+
+def _infer_each_size(loop: ReferenceLoop, sizes: Mapping[Size, Sequence[Path]]) -> None:
+    """Untimed, as engines are warmed up: the first image of a shape takes longer."""
+    for paths in sizes.values():
+        loop.infer(*loop.load(paths[0]))
 
 
 def choose_graphs(engine: Engine, wanted: bool | None) -> None:
@@ -89,7 +97,7 @@ def _open(job: RowJob) -> Engine:
 
         checkpoint = _checkpoint(job)
         if job.backend == "torch-compile":
-            _require_few_shapes(job, checkpoint)
+            _require_few_shapes(job)
         return VariantEngine(checkpoint, job.backend, job.device)
     from ..engine.open import open_engine
 
@@ -102,10 +110,8 @@ def _checkpoint(job: RowJob) -> Checkpoint:
     return read_checkpoint(Path(job.model)).with_overrides(SpecOverrides(scale=job.scale))
 
 
-def _require_few_shapes(job: RowJob, checkpoint: Checkpoint) -> None:
-    depth = job.bit_depth
-    paths = map(Path, job.images)
-    sizes = {network_input(path, checkpoint.spec, bit_depth=depth)[1] for path in paths}
+def _require_few_shapes(job: RowJob) -> None:
+    sizes = paths_by_size(job.images)
     if len(sizes) > MOST_COMPILED_SHAPES:
         raise UserError(
             "torch.compile would compile every size of image for minutes",
@@ -139,7 +145,8 @@ def _measure_reference(job: RowJob) -> RowResult:
 
 def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResult:
     paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
-    image, size = loop.load(paths[0])
+    sizes = paths_by_size(job.images)
+    image, size = loop.load(next(iter(sizes.values()))[0])
 
     def run() -> int:
         loop.infer(image, size)
@@ -151,7 +158,9 @@ def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResu
     with watch_device(loop.device) as watch:
         warm = warm_up(run, job.seconds)
         alone, rates = _reference_rates(loop, run, image, job)
+        _infer_each_size(loop, sizes)
         files = time_passes(lambda: loop.predict(paths, outputs), job)
+    one_by_one = latency(run, job.seconds)
     input_size = (image.shape[2], image.shape[3])
     return RowResult(
         name=job.name,
@@ -169,7 +178,7 @@ def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResu
         engine_only=alone,
         with_copies=rates,
         files_to_files=files.rates,
-        latency=latency(run, job.seconds),
+        latency=one_by_one,
         host_bytes=peak_host_bytes(),
         use=watch.use,
         use_reason=watch.reason,
@@ -198,6 +207,7 @@ def _reference_rates(
 
 def main() -> int:
     """Read a job, print {"result": …}, {"passes": …} or {"error": …} as the last line."""
+    end_with_parent()
     job = RowJob(**json.loads(sys.stdin.read()))
     answer: dict[str, object]
     try:

@@ -23,6 +23,7 @@ from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
 from ..export.tensorrt_build import PlanOptions
 from .job import REFERENCE, VARIANTS
+from .machine import wants_cuda
 
 
 class EngineRow(NamedTuple):
@@ -112,9 +113,18 @@ def baseline_checkpoint(models: Sequence[Path]) -> Path:
 
 
 def entries_from_models(models: Sequence[Path], checkpoint: Path) -> list[Entry]:
-    """The reference loop, then the models as they are."""
-    named = [Entry(name=str(model), model=model) for model in models]
-    return [reference_entry(checkpoint), *named]
+    """The reference loop, then the models as they are; one that comes again as `eng (2)`."""
+    entries = [reference_entry(checkpoint)]
+    for model in models:
+        name = _numbered(str(model), [entry.name for entry in entries])
+        entries.append(Entry(name=name, model=model))
+    return entries
+
+
+def _numbered(name: str, taken: Sequence[str]) -> str:
+    """Rows, masks, peers and comparisons are found by their names: no two are alike."""
+    names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def reference_entry(checkpoint: Path) -> Entry:
@@ -234,12 +244,9 @@ def free_name(name: str) -> str:
 
 def _no_variant(name: str, device: str) -> str:
     """Why one of PyTorch's own rows would tell nothing here, or ''."""
-    import torch
-
     from ..training.step import cpu_computes_bf16
 
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if name != "torch-half" or on_gpu or cpu_computes_bf16():
+    if name != "torch-half" or wants_cuda(device) or cpu_computes_bf16():
         return ""
     return "this processor has no bf16: in fp32 the row is torch-channels-last"
 

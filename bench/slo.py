@@ -72,10 +72,11 @@ def best_under(sweep: Sweep, slo: Slo) -> SweepPoint | None:
     return max(filter(slo.met_by, own), key=lambda p: p.rate, default=None)
 
 
-def answer_slo(sweep: Sweep | None, slo: Slo) -> SloAnswer:
+def answer_slo(sweep: Sweep | None, slo: Slo, interrupted: bool = False) -> SloAnswer:
     """The throughput and the commands that give it, or what is nearest."""
     if sweep is None:
-        return _unmet(slo, "no engine with trusted masks to sweep")
+        why = "no engine with trusted masks to sweep"
+        return _unmet(slo, "the bench was interrupted before it had swept" if interrupted else why)
     best = best_under(sweep, slo)
     if best is None:
         return _unmet(slo, _nearest(sweep, slo))

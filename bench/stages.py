@@ -49,7 +49,7 @@ LOADERS, WRITERS = (DECODE, RESIZE), (ENCODE, WRITE)
 class Stage:
     """seconds: of all its threads together; busy: of them × the wall time. cpu: of them, computing.
 
-    The engine's seconds are derived: the images that ran, over the engine-only rate.
+    The engine's seconds are derived: the images that ran, over its rate with copies.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Pass:
 
 
 def stage_table(done: Pass, engine_rate: float) -> StageTable:
-    """engine_rate: images a second, engine-only, from which its busy share is derived."""
+    """engine_rate: images a second, with copies, from which its busy share is derived."""
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
         for step, s in done.spent.items()
@@ -201,4 +201,4 @@ def _bottleneck(done: Pass, stages: list[Stage], engine_rate: float) -> tuple[st
     if name == "main thread":
         return name, done.images / waits[name]
     busy = sum(stage.seconds / stage.threads for stage in stages if stage.where == name)
-    return name, done.images / busy if busy else float("inf")
+    return name, done.images / busy if busy else engine_rate  # JSON has no infinity

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
+from ..contract.images import MAX_PIXELS
 from ..contract.resize import resize_image
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
-from ..engine.base import Engine, Slot
+from ..engine.base import Engine, Slot, memory_errors
 from ..engine.open import open_engine
-from .filled import Batch, commonest_batch, fill_slot
+from .engine_clock import UNTIMED
+from .filled import Batch, FilledSlots, commonest_batch, paths_by_size
 from .measure import Latency, latency_from_seconds
-from .process import answer_from_process
+from .process import answer_from_process, end_with_parent
 
 BATCHES = (1, 2, 4, 8, 16)
 SLOTS = (1, 2, 3, 4)
@@ -119,67 +122,97 @@ def run_sweep(job: SweepJob) -> Sweep:
     """
     overrides = SpecOverrides(scale=job.scale)
     with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
-        own = commonest_batch(engine.spec, job.images, 1, job.bit_depth).size
-        refused: dict[str, str] = {}
-        points = _points_of_size(engine, own, job, job.slots, refused)
+        sizes = paths_by_size(job.images)
+        own = next(iter(sizes))
+        work = _Work(engine, sizes, job)
+        points = _points_of_size(work, own, job.slots)
         if not points:
-            raise UserError(next(iter(refused.values()), "no batch was swept"))
+            raise UserError(next(iter(work.refused.values()), "no batch was swept"))
         for size in _other_sizes(own, job.sizes):
-            points += _points_of_size(engine, size, job, (engine.slots,), refused)
+            points += _points_of_size(work, size, (engine.slots,))
         return Sweep(
             model=job.model,
             points=tuple(points),
             size=own,
             plan=engine.backend.startswith("tensorrt"),
-            refused=refused,
+            refused=work.refused,
         )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all points share; sizes: see paths_by_size. refused: as Sweep's, filled on the way."""
+
+    engine: Engine
+    sizes: Mapping[Size, Sequence[Path]]
+    job: SweepJob
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def _other_sizes(own: Size, sizes: Sequence[Size]) -> list[Size]:
     height, width = own
     halved = (max(1, height // 2), max(1, width // 2))
     chosen = [(s[0], s[1]) for s in sizes] or [halved, (2 * height, 2 * width)]
-    return [size for size in chosen if size != own]
+    return [size for size in dict.fromkeys(chosen) if size != own]
 
 
-def _points_of_size(
-    engine: Engine, size: Size, job: SweepJob, slots: Sequence[int], refused: dict[str, str]
-) -> list[SweepPoint]:
-    """Batches that grow until one is refused, as by a plan's profiles or for want of memory."""
+def _points_of_size(work: _Work, size: Size, slots: Sequence[int]) -> list[SweepPoint]:
+    """Batches that grow until one is refused, as by a plan's profiles or for want of memory.
+
+    A number of slots that a batch is refused in is not tried with larger ones.
+    """
     points: list[SweepPoint] = []
-    for count in (count for count in job.batches if count >= engine.min_batch):
-        batch = _batch_of_size(engine, job, size, count)
-        try:
-            found = [_point(engine, batch, n, job) for n in slots]
-        except UserError as error:
-            text = f"{size[0]}×{size[1]}"
-            refused[f"{text}, batch {count}" if points else text] = error.reason
-            break
+    for count in (count for count in work.job.batches if count >= work.engine.min_batch):
+        found, reason = _points_of_batch(work, size, count, slots)
         points += found
-        if count / max(point.rate for point in found) > job.seconds:
+        if reason:
+            what = [f"{size[0]}×{size[1]}", *[f"batch {count}"] * bool(points)]
+            what += [f"{slots[len(found)]} slots"] * bool(found)
+            work.refused[", ".join(what)] = reason
+        if not found:
+            break
+        slots = slots[: len(found)]
+        if count / max(point.rate for point in found) > work.job.seconds:
             break
     return points
 
 
-def _batch_of_size(engine: Engine, job: SweepJob, size: Size, count: int) -> Batch:
-    """Images of the commonest size, resized where another is asked for."""
-    batch = commonest_batch(engine.spec, job.images, count, job.bit_depth)
+def _points_of_batch(
+    work: _Work, size: Size, count: int, slots: Sequence[int]
+) -> tuple[list[SweepPoint], str]:
+    """One number of slots after another; why the one after them is refused, or ''."""
+    points: list[SweepPoint] = []
+    batch: Batch | None = None
+    for n in slots:
+        try:
+            with memory_errors(f"a batch of {count}, {n} slots"):
+                batch = batch or _batch_of_size(work, size, count)
+                points.append(_point(work.engine, batch, n, work.job))
+        except UserError as error:
+            return points, error.reason
+    return points, ""
+
+
+def _batch_of_size(work: _Work, size: Size, count: int) -> Batch:
+    """Images of the commonest size, resized where another is asked for.
+
+    Raises UserError for too many pixels.
+    """
+    spec = work.engine.spec
+    batch = commonest_batch(spec, work.sizes, count, work.job.bit_depth)
     if batch.size == size:
         return batch
-    wanted = engine.spec.input_size(size)
-    return Batch([resize_image(i, wanted, engine.spec.resize) for i in batch.images], size)
+    wanted = spec.input_size(size)
+    if max(math.prod(size), math.prod(wanted)) > MAX_PIXELS:
+        raise UserError(f"more than {MAX_PIXELS} pixels", seen=f"{wanted[0]}×{wanted[1]}")
+    return Batch([resize_image(i, wanted, spec.resize) for i in batch.images], size)
 
 
 def _point(engine: Engine, batch: Batch, count: int, job: SweepJob) -> SweepPoint:
-    slots = [engine.slot() for _ in range(count)]
-    try:
-        for slot in slots:
-            fill_slot(slot, batch)
+    with FilledSlots(engine, batch, count) as filled:
+        for slot in filled.slots:
             _finish(slot, batch)
-        times, spent = _keep_in_flight(slots, batch, job)
-    finally:
-        for slot in slots:
-            slot.close()
+        times, spent = _keep_in_flight(filled.slots, batch, job)
     rate = len(times) * len(batch.images) / spent
     return SweepPoint(
         size=batch.size,
@@ -191,9 +224,10 @@ def _point(engine: Engine, batch: Batch, count: int, job: SweepJob) -> SweepPoin
 
 
 def _finish(slot: Slot, batch: Batch) -> None:
-    """One batch alone: the shape is compiled and the buffers are touched."""
-    slot.submit(len(batch.images), batch.size)
-    slot.masks()
+    """Batches alone: the shape is compiled, the buffers are touched, the CUDA graph captured."""
+    for _ in range(UNTIMED):
+        slot.submit(len(batch.images), batch.size)
+        slot.masks()
 
 
 def _keep_in_flight(
@@ -202,10 +236,14 @@ def _keep_in_flight(
     """Seconds of every batch from its start to its masks, and of all together."""
     flying: deque[tuple[Slot, float]] = deque()
     times: list[float] = []
+
+    def submit(slot: Slot) -> None:
+        flying.append((slot, time.perf_counter()))
+        slot.submit(len(batch.images), batch.size)
+
     start = time.perf_counter()
     for slot in slots:
-        slot.submit(len(batch.images), batch.size)
-        flying.append((slot, time.perf_counter()))
+        submit(slot)
     while flying:
         slot, since = flying.popleft()
         slot.masks()
@@ -213,13 +251,13 @@ def _keep_in_flight(
         times.append(now - since)
         wanted = len(times) + len(flying) < job.fewest
         if now - start < job.seconds * (PATIENCE if wanted else 1):
-            slot.submit(len(batch.images), batch.size)
-            flying.append((slot, time.perf_counter()))
+            submit(slot)
     return times, time.perf_counter() - start
 
 
 def main() -> int:
     """Read a job, print the sweep as JSON in the last line."""
+    end_with_parent()
     job = SweepJob(**json.loads(sys.stdin.read()))
     try:
         found = run_sweep(job)

@@ -25,6 +25,15 @@ from .rows import (
 from .run import Run
 from .throttle import ThrottleClock
 
+PACKAGES = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+}
+"""Runtimes by the names that labels have, and what each may be installed as."""
+
 
 def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     """Measure every model in a process of its own. The first checkpoint is the baseline.
@@ -87,5 +96,4 @@ def _spec(checkpoint: Path, options: BenchOptions) -> ModelSpec:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13")
-    return {name: package_version(name, f"{name}-gpu") for name in names}
+    return {runtime: package_version(*packages) for runtime, packages in PACKAGES.items()}

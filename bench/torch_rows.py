@@ -15,6 +15,7 @@ from ..export.fold import fold_batchnorm
 from ..training.checkpoint import Checkpoint, unet_from_checkpoint
 from ..training.masknet import MaskNet
 from ..training.step import cpu_computes_bf16
+from .machine import wants_cuda
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class VariantEngine(TorchEngine):
         if self.variant.compiled:
             require_compiler()
             unet = fold_batchnorm(unet)
-        on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        on_gpu = wants_cuda(device)
         precision = "fp16" if on_gpu else half_precision_on_cpu()
         net = Fp32LogitsNet(unet, checkpoint.spec).to(DTYPES[precision])
         super().__init__(checkpoint, device, net)

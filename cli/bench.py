@@ -22,6 +22,7 @@ from .shared import (
     seconds,
     share,
     size,
+    wrong,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MAX_REGRESSION = 0.05
 """Of --compare, where none is asked for."""
+MOST_SECONDS = 1_000_000
+"""Eleven days: the system counts what it waits in milliseconds, of 31 bits."""
 SAMPLES = 3
 """Images whose masks a report shows."""
 
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=images, required=True, metavar="DIR")
     add("--masks", type=images, metavar="DIR", help="the truth: mIoU, and its change, in each row")
     add("--limit", type=positive, default=64, help="images taken, all over DIR (default: 64)")
-    add("--seconds", type=seconds, default=3.0, help="of each repeat (default: 3)")
+    add("--seconds", type=bounded_seconds, default=3.0, help="of each repeat (default: 3)")
     add("--repeats", type=positive, default=3, help="default: 3")
     add("--batch", type=positive, help="images a batch (default: the engine's)")
     add_device_argument(parser)
@@ -64,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_text = "rows of a checkpoint alone that are left out, as torch-compile"
     add("--skip", type=names, default=(), metavar="ROW,…", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
-    add("--row-timeout", type=seconds, default=1800.0, metavar="SECONDS", help=help_text)
+    add("--row-timeout", type=bounded_seconds, default=1800.0, metavar="SECONDS", help=help_text)
     add("--report", type=report_dir, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
     old = local("a report is read from a file")
     add("--compare", type=old, metavar="OLD.json", help="what changed since that report")
@@ -74,7 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:
     """`256x256,512x640`: heights and widths of images."""
-    return tuple(size(part) for part in text.split(","))
+    from ..contract.images import MAX_PIXELS
+
+    found = tuple(size(part) for part in text.split(","))
+    if any(height * width > MAX_PIXELS for height, width in found):
+        raise wrong(text, f"at most {MAX_PIXELS} pixels each")
+    return found
+
+
+def bounded_seconds(text: str) -> float:
+    """At most MOST_SECONDS."""
+    value = seconds(text)
+    if value > MOST_SECONDS:
+        raise wrong(text, f"seconds, above 0, at most {MOST_SECONDS:g}")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,4 +202,4 @@ def _with_answer(bench: Bench, slo: Slo | None) -> Bench:
 
     if slo is None:
         return bench
-    return replace(bench, slo=answer_slo(bench.sweep, slo))
+    return replace(bench, slo=answer_slo(bench.sweep, slo, bench.interrupted))

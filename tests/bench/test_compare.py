@@ -259,6 +259,9 @@ def test_a_bound_that_is_not_met_says_what_is_nearest(sweep: Sweep) -> None:
     assert "nothing was swept" in nothing.lines[0]
     assert not nothing.met
     assert not answer_slo(None, slo_from_text("p50=1s")).met
+    cut = answer_slo(None, slo_from_text("p50=1s"), interrupted=True)
+    assert cut.lines == ("p50 ≤ 1000 ms: the bench was interrupted before it had swept",)
+    assert not cut.met
 
 
 def test_a_p99_of_few_batches_is_the_slowest_of_them(sweep: Sweep) -> None:
@@ -305,3 +308,18 @@ def test_the_first_checkpoint_is_the_baseline(tmp_path: Path) -> None:
     assert baseline_checkpoint(models).name == "a.pth"
     entries = entries_from_models(models, models[2])
     assert [entry.backend for entry in entries] == ["reference", "auto", "auto", "auto", "auto"]
+
+
+def test_a_model_that_comes_twice_has_two_names() -> None:
+    """An A/A test: rows, masks, peers and comparisons are found by their names."""
+    models = [Path("a.pth"), Path("eng"), Path("eng"), Path("eng (2)"), Path("reference loop")]
+    entries = entries_from_models(models, models[0])
+    assert [entry.name for entry in entries] == [
+        "reference loop",
+        "a.pth",
+        "eng",
+        "eng (2)",
+        "eng (2) (2)",
+        "reference loop (2)",
+    ]
+    assert [str(entry.model) for entry in entries[2:5]] == ["eng", "eng", "eng (2)"]

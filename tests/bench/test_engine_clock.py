@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from tests.bench.conftest import row_result
 from tests.bench.test_bench import CheckpointFile, job_of
 from tests.conftest import balanced_checkpoint, steel
-from unetrt.bench import engine_row
+from unetrt.bench import engine_clock, engine_row
 from unetrt.bench.engine_clock import EngineClock
 from unetrt.bench.file_passes import time_passes
 from unetrt.bench.filled import Batch, FilledSlots
-from unetrt.bench.report import detail_lines
+from unetrt.bench.machine import OthersClock
+from unetrt.bench.report import detail_lines, table_lines
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import measure_row
@@ -68,6 +70,82 @@ def test_a_machine_that_grows_slower_changes_no_share(tmp_path: Path) -> None:
         assert len(clock.engine_only) == 4, "on a CPU both are one list"
 
 
+def test_a_share_is_of_the_faster_region_and_of_enough_measurements(tmp_path: Path) -> None:
+    """On CUDA engine only runs without CUDA graphs: copies and all may be faster with them."""
+    with TorchEngine(balanced_checkpoint(), "cpu") as engine:
+        clock = EngineClock(engine, BATCH, 1, job_of(tmp_path, tmp_path, tmp_path / "o"))
+    clock.engine_only = [90.0, 120.0, 60.0, 1.0]
+    clock.with_copies = [100.0, 100.0, 80.0, 1.0]
+    assert clock.shares([110.0, 50.0]) == pytest.approx([1.0, 0.5])
+    assert clock.shares([110.0] * 4) == clock.shares([]) == []
+    clock.engine_only = []
+    assert clock.shares([50.0]) == pytest.approx([0.5]), "copies that cannot be left out"
+    clock.with_copies = []
+    assert clock.shares([50.0]) == []
+
+
+def test_a_peer_is_held_against_the_faster_region(bench: Bench) -> None:
+    faster = replace(row_result("openvino", [40]), engine_only=[80.0], with_copies=[150.0])
+    assert faster.fastest_rate == 150
+    rows = (bench.rows[0], replace(bench.rows[1], result=faster), *bench.rows[2:])
+    assert "ours is 1.50 of it" in "\n".join(table_lines(replace(bench, rows=rows)))
+
+
+def test_the_spread_of_a_low_share_is_in_points() -> None:
+    low = replace(row_result("x", [9.0, 10.0]), of_engine=[0.10, 0.14])
+    assert low.share_text == "12.0% ± 2.0%"
+
+
+def test_others_are_counted_during_the_passes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0, 0.0, 0.0]
+
+    def goes_on(wall: float, busy: float, own: float) -> None:
+        now[:] = [now[0] + wall, now[1] + busy, now[2] + own]
+
+    monkeypatch.setattr(OthersClock, "_now", staticmethod(lambda: tuple(now)))
+    job = replace(job_of(Path("x"), tmp_path, tmp_path), outputs=[str(tmp_path / "0.png")])
+    found = time_passes(lambda: goes_on(1, 1, 1), job, lambda: goes_on(5, 10, 1))
+    assert found.others == 0
+
+
+def test_a_pass_begins_only_where_the_engine_can_be_measured_after_it(tmp_path: Path) -> None:
+    """Else the row would be given up, and with it the pass that there is."""
+    job = replace(job_of(Path("x"), tmp_path, tmp_path), outputs=[str(tmp_path / "0.png")])
+    order: list[str] = []
+
+    def between() -> None:
+        order.append("E")
+        time.sleep(0.1)
+
+    hurried = replace(job, repeats=4, until=time.time() + 0.4)
+    assert len(time_passes(lambda: order.append("F"), hurried, between).rates) == 1
+    assert "".join(order) == "EFE"
+
+
+def test_repeats_of_the_engine_end_with_the_rows_time(
+    checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    job = job_of(checkpoint_file(), pictures, tmp_path / "o")
+    result = measure_row(replace(job, repeats=6, until=time.time()))
+    assert len(result.files_to_files) == 1
+    assert len(result.engine_only) == 2 + 1, "around the pass, and after that of the stages"
+
+
+def test_two_batches_run_before_the_first_that_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch of a slot captures its CUDA graph."""
+    ran: list[int] = []
+    monkeypatch.setattr(engine_clock, "latency", lambda run, seconds: len(ran))
+    real = FilledSlots.once
+    monkeypatch.setattr(FilledSlots, "once", lambda slots: ran.append(1) or real(slots))
+    with TorchEngine(balanced_checkpoint(), "cpu") as engine:
+        clock = EngineClock(engine, BATCH, 1, job_of(tmp_path, tmp_path, tmp_path / "o"))
+        assert clock.latency() == 2
+
+
 def test_passes_are_told_when_the_engine_may_be_measured(tmp_path: Path) -> None:
     order: list[str] = []
     job = replace(job_of(Path("x"), tmp_path, tmp_path), outputs=[str(tmp_path / "0.png")])
@@ -93,9 +171,9 @@ def test_the_share_and_its_spread_are_a_column(tmp_path: Path) -> None:
     rows = (Row(name="x", result=result), Row(name="y", result=row_result("y", [9.0])))
     bench = Bench(rows=rows, images=1, machine={"processor": "X"}, versions={})
     head, _, first, second = detail_lines(bench)
-    assert "files to files of engine only" in head
+    assert "files to files of the engine" in head
     assert "96.0% ± 1.0%" in first
     assert "%" not in second.split("|")[2]
-    table = write_report(bench, tmp_path, "x")[2]
+    table = write_report(bench, tmp_path, "x")[1]
     found = [line["of_engine"] for line in csv.DictReader(table.open())]
     assert [float(value or 0) for value in found] == pytest.approx([0.96, 0])

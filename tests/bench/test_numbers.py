@@ -154,11 +154,15 @@ def test_who_keeps_the_cores_busy_is_told_apart(monkeypatch: pytest.MonkeyPatch)
     """Of two cores one is ours for a second, and the other somebody else's."""
     clock = OthersClock()
     assert clock.share() is None, "too soon to tell"
-    now = iter([(0.0, 10.0, 1.0), (1.0, 12.0, 2.0), (0.0, 10.0, 1.0), (1.0, 11.0, 2.0)])
+    now = iter([(0.0, 10.0, 1.0), (1.0, 12.0, 2.0), (7.0, 99.0, 3.0), (8.0, 100.0, 4.0)])
     monkeypatch.setattr(OthersClock, "_now", staticmethod(lambda: next(now)))
     monkeypatch.setattr(machine, "usable_cores", lambda: 2)
-    assert OthersClock().share() == 0.5
-    assert OthersClock().share() == 0
+    with clock.watching():
+        pass
+    assert clock.share() == 0.5
+    with clock.watching():
+        pass
+    assert clock.share() == 0.25, "the second span was quiet, and between them nobody looked"
 
 
 def test_the_kernels_ticks_grow_with_our_own_work() -> None:

@@ -2,22 +2,84 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import time
+from types import ModuleType
 
 import pytest
 
+from tests.bench.test_fair import is_running
+from unetrt.bench import peak, row, sweep
 from unetrt.bench.process import run_alone
 from unetrt.runtime.stop import interrupted_by_signals
 
+THREADS = """
+import threading
+from unetrt.bench.process import end_with_parent
+end_with_parent()
+print(threading.active_count())
+"""
 CODE = """
 from unetrt.bench.process import run_alone
 from unetrt.runtime.stop import interrupted_by_signals
 with interrupted_by_signals():
     run_alone(["sh", "-c", "echo $$ >&2; exec sleep 60"], 100)
 """
+
+
+ROW = """
+import subprocess, sys, time
+from unetrt.bench.process import end_with_parent
+end_with_parent()
+other = subprocess.Popen(["sleep", "60"])
+sys.stderr.write(f"{other.pid}\\n")
+time.sleep(60)
+"""
+BENCH = f"""
+import sys
+from unetrt.bench.process import run_alone
+run_alone([sys.executable, "-c", {ROW!r}], 100)
+"""
+
+
+def test_a_bench_that_is_killed_takes_its_row_along() -> None:
+    """SIGKILL can be answered by nobody: the row itself looks for its parent."""
+    command = [sys.executable, "-c", BENCH]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        other = int(bench.stderr.readline())
+        assert is_running(other)
+        bench.kill()
+    end = time.monotonic() + 20
+    while is_running(other) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(other), "what the row has started is of its group"
+
+
+@pytest.mark.parametrize("module", [row, sweep, peak])
+def test_every_measurement_watches_for_it_first(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "end_with_parent", watched)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no job"))
+    with pytest.raises(KeyboardInterrupt):
+        module.main()
+
+
+def test_a_group_that_is_not_its_own_is_left_alone() -> None:
+    command = [sys.executable, "-c", THREADS]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True)
+    own = subprocess.run(
+        command, capture_output=True, text=True, check=True, start_new_session=True
+    )
+    assert (alone.stdout, own.stdout) == ("1\n", "2\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -75,7 +75,7 @@ def test_what_a_gpu_makes_with_copies_stands_wherever_engine_only_does(
     head, _, first = cells_of(table_lines(found))[:3]
     assert dict(zip(head, first, strict=True))["engine with copies, images/s"] == "15 ± 7%"
     paths = write_report(found, tmp_path, "x")
-    rows = list(csv.DictReader(paths[2].open()))
+    rows = list(csv.DictReader(paths[1].open()))
     assert [row["with_copies"] for row in rows] == ["15.0", "15.0", "15.0", ""]
     assert rates_svg(found).count('id="with-copies"') == 3
     assert "15 ± 7%" in paths[3].read_text()
@@ -185,14 +185,14 @@ def test_the_sweep_marks_one_knee(sweep: Sweep) -> None:
 def test_the_report_is_four_files_named_by_what_was_measured(bench: Bench, tmp_path: Path) -> None:
     paths = write_report(bench, tmp_path / "new" / "report", "unetrt bench a.pth")
     stem = "bench_maker-x-1-2-cores_fp32_torch-2.13.0_openvino-2026.4_100x90_batch-1"
-    assert [path.name for path in paths] == [f"{stem}.{e}" for e in ("json", "md", "csv", "html")]
+    assert [path.name for path in paths] == [f"{stem}.{e}" for e in ("json", "csv", "md", "html")]
     told = json.loads(paths[0].read_text())
     assert told["command"] == "unetrt bench a.pth"
     assert [row["name"] for row in told["rows"]] == ["reference", "openvino", "wrong", "gone"]
     assert told["rows"][0]["result"]["files_to_files"] == [9, 10, 11]
     assert told["regions"] == bench.regions
     assert "samples" not in told
-    text = paths[1].read_text()
+    text = paths[2].read_text()
     assert "`unetrt bench a.pth`" in text
     assert all(line in text for line in (*table_lines(bench), *detail_lines(bench)))
     (tmp_path / "file").touch()
@@ -203,7 +203,7 @@ def test_the_report_is_four_files_named_by_what_was_measured(bench: Bench, tmp_p
 def test_the_csv_holds_plain_numbers_and_no_speed_up_for_wrong_masks(
     bench: Bench, tmp_path: Path
 ) -> None:
-    path = write_report(bench, tmp_path, "x")[2]
+    path = write_report(bench, tmp_path, "x")[1]
     rows = list(csv.DictReader(path.open()))
     assert [row["name"] for row in rows] == ["reference", "openvino", "wrong", "gone"]
     assert [row["speed_up"] for row in rows] == ["1", "4.0", "", ""]

@@ -170,6 +170,16 @@ def test_steps_that_overlap_are_no_sum_either(spent: float, share: float) -> Non
     assert bool(warned(table)) == (abs(share) > 0.05)
 
 
+def test_a_wait_for_threads_that_did_nothing_is_bound_by_the_engine() -> None:
+    """As for pictures that another process has decoded: infinity would be no JSON."""
+    clock = StageClock()
+    clock.seconds["wait for an image"], clock.first, clock.ran = 0.9, 0.0, 1
+    done = Pass(clock=clock, start=0.0, wall=1.0, images=1, load_threads=1, write_threads=1)
+    table = stage_table(done, 10.0)
+    assert (table.bottleneck, table.bound) == ("load threads", 10.0)
+    json.dumps(asdict(table), allow_nan=False)
+
+
 def test_a_pass_that_skips_images_is_no_measurement(engine: TorchEngine, tmp_path: Path) -> None:
     journal = JournalOptions(output_dir=tmp_path, model="0" * 64)
     tasks, options = tasks_in(tmp_path), PredictOptions(journal=journal)

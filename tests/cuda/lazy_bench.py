@@ -9,7 +9,9 @@ import pytest
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import expected, pictures
 from unetrt.bench.cuda_clock import copies_rate, cuda_slots, network_rate
+from unetrt.bench.engine_clock import EngineClock
 from unetrt.bench.filled import Batch, FilledSlots
+from unetrt.bench.job import RowJob
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.base import Engine
@@ -17,6 +19,9 @@ from unetrt.engine.cuda import CudaDevice, CudaSlot
 
 Session = onnxruntime.InferenceSession
 SIZE = (24, 16)
+JOB = RowJob(
+    name="x", model="", backend="", device="", images=[], outputs=[], seconds=0.01, repeats=2
+)
 
 
 class LazyEngine(Engine):
@@ -50,6 +55,12 @@ def test_rates_are_taken_between_marks_on_drained_streams(
     rate = network_rate(engine, batch, 2, 0.01)
     assert rate is not None
     assert rate > 0
+    clock = EngineClock(engine, batch, 2, JOB)
+    for _ in range(2):
+        clock.measure()
+    assert len(clock.engine_only) == len(clock.with_copies) == 2
+    fastest = sum(max(clock.engine_only[i], clock.with_copies[i]) for i in range(2))
+    assert clock.shares([fastest / 2]) == pytest.approx([1.0]), "against the faster region"
     assert driver.lazy_streams() == 0
 
 
