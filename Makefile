@@ -16,6 +16,8 @@ VERSION := "import sys; print('%d.%d' % sys.version_info[:2])"
 NEW_ENOUGH := "import sys; sys.exit(sys.version_info < (3, 11))"
 WANTED = $(shell $(PYTHON) -c $(VERSION))
 PRESENT = $(shell $(BIN)/python -c $(VERSION) 2> /dev/null)
+# An environment that is there and new enough is kept, unless a PYTHON is named.
+KEPT = $(and $(filter file,$(origin PYTHON)),$(shell $(BIN)/python -c $(NEW_ENOUGH) 2> /dev/null && echo yes))
 
 .PHONY: demo test lint types pycuda bindings tritonserver ray unit soak docker docker-test gpu readme dev clean
 
@@ -90,11 +92,11 @@ FORCE:
 # One environment for all targets, in two steps: the demo does not wait for what only tests need.
 # An environment of another version is emptied: what was built for that one does not load.
 $(BASE): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c $(NEW_ENOUGH) || { \
+	@$(if $(KEPT),$(BIN)/python,$(PYTHON)) -c $(NEW_ENOUGH) || { \
 	    echo "make: PYTHON=$(PYTHON) is not a Python that unetrt runs on" >&2; \
 	    echo "Seen: $(or $(WANTED),no such program). Expected: 3.11 or newer" >&2; \
 	    echo "Hint: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(if $(filter $(WANTED),$(PRESENT)),,--clear) $(VENV)
+	$(if $(KEPT),,$(PYTHON) -m venv $(if $(filter $(WANTED),$(PRESENT)),,--clear) $(VENV))
 	$(INSTALL) -e .
 	touch $@
 

@@ -61,13 +61,15 @@ def segmentation_loss(
 def _class_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     """(3, classes): shares (N, classes, H, W) where the class is true, all shares, true pixels.
 
-    By gathering: a one-hot truth of int64 would be as large as all logits twice.
+    By gathering: a one-hot truth of int64 would be as large as all logits twice. In float64:
+    pixels are added one by one here, and in float32 no count goes above 2^24.
     """
     weights = counted.to(shares.dtype)
     hits = shares.gather(1, truth[:, None])[:, 0] * weights
-    sums = shares.new_zeros(2, shares.shape[1])
-    found = sums.index_add(1, truth.flatten(), torch.stack([hits, weights]).flatten(1))
-    return torch.stack([found[0], (shares * weights[:, None]).sum((0, 2, 3)), found[1]])
+    sums = shares.new_zeros(2, shares.shape[1], dtype=torch.float64)
+    pixels = torch.stack([hits, weights]).flatten(1).double()
+    common, true = sums.index_add(1, truth.flatten(), pixels).to(shares.dtype)
+    return torch.stack([common, (shares * weights[:, None]).sum((0, 2, 3)), true])
 
 
 def _binary_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
+from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import RecipeOptions, TrainOptions
+from .ranks import is_main_process
 from .rundir import LAST
 from .samples import Sample, TrainingData
 
@@ -20,6 +22,9 @@ FREE = ("device", "workers", "wandb")
 
 DATA_FOLDERS = ("images", "masks", "val_images", "val_masks")
 """These may have moved: the names of the files in them tell whether they are the same."""
+
+CHECKSUMS = "pixels"
+"""Of images as the network takes them and masks at their own size, in last.pth."""
 
 RECIPE = "recipe"
 """The flag that speaks of all fields of a recipe, but for those with a flag beside it."""
@@ -57,7 +62,7 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
             hint=f"--load {last}   starts a new run from its weights",
         )
     stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
-    asked = _asked(options, given, checkpoint.resume.get("given", ()))
+    asked = _asked(options, given, checkpoint.resume)
     _require_same(options, stored, asked)
     own = {name: getattr(options, name) for name in (*FREE, *DATA_FOLDERS) if name in asked}
     resumed = Resumed(replace(stored, resume=path, **own), checkpoint)
@@ -124,13 +129,15 @@ def data_checksums(data: TrainingData) -> list[int]:
 def require_same_data(data: TrainingData, resumed: Checkpoint) -> None:
     """Raise UserError when files came, went or changed, or masks hold other values.
 
-    A checkpoint of before the checksums tells by names and sizes alone.
+    A checkpoint of before today's checksums, of masks at their own size, tells by names and sizes.
     """
     names, before = data_names(data), resumed.resume["data"]
     other = [f"{name} came or went" for name in sorted(set(names) ^ set(before))]
     if not other and names == before:
         sums = data_checksums(data)
-        told = zip(names, sums, resumed.resume.get("checksums", sums), strict=True)
+        if CHECKSUMS not in resumed.resume and is_main_process():
+            log.warning("the run was begun by an older version: pixels are not compared with its")
+        told = zip(names, sums, resumed.resume.get(CHECKSUMS, sums), strict=True)
         other = [f"{name} has other pixels" for name, now, then in told if now != then]
     # Neither was always kept: what the palettes look like changes no class, and the bit depth
     # shows in the checksums.
@@ -167,14 +174,16 @@ def _changed(options: TrainOptions) -> list[str]:
     return [name for name, value in _flat(options).items() if value != default[name]]
 
 
-def _asked(options: TrainOptions, given: Collection[str], begun: Collection[str]) -> set[str]:
+def _asked(options: TrainOptions, given: Collection[str], state: dict[str, Any]) -> set[str]:
     """Names of what this call speaks of. Its recipe is silent of what began beside the run's.
 
-    begun: names of what the run was given when it began.
+    state: of the run, with what it was given when it began. A recipe is silent, too, of what that
+    of the run's version did not have.
     """
     named = {field.name for field in fields(RecipeOptions)} - set(given)
     of_recipe = named if RECIPE in given else set()
-    return ({*given, *_changed(options)} - of_recipe) | (of_recipe - set(begun))
+    known = set(json.loads(state["options"])["recipe"]) - set(state.get("given", ()))
+    return ({*given, *_changed(options)} - of_recipe) | (of_recipe & known)
 
 
 def _require_same(options: TrainOptions, stored: TrainOptions, names: Collection[str]) -> None:

@@ -18,7 +18,7 @@ from .curve import SHOWN_COLUMNS, Row, draw_curve
 
 DEFAULT = Path("runs/train")
 BEST, LAST, METRICS, CURVE = "best.pth", "last.pth", "metrics.csv", "curve.png"
-LOCK = ".lock"
+LOCK = ".unetrt.lock"
 """There while a process writes the run, or after one that was killed; it is empty."""
 
 

@@ -66,6 +66,7 @@ class Stepper:
         whole: the weights are those of a whole step; not if the optimiser was stopped in its work.
         """
         self.whole = True
+        self._resized = False  # the last batch's truth is larger than the network's image
         self._net, self._masknet = net, masknet
         self._optimizer, self._options, self._ranks = optimizer, options, ranks
         self._device = next(net.parameters()).device
@@ -116,6 +117,7 @@ class Stepper:
         """Return the loss and the norm of its gradient, which is clipped."""
         images = batch.images.to(self._device, non_blocking=True)
         truth = batch.truth.to(self._device, non_blocking=True).long()
+        self._resized = truth.shape[1:] != images.shape[1:3]
         self._optimizer.zero_grad(set_to_none=True)
         amp = self._options.amp
         with torch.autocast(self._device.type, amp, enabled=amp is not None):
@@ -148,14 +150,16 @@ class Stepper:
         except (RuntimeError, MemoryError) as error:
             if not short_of_memory(error):
                 raise
-            raise _too_large(error, self._device) from error
+            raise _too_large(error, self._device, self._resized) from error
 
 
-def _too_large(error: Exception, device: torch.device) -> DeviceMemoryError:
+def _too_large(error: Exception, device: torch.device, resized: bool) -> DeviceMemoryError:
     on_gpu = device.type == "cuda"
     message = "the batch does not fit into the memory of this machine"
     return DeviceMemoryError(
         "the batch does not fit into the memory of the GPU" if on_gpu else message,
         seen=first_line(error),
-        hint="a smaller --batch-size, --crop or --scale" + (", or --amp" if on_gpu else ""),
+        hint="a smaller --batch-size, --crop or --scale"
+        + (", or --loss-size network" if resized else "")
+        + (", or --amp" if on_gpu else ""),
     )

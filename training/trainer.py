@@ -24,7 +24,7 @@ from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
 from .ranks import Ranks, progress_of_first, sync_batchnorms
 from .report import EpochResult, Reporter
-from .resume import data_checksums, data_names, options_to_json, with_whole_paths
+from .resume import CHECKSUMS, data_checksums, data_names, options_to_json, with_whole_paths
 from .rundir import RunFolder
 from .samples import TrainingData
 from .step import NotFiniteError, StepOptions, Stepper, amp_dtype
@@ -92,7 +92,7 @@ class Trainer:
         self._interrupts = Interrupts()
         self._constant = {
             "data": data_names(data),
-            "checksums": data_checksums(data),
+            CHECKSUMS: data_checksums(data),
             "given": list(given),
         }
 

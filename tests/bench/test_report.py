@@ -141,7 +141,7 @@ def test_the_stage_table_names_the_bottleneck_and_its_bounds(bench: Bench) -> No
     text = "\n".join(stage_lines([bench.rows[1]]))
     assert "2 load threads" in text
     assert "0.0% of it is in no step" in text
-    assert "the pass reached" in text
+    assert "cores 18; the pass reached 38.9% of that" in text
     assert "Bottleneck: engine; alone it allows 20 images/s" in text
     assert "cores 18" in text
     assert fastest_row(replace(bench, rows=bench.rows[:1])) is None

@@ -298,9 +298,12 @@ def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(journal_module, "real_folder", follow)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a line waits for the disk"))
+    sizes = []
     with Journal(JournalOptions(output_dir=tmp_path, model=MODEL), {}) as journal:
         for task in tasks:
             journal.record(task, (1234, 1795426999021097202))
+            sizes.append((tmp_path / FOLDER / NAME).stat().st_size)
+    assert all(np.diff(sizes) > 0), "each line is in the file at once"
     assert followed == [tmp_path / "in"]
 
 

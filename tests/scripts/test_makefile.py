@@ -73,4 +73,8 @@ def test_without_a_name_the_environment_that_is_there_is_taken(clone: Path) -> N
     (clone / ".venv" / ".base").touch()
     python(clone / "bin" / "python3", 10)
     assert "-m venv" not in make(clone, "-n", "demo", path=clone / "bin").stdout
+    os.utime(clone / "constraints.txt", (2e9, 2e9))
+    told = make(clone, "-n", "demo", path=clone / "bin").stdout
+    assert "-m venv" not in told, "new pins go into what is there"
+    assert "pip install" in told
     assert make(clone, "-n", "gpu", path=clone / "bin").stdout.startswith("PYTHON= scripts/gpu.sh")

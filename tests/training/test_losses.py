@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from unetrt.contract.types import NO_CLASS
-from unetrt.training.losses import LossOptions, segmentation_loss
+from unetrt.training.losses import LossOptions, _class_sums, segmentation_loss
 from unetrt.training.options import Dice
 
 RULES: tuple[Dice, Dice] = ("all", "foreground")
@@ -129,3 +129,16 @@ def test_a_truth_of_its_own_size_pulls_neither_left_nor_up() -> None:
     for axes in ((1,), (2,)):
         turned = pull(truth.flip(axes)).flip([axis + 1 for axis in axes])
         assert torch.allclose(pull(truth), turned, atol=1e-7)
+
+
+def test_pixels_are_counted_above_what_a_float32_counts_one_by_one() -> None:
+    """A batch of eight pictures of 1280×1918 has 20 million."""
+    side = 4500
+    shares = torch.full((1, 2, 1, 1), 0.5).expand(1, 2, side, side)
+    truth = torch.ones((), dtype=torch.int64).expand(1, side, side)
+    common, predicted, true = _class_sums(
+        shares, truth, torch.ones(1, 1, 1).bool().expand(1, side, side)
+    )
+    assert true.tolist() == [0, side**2]
+    assert common[1].item() == pytest.approx(side**2 / 2, rel=1e-6)
+    assert predicted[0].item() == pytest.approx(side**2 / 2, rel=1e-6)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from unetrt.cli.train import add_arguments, given_options, options_from_arguments
 from unetrt.contract.errors import ImageError, UserError
@@ -16,6 +18,7 @@ from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkp
 from unetrt.training.options import TrainOptions
 from unetrt.training.resume import options_to_json, read_resumed, with_whole_paths
 from unetrt.training.train import train
+from unetrt.training.trainer import batch_options
 from unetrt.training.unet import UNet
 
 Begin = Callable[[str], Path]
@@ -129,3 +132,31 @@ def test_a_file_that_goes_costs_no_step(
     assert read_checkpoint(folder / "last.pth").resume["step"] == 5
     train(TrainOptions(resume=folder))
     assert read_checkpoint(folder / "last.pth").resume["epoch"] == 2
+
+
+def test_a_run_of_before_a_field_of_the_recipe_goes_on_as_it_began(begin: Begin) -> None:
+    """Such a run has neither the names of its flags nor the size of its loss."""
+    run = begin("--recipe modern -e 50")
+    checkpoint = read_checkpoint(run / "last.pth")
+    options = json.loads(checkpoint.resume["options"])
+    del options["recipe"]["loss_size"]
+    checkpoint.resume["options"] = json.dumps(options)
+    del checkpoint.resume["given"]
+    write_checkpoint(run / "last.pth", checkpoint)
+    assert resumed(run, "--recipe modern -e 50").recipe.loss_size == "network"
+    with pytest.raises(UserError, match="keeps the options"):
+        resumed(run, "--recipe modern -e 50 --loss-size mask")
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ("", False),
+        ("--recipe modern", True),
+        ("--recipe modern --loss-size network", False),
+        ("--loss-size mask", True),
+    ],
+)
+def test_the_size_of_the_loss_reaches_the_batches(words: str, whole: bool) -> None:
+    options, _ = parsed(words)
+    assert batch_options(options, torch.device("cpu")).full_truth == whole
