@@ -240,7 +240,7 @@ def _class_text(score: ClassGate, gate: GateResult) -> str:
     if score.iou_drop is None:
         return f"{score.name}: IoU to theirs {iou}"
     change = round(-score.iou_drop, 4)
-    shown = f"{change:+.4f}" if change else "0.0000"  # there is a -0.0
+    shown = f"changed by {change:+.4f}" if change else "unchanged"
     return f"{score.name}: IoU to theirs {iou}, IoU to the truth {shown}"
 
 

@@ -67,7 +67,6 @@ RECIPES = {
         optimizer="adamw",
         schedule="onecycle",
         dice="foreground",
-        loss_size="mask",
         augment=True,
     ),
 }

@@ -136,7 +136,7 @@ def test_a_file_that_goes_costs_no_step(
 
 def test_a_run_of_before_a_field_of_the_recipe_goes_on_as_it_began(begin: Begin) -> None:
     """Such a run has neither the names of its flags nor the size of its loss."""
-    run = begin("--recipe modern -e 50")
+    run = begin("--recipe modern -e 50 --loss-size network")
     checkpoint = read_checkpoint(run / "last.pth")
     options = json.loads(checkpoint.resume["options"])
     del options["recipe"]["loss_size"]
@@ -152,8 +152,8 @@ def test_a_run_of_before_a_field_of_the_recipe_goes_on_as_it_began(begin: Begin)
     ("words", "whole"),
     [
         ("", False),
-        ("--recipe modern", True),
-        ("--recipe modern --loss-size network", False),
+        ("--recipe modern", False),
+        ("--recipe modern --loss-size mask", True),
         ("--loss-size mask", True),
     ],
 )
