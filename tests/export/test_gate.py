@@ -244,4 +244,6 @@ def test_a_change_to_the_truth_is_told_as_one() -> None:
     case = GateCase(picture(), SIZE, picture()[..., 0])
     assert "IoU to the truth unchanged" in gate_text(judge(Painter(), [case]))
     options = GateOptions(min_agreement=0.0, max_iou_drop=1.0)
-    assert "IoU to the truth changed by -0.2000" in gate_text(judge(Painter(200, 2), [case], options))
+    assert "IoU to the truth changed by -0.2000" in gate_text(
+        judge(Painter(200, 2), [case], options)
+    )
