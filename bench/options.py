@@ -17,7 +17,8 @@ class BenchOptions:
     row_timeout: seconds after which a row is given up. samples: images whose masks are kept for
     the report. peaks: probe what the device can do at most. layers: run the engines' profilers.
     bit_depth: of the data in 16-bit images. sweep_batches: of every point of the sweep, if its
-    patience allows. skip: rows of a checkpoint alone that are left out.
+    patience allows. skip: rows of a checkpoint alone that are left out. calibration: images that
+    the ranges of its int8 engines are measured on.
     """
 
     images: Path
@@ -38,3 +39,4 @@ class BenchOptions:
     bit_depth: int | None = None
     sweep_batches: int = 0
     skip: tuple[str, ...] = ()
+    calibration: Path | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..contract.errors import UserError
+from ..contract.files import image_paths
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import SpecOverrides
 from ..contract.types import Size
@@ -64,6 +65,10 @@ ENGINES = CPU_ENGINES + GPU_ENGINES
 """Built from a checkpoint that is given alone; in the order of the waterfall."""
 
 SKIPPED = "left out by --skip"
+UNCALIBRATED = (
+    "the ranges of int8 were measured on the few images that the checkpoint holds: "
+    "--calibration DIR takes a hundred that it was trained on"
+)
 
 GPU_STEPS = (
     ("", 1, 1, False),
@@ -146,6 +151,19 @@ def check_skipped(skip: Sequence[str], alone: bool) -> None:
         )
 
 
+def check_calibration(calibration: Path | None, alone: bool) -> None:
+    """Raise UserError where no engine is built, or from nothing."""
+    if calibration is None:
+        return
+    if not alone:
+        raise UserError(
+            "--calibration is of a checkpoint alone, whose engines the bench builds",
+            seen="several models",
+            hint="unetrt build CHECKPOINT -o ENGINE_DIR --precision int8 --calibration DIR",
+        )
+    image_paths(calibration)
+
+
 def entries_from_checkpoint(
     checkpoint: Path,
     folder: Path,
@@ -153,10 +171,12 @@ def entries_from_checkpoint(
     device: str,
     scale: float | None,
     skip: Sequence[str] = (),
+    calibration: Path | None = None,
 ) -> list[Entry]:
     """Every row of the waterfall, the engines built below `folder`, those that cannot run too.
 
     sizes: (H, W) of the images, which plans are built for. skip: names of rows to leave out.
+    calibration: images that the ranges of int8 are measured on.
     """
     entries = [
         reference_entry(checkpoint),
@@ -180,7 +200,7 @@ def entries_from_checkpoint(
             entry = Entry(name=row.name, model=checkpoint, reason=reason)
         else:
             sys.stderr.write(f"bench: build {row.name}\n")
-            options = build_options(row.backend, row.precision, sizes, scale)
+            options = build_options(row.backend, row.precision, sizes, scale, calibration)
             entry = _built_entry(checkpoint, folder / row.name, options)
             entry = replace(entry, device=_device_of(row, device))
         entries += entry_steps(entry, row.backend, row.precision)
@@ -193,7 +213,11 @@ def _device_of(row: EngineRow, device: str) -> str:
 
 
 def build_options(
-    backend: str, precision: str, sizes: Sequence[Size], scale: float | None
+    backend: str,
+    precision: str,
+    sizes: Sequence[Size],
+    scale: float | None,
+    calibration: Path | None = None,
 ) -> BuildOptions:
     """Published whatever its gate says, and built anew: the time of a build is a column."""
     return BuildOptions(
@@ -202,8 +226,14 @@ def build_options(
         overrides=SpecOverrides(scale=scale),
         gate=GateOptions(force=True),
         plan=PlanOptions(sizes=tuple(sizes)),
+        calibration=calibration if precision == "int8" else None,
         rebuild=True,
     )
+
+
+def is_uncalibrated(entries: Sequence[Entry], calibration: Path | None) -> bool:
+    """Whether an engine in int8 was built on what the checkpoint holds."""
+    return calibration is None and any("--precision int8" in entry.build for entry in entries)
 
 
 def entry_steps(entry: Entry, backend: str, precision: str) -> list[Entry]:
@@ -229,6 +259,8 @@ def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: boo
     parts += ["--backend", options.backend, "--precision", options.precision]
     if options.overrides.scale is not None:
         parts += ["--scale", f"{options.overrides.scale:g}"]
+    if options.calibration is not None:
+        parts += ["--calibration", str(options.calibration)]
     if options.backend.startswith("tensorrt") and options.plan.sizes:
         heights, widths = zip(*options.plan.sizes, strict=True)
         ends = [f"{min(heights)}x{min(widths)}", f"{max(heights)}x{max(widths)}"]

@@ -17,10 +17,13 @@ from .options import BenchOptions as BenchOptions
 from .peak import Peaks, probe_peaks
 from .result import Bench
 from .rows import (
+    UNCALIBRATED,
     baseline_checkpoint,
+    check_calibration,
     check_skipped,
     entries_from_checkpoint,
     entries_from_models,
+    is_uncalibrated,
 )
 from .run import Run
 from .throttle import ThrottleClock
@@ -49,6 +52,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
     check_skipped(options.skip, alone)
+    check_calibration(options.calibration, alone)
     with (
         interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
@@ -63,7 +67,9 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
                 options.device,
                 options.scale,
                 options.skip,
+                options.calibration,
             )
+            run.notes += [UNCALIBRATED] * is_uncalibrated(entries, options.calibration)
         else:
             entries = entries_from_models(models, checkpoint)
         run.read_files()

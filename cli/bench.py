@@ -66,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo", metavar="BOUND", help=help_text)
     help_text = "rows of a checkpoint alone that are left out, as torch-compile"
     add("--skip", type=names, default=(), metavar="ROW,…", help=help_text)
+    help_text = "of a checkpoint alone: pictures to measure the ranges of int8 on"
+    add("--calibration", type=images, metavar="DIR", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
     add("--row-timeout", type=bounded_seconds, default=1800.0, metavar="SECONDS", help=help_text)
     add("--report", type=report_dir, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
@@ -171,6 +173,7 @@ def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
         samples=SAMPLES if args.report else 0,
         layers=args.layers,
         skip=args.skip,
+        calibration=args.calibration,
     )
 
 

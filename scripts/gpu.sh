@@ -242,7 +242,7 @@ bench() {
         [ $size = 640x959 ] && scale=0.5 skip=()
         step "bench-$size" "$python" -m unetrt.cli bench "$work/drawn/best.pth" \
             --images "$work/$size/imgs" --device cuda --scale $scale --seconds 1 --repeats 3 \
-            --batch 8 --limit $([ $size = 640x959 ] && echo 128 || echo 512) \
+            --calibration "$work/drawn-200/imgs" --batch 8 --limit $([ $size = 640x959 ] && echo 128 || echo 512) \
             --row-timeout 240 "${skip[@]}" --report "$results/$size"
     done
 }

@@ -292,6 +292,9 @@ def test_the_command_builds_what_the_bench_has_built(
     assert parser.parse_args(shlex.split(line)[2:]).size == [((100, 90), (200, 300))]
     line = build_line(Path("a.pth"), "x", build_options("openvino", "int8", [(8, 8)], None), False)
     assert line == "unetrt build a.pth -o x --backend openvino --precision int8"
+    ranges = build_options("openvino", "int8", [(8, 8)], None, Path("my imgs"))
+    assert build_line(Path("a.pth"), "x", ranges, False).endswith("--calibration 'my imgs'")
+    assert build_options("openvino", "fp32", [(8, 8)], None, Path("imgs")).calibration is None
     flags = BenchOptions(images=tmp_path, device="cuda:1", scale=0.5, bit_depth=12)
     assert predict_flags(flags, built=True) == "--device cuda:1 --bit-depth 12"
     assert predict_flags(flags, built=False) == "--device cuda:1 --scale 0.5 --bit-depth 12"

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.bench.conftest import row_result
-from tests.conftest import balanced_checkpoint
+from tests.conftest import balanced_checkpoint, steel
 from unetrt.bench import rows
 from unetrt.bench.job import result_from_dict
 from unetrt.bench.machine import cuda_device, describe_bench_machine, device_bytes_in_use
@@ -30,9 +31,11 @@ from unetrt.bench.rows import (
     _no_variant,
     _obstacle,
     build_options,
+    check_calibration,
     check_skipped,
     entries_from_checkpoint,
     entry_steps,
+    is_uncalibrated,
 )
 from unetrt.bench.run import Run
 from unetrt.bench.table import BenchOptions
@@ -42,7 +45,7 @@ from unetrt.engine import extras
 from unetrt.engine.extras import describe_gpus
 from unetrt.engine.probe import BackendStatus, probe_backends
 from unetrt.engine.torch_backend import TorchEngine
-from unetrt.export.build import PRECISIONS
+from unetrt.export.build import PRECISIONS, BuildOptions, Built, build_engine
 from unetrt.training.step import cpu_computes_bf16
 
 
@@ -189,6 +192,37 @@ def test_rows_that_are_left_out_are_listed_and_not_built(
     entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None, skip)
     assert {entry.name for entry in entries if entry.reason == SKIPPED} == set(skip)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_int8_takes_its_ranges_from_where_it_is_told(
+    given: bool,
+    checkpoint_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Path | None] = []
+
+    def build(model: Path, directory: Path, options: BuildOptions) -> Built:
+        asked.append(options.calibration)
+        return build_engine(model, directory, options)
+
+    monkeypatch.setattr("unetrt.bench.rows.build_engine", build)
+    monkeypatch.setattr("unetrt.bench.rows.ENGINES", (EngineRow("openvino", "int8"),))
+    (tmp_path / "imgs").mkdir()
+    Image.fromarray(steel(1, 64, 64)[..., 0]).save(tmp_path / "imgs" / "a.png")
+    folder = tmp_path / "imgs" if given else None
+    out = tmp_path / "engines"
+    entries = entries_from_checkpoint(checkpoint_file(), out, [(64, 64)], "cpu", None, (), folder)
+    assert asked == [folder]
+    assert is_uncalibrated(entries, folder) != given
+
+
+def test_calibration_is_of_engines_that_are_built(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a checkpoint alone"):
+        check_calibration(tmp_path, alone=False)
+    with pytest.raises(UserError, match="no image"):
+        check_calibration(tmp_path, alone=True)
 
 
 def test_a_row_to_skip_is_one_that_there_is() -> None:
