@@ -54,6 +54,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     monkeypatch.setattr(device_memory, "cuda_devices", lambda: 1)
     reader = (NVML, lambda: gpu.used, gpu.close)
     monkeypatch.setattr(device_memory, "reader_of", lambda place: reader)
+    monkeypatch.setattr(row_module, "model_bytes", lambda model: 1)  # there is none
     yield gpu
     assert gpu.closed
 
