@@ -18,6 +18,7 @@ from ..contract.spec import SpecOverrides
 from ..contract.types import Size
 from ..engine.onnxfile import is_onnx
 from ..engine.onnxruntime_cuda import CUDA
+from ..engine.openvino_backend import supports_bf16
 from ..engine.probe import BackendStatus, probe_backends
 from ..engine.tensorrt_backend import cuda_devices
 from ..export.build import PRECISIONS, BuildOptions, build_engine
@@ -289,6 +290,8 @@ def _obstacle(row: EngineRow, status: BackendStatus, device: str) -> str:
         return f"{row.backend} does not run here: {status.detail}"
     if row.precision not in PRECISIONS[row.backend]:
         return f"{row.backend} is not built in {row.precision} in this version"
+    if (row.backend, row.precision) == ("openvino", "bf16") and not supports_bf16():
+        return "this processor has no bf16"
     if row.on_gpu != device.startswith("cuda") and device != "auto":
         return f"a row of {'CUDA' if row.on_gpu else 'the CPU'}, and the bench is of {device}"
     return _no_cuda_provider() if row.cuda else ""

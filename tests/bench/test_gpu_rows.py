@@ -218,6 +218,15 @@ def test_int8_takes_its_ranges_from_where_it_is_told(
     assert is_uncalibrated(entries, folder) != given
 
 
+def test_a_processor_without_bf16_is_no_failure_of_the_bench(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row, status = EngineRow("openvino", "bf16"), BackendStatus("openvino", True, True, "1")
+    for able in (False, True):
+        monkeypatch.setattr(rows, "supports_bf16", lambda able=able: able)
+        assert ("no bf16" in _obstacle(row, status, "auto")) != able
+
+
 def test_calibration_is_of_engines_that_are_built(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a checkpoint alone"):
         check_calibration(tmp_path, alone=False)
