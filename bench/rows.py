@@ -290,10 +290,10 @@ def _obstacle(row: EngineRow, status: BackendStatus, device: str) -> str:
         return f"{row.backend} does not run here: {status.detail}"
     if row.precision not in PRECISIONS[row.backend]:
         return f"{row.backend} is not built in {row.precision} in this version"
-    if (row.backend, row.precision) == ("openvino", "bf16") and not supports_bf16():
-        return "this processor has no bf16"
     if row.on_gpu != device.startswith("cuda") and device != "auto":
         return f"a row of {'CUDA' if row.on_gpu else 'the CPU'}, and the bench is of {device}"
+    if (row.backend, row.precision) == ("openvino", "bf16") and not supports_bf16():
+        return "this processor has no bf16"
     return _no_cuda_provider() if row.cuda else ""
 
 
