@@ -46,7 +46,8 @@ class MaskNet(nn.Module):
     def forward(self, image: Tensor, size_like: Tensor) -> Tensor:
         logits = self._decisive(self.logits(image))
         height, width = size_like.shape
-        finite = torch.isfinite(logits).flatten(1).all(1)[:, None, None]
+        # Cast by itself: PyTorch 2.11 cannot export isfinite of half-precision floats.
+        finite = torch.isfinite(logits.float()).flatten(1).all(1)[:, None, None]
         if self.spec.result == "prob":
             shares = self._probabilities(logits, (height, width))
             levels = (shares * 255).round()
