@@ -105,12 +105,6 @@ def _timed_stages(engine: Engine, job: RowJob, clock: EngineClock) -> StageTable
     return stage_table(timed, statistics.mean(clock.with_copies[-2:]))
 
 
-def write_masks(engine: Engine, job: RowJob) -> None:
-    """Make the masks of a row once more, untimed."""
-    clear_outputs(job)
-    _predict(engine, _tasks(job), _options(job))
-
-
 def _tasks(job: RowJob) -> list[Task]:
     return [Task(Path(i), Path(o)) for i, o in zip(job.images, job.outputs, strict=True)]
 

@@ -17,7 +17,7 @@ from ..engine.base import Engine
 from ..engine.manifest import read_manifest
 from .cuda_clock import torch_rate
 from .device_memory import watch_memory
-from .engine_row import measure_engine, write_masks
+from .engine_row import measure_engine
 from .file_passes import FilePasses, time_passes
 from .filled import paths_by_size
 from .flops import count_flops
@@ -59,13 +59,7 @@ def _measure_opened(job: RowJob) -> RowResult:
     with _open(job) as engine:
         choose_graphs(engine, job.graphs)
         opened = time.perf_counter() - start
-        plain = engine.backend == "torch" and engine.precision == "fp32"
-        with stock_convolutions(engine.device if plain else "") as differs:
-            result = measure_engine(engine, job, opened)
-        if differs:
-            write_masks(engine, job)
-            return replace(result, label=result.label + NOTE, multiplies=TF32)
-        return result
+        return measure_engine(engine, job, opened)
 
 
 def measure_again(job: RowJob) -> FilePasses:

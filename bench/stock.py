@@ -1,4 +1,4 @@
-"""PyTorch as it is shipped: TF32 in convolutions on a GPU, which our own engine forbids."""
+"""PyTorch as it is shipped: TF32 in convolutions on a GPU, which is no reference for masks."""
 
 from __future__ import annotations
 

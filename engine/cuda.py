@@ -52,6 +52,7 @@ class CudaDevice:
         self.index = index
         self._thread = threading.get_ident()
         self._clock: DeviceClock | None = None
+        self._idle: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -81,6 +82,18 @@ class CudaDevice:
                 self._clock = DeviceClock(driver, driver.Stream(NON_BLOCKING))
         return self._clock
 
+    def take_stream(self) -> Any:
+        """A stream with nothing queued: one that was given back, else a new one.
+
+        PyTorch's pool keeps memory by stream: with ever new ones it would grow with every job.
+        """
+        with self.current() as driver, cuda_errors("make a stream"):
+            return self._idle.pop() if self._idle else driver.Stream(NON_BLOCKING)
+
+    def give_stream(self, stream: Any) -> None:
+        """Take a drained stream back."""
+        self._idle.append(stream)
+
     def close(self) -> None:
         """Release the context, from the thread that opened it; twice is harmless.
 
@@ -88,7 +101,9 @@ class CudaDevice:
         """
         if self._context is None:
             return
-        self._clock = None  # its event, while there is a context to free it in
+        with self.current():
+            self._clock = None
+            self._idle.clear()
         self._context.detach()
         self._context = None
         if threading.get_ident() == self._thread:
@@ -198,9 +213,9 @@ class CudaSlot(Slot):
         self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
         self._replay = Replay("its parts are timed" if timed else kernel.eager)
         clock = device.clock() if timed else None
-        with device.current() as driver, cuda_errors("make a stream"):
+        self._stream: Any = device.take_stream()
+        with device.current() as driver, cuda_errors("make an event"):
             self._laps = Laps(driver, clock) if clock else None
-            self._stream: Any = driver.Stream(NON_BLOCKING)
             flags = driver.event_flags  # a wait that sleeps leaves its core to those who decode
             self._done: Any = driver.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC)
             self._images = self._inputs.view(driver, (0, 0, 0, channels))
@@ -312,8 +327,10 @@ class CudaSlot(Slot):
         """Drain the stream, then free in the reverse order; twice is harmless."""
         if self._stream is None:
             return
+        drained = False
         with suppress(UserError):  # told where the masks were waited for
             self._wait()
+            drained = True
         self._images = self._masks = np.empty((0, 0, 0), np.uint8)
         with self._device.current():
             self._replay.free()
@@ -322,4 +339,7 @@ class CudaSlot(Slot):
                 buffer.free()
             self._inputs.free()
             self._outputs.free()
-            self._done = self._laps = self._stream = None
+            self._done = self._laps = None
+        if drained:
+            self._device.give_stream(self._stream)
+        self._stream = None

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 _FUSED = {"Relu", "QuantizeLinear", "DequantizeLinear", "Identity"}
 """Part of the layer before or after them: their output needs no memory of its own."""
-_SHAPES_ONLY = {"Shape", "Squeeze", "Constant", "ReduceMin"}
+_SHAPES_ONLY = {"Shape", "Squeeze", "Constant", "ReduceMin", "ReduceSum"}
 
 
 @dataclass(frozen=True)

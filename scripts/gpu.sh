@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU; results under bench/results/<gpu>/.
 #
-#   scripts/gpu.sh [install|tests|train|bench|all]
+#   scripts/gpu.sh [install|tests|train|prepare|bench|all]
+#
+# prepare makes what the bench runs on, which `bench` does by itself too.
 #
 # Each stage runs alone and may be run again: it goes on with what is not there. A missing part says
 # why it is skipped. Exit status 1 where a step failed or was cut. Variables:
@@ -10,6 +12,8 @@
 #            TensorRT's of any version, the others those of constraints.txt
 #   DATA     a folder with neu_seg/; without it nothing is trained on real images
 #   EPOCHS   of each training (30)
+#   SIZES    of the bench, in this order (100x100 200x200 512x512 640x959)
+#   SKIP     rows that the bench leaves out at every size, as bench --skip
 #   STAGE_SECONDS  of each stage (480): what is not done by then, the same command goes on with
 #   SECONDS_LEFT  of this call: no step goes on beyond them, and the archive is whole by then
 #   ARCHIVE  a .tar.gz of the results, made anew after each step
@@ -22,6 +26,7 @@ wheels=${WHEELS:-}
 data=${DATA:-${UNETRT_TEST_DATA:-data}}
 work=${WORK:-build/gpu}
 epochs=${EPOCHS:-30}
+sizes=${SIZES:-100x100 200x200 512x512 640x959}
 end=$((SECONDS + ${SECONDS_LEFT:-100000} - 45)) # a step that is cut has 30 to end in
 deadline=$end
 export PYTHONPATH=$PWD/typings${PYTHONPATH:+:$PYTHONPATH} # the package, where it is not installed
@@ -229,21 +234,21 @@ bench() {
         return 0
     fi
     timeline
-    local size scale skip
+    local size scale limit skip
     # Each has a stage's time of its own: the largest, cut, would leave none to the others for ever.
-    for size in 100x100 200x200 512x512 640x959; do
+    for size in $sizes; do
         begin_stage
         # One that was cut leaves a report, too, which says so.
         if grep -qs '"interrupted": false' "$results/$size"/*.json; then
             say "bench-$size: done before"
             continue
         fi
-        scale=1 skip=(--skip torch-compile)
-        [ $size = 640x959 ] && scale=0.5 skip=()
+        scale=1 limit=512 skip=${SKIP:+$SKIP,}torch-compile
+        [ "$size" = 640x959 ] && scale=0.5 limit=256 skip=${SKIP:-}
         step "bench-$size" "$python" -m unetrt.cli bench "$work/drawn/best.pth" \
-            --images "$work/$size/imgs" --device cuda --scale $scale --seconds 1 --repeats 3 \
-            --calibration "$work/drawn-200/imgs" --batch 8 --limit $([ $size = 640x959 ] && echo 128 || echo 512) \
-            --row-timeout 240 "${skip[@]}" --report "$results/$size"
+            --images "$work/$size/imgs" --device cuda --scale $scale --seconds 0.5 --repeats 3 \
+            --calibration "$work/drawn-200/imgs" --batch 8 --limit $limit \
+            --row-timeout 240 ${skip:+--skip "$skip"} --report "$results/$size"
     done
 }
 
@@ -253,6 +258,7 @@ case $stage in
     install) install || exit 1 ;;
     tests) run_tests ;;
     train) train ;;
+    prepare) prepare_bench || failed=1 ;;
     bench) bench ;;
     all)
         install || exit 1
@@ -260,7 +266,7 @@ case $stage in
         begin_stage; bench
         begin_stage; train
         ;;
-    *) echo "no stage $stage: install, tests, train, bench or all" >&2; exit 2 ;;
+    *) echo "no stage $stage: install, tests, train, prepare, bench or all" >&2; exit 2 ;;
 esac
 say "results in $results"
 exit $failed

@@ -55,7 +55,9 @@ CUDA_ENABLE_CURAND = False
 CUDADRV_LIB_DIR = ["$work/link"]
 CUDADRV_LIBNAME = ["cuda"]
 END
-    PATH="$cuda/bin:$PATH" "$python" -m pip install --quiet --no-deps --no-build-isolation .
+    # Where the linker drops libraries that give no symbol, as on Ubuntu, it would drop that one.
+    LDFLAGS="${LDFLAGS:-} -Wl,--no-as-needed" PATH="$cuda/bin:$PATH" \
+        "$python" -m pip install --quiet --no-deps --no-build-isolation .
 }
 build > "$work/log" 2>&1 || { tail -n 20 "$work/log"; skip "it does not compile"; }
 echo "pycuda: built against $cuda"

@@ -32,6 +32,7 @@ def device() -> Iterator[CudaDevice]:
     yield opened
     opened.close()
     opened.close()
+    assert driver.lazy_streams() == 0
     assert driver.lazy_context_depth() == 0
     assert driver.lazy_retained() == 0
     assert driver.lazy_freed_in_flight() == 0

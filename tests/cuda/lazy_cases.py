@@ -80,7 +80,11 @@ def test_masks_are_right_over_thousands_of_batches_and_changing_shapes(
         slot.close()
         slot.close()
         assert slot._kernel.closed
-    assert driver.lazy_streams() == 0
+    again = make_slots(device, session, 3)
+    streams = {slot._stream.handle for slot in again}
+    assert len(streams) == driver.lazy_streams() == 3, "those of the slots before"
+    for slot in again:
+        slot.close()
 
 
 def test_streams_do_not_wait_for_the_legacy_one(

@@ -108,13 +108,13 @@ def test_a_timeline_shows_copies_of_slots_at_the_same_time(device: CudaDevice) -
         slot.submit(32, (1024, 1024))
     for turn in range(30):
         slot = slots[turn % 3]
-        assert (slot.masks() == 7).all()
+        assert slot.masks()[-1, -1, -1] == 7  # to look at all of them would leave the device idle
         for part, start, end in slot.spans():
             assert start <= end
             ways[part].append((turn % 3, start, end))
         slot.submit(32, (1024, 1024))
     for slot in slots:
-        slot.masks()
+        assert (slot.masks() == 7).all()
         slot.close()
     assert any(
         one != other and begin < until and start < end
