@@ -1,21 +1,24 @@
 """An ONNX file in ONNX Runtime's CUDA provider, on the buffers and the stream of a CUDA slot.
 
-It has not run on a GPU yet: `--device cuda` asks for it, nothing chooses it.
+`--device cuda` asks for it, nothing chooses it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..contract.errors import DeviceMemoryError, UserError
+from ..contract.errors import DeviceMemoryError, UserError, first_line
+from ..contract.log import log
 from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from .base import Engine, Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
+from .onnx_bias import graph_with_biases_apart
 from .onnxruntime_backend import Providers, runtime_errors, session_from_onnx
 from .tensorrt_backend import cuda_devices
 
@@ -30,6 +33,7 @@ class OnnxRuntimeCudaEngine(Engine):
     def __init__(self, model: Path, spec: ModelSpec, precision: str, device: str) -> None:
         super().__init__(spec)
         self.precision, self.path = precision, model
+        self._graph: bytes | None = None
         if not cuda_devices():
             raise UserError(
                 f"ONNX Runtime does not run on {device} here",
@@ -38,11 +42,12 @@ class OnnxRuntimeCudaEngine(Engine):
             )
         self._cuda: CudaDevice | None = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
+        self._graph = graph_with_biases_apart(model)
 
     def slot(self) -> Slot:
         if self._cuda is None:
             raise RuntimeError("the engine is closed")
-        kernel = SessionKernel(self.path, self.spec.result, self._cuda.index)
+        kernel = SessionKernel(self.path, self.spec.result, self._cuda.index, graph=self._graph)
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
@@ -51,8 +56,10 @@ class OnnxRuntimeCudaEngine(Engine):
             self._cuda = None
 
 
-def cuda_providers(index: int, stream: int) -> Providers:
+def cuda_providers(index: int, stream: int, fused: bool = False) -> Providers:
     """Compute on the slot's stream; what has no CUDA kernel, the arithmetic of shapes, on the CPU.
+
+    fused: biases in cuDNN's convolutions, which else are a pass of their own over all features.
 
     https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
     """
@@ -63,11 +70,16 @@ def cuda_providers(index: int, stream: int) -> Providers:
         "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
         # The default tries every algorithm for each new shape, in memory that the arena keeps.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # Else a layer may take 36 GB for an algorithm by FFT; 32 MB are enough for the others.
-        "cudnn_conv_use_max_workspace": "0",
-        "prefer_nhwc": "1",  # as tensor cores take it: a third of the time was changing layouts
+        "prefer_nhwc": "1",  # as tensor cores take it, with no changes of layout
+        "fuse_conv_bias": str(int(fused)),
     }
     return ((CUDA, options), "CPUExecutionProvider")
+
+
+@cache
+def _say_once(reason: str) -> None:
+    """Every slot of an engine has the same reason."""
+    log.warning("cuDNN fuses no biases here, which is slower: %s", reason)
 
 
 class SessionKernel(Kernel):
@@ -79,9 +91,21 @@ class SessionKernel(Kernel):
 
     eager = "ONNX Runtime takes memory and computes shapes on the CPU while the network runs"
 
-    def __init__(self, model: Path, result: str, index: int, memory: str = "cuda") -> None:
-        """result: the output's name. memory: where the addresses that come lie, cuda or cpu."""
+    def __init__(
+        self,
+        model: Path,
+        result: str,
+        index: int,
+        memory: str = "cuda",
+        graph: bytes | None = None,
+    ) -> None:
+        """result: the output's name. memory: where the addresses that come lie, cuda or cpu.
+
+        graph: of `model`, for convolutions that are fused with their biases; where cuDNN has none
+        of those, `model` itself runs.
+        """
         self._model, self._result, self._index, self._memory = model, result, index, memory
+        self._graph = graph
         self.name = f"ONNX file {model}"
         self._session: Any = None
         self._binding: Any = None
@@ -98,11 +122,18 @@ class SessionKernel(Kernel):
                 self._bind(shape, image, size_like, mask)
             self._session.run_with_iobinding(self._binding, self._run_options)
         except runtime_errors() as error:
+            if self._graph is not None and not tells_of_memory(error):
+                _say_once(first_line(error))
+                self._graph = self._bound = None
+                self._open(stream)
+                self.enqueue(shape, image, size_like, mask, stream)
+                return
             kind = DeviceMemoryError if tells_of_memory(error) else UserError
             raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
 
     def _open(self, stream: int) -> None:
-        session = session_from_onnx(self._model, self._providers(stream))
+        model = self._model if self._graph is None else self._graph
+        session = session_from_onnx(model, self._providers(stream))
         if self._memory == "cuda" and CUDA not in session.get_providers():
             raise UserError(
                 "ONNX Runtime cannot use CUDA here",
@@ -116,7 +147,7 @@ class SessionKernel(Kernel):
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def _providers(self, stream: int) -> Providers:
-        cuda = cuda_providers(self._index, stream)
+        cuda = cuda_providers(self._index, stream, fused=self._graph is not None)
         return cuda if self._memory == "cuda" else cuda[1:]
 
     def _bind(self, shape: BatchShape, image: int, size_like: int, mask: int) -> None:

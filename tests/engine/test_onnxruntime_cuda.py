@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from unetrt.contract.errors import DeviceMemoryError, UserError
 from unetrt.contract.types import U8
 from unetrt.engine.cuda import BatchShape
+from unetrt.engine.onnx_bias import graph_with_biases_apart
 from unetrt.engine.onnxruntime_cuda import CUDA, SessionKernel, cuda_providers
 from unetrt.engine.open import open_engine
 from unetrt.engine.tensorrt_backend import cuda_devices
@@ -65,6 +67,59 @@ def test_the_stream_and_the_device_are_named_and_fp32_stays_fp32() -> None:
     assert int(options["user_compute_stream"]) == 0x7F0012345678
     assert (options["device_id"], options["use_tf32"]) == ("1", "0")
     assert options["cudnn_conv_algo_search"] == "HEURISTIC", "no search anew for every shape"
+    assert options["fuse_conv_bias"] == "0"
+    assert cuda_providers(1, 0, fused=True)[0][1]["fuse_conv_bias"] == "1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_biases_apart_change_no_mask(
+    precision: str, exported: Callable[..., Path], steel: Callable[..., U8]
+) -> None:
+    path = exported(precision)
+    graph = graph_with_biases_apart(path)
+    assert graph is not None
+    nodes = {node.name: node for node in onnx.load_from_string(graph).graph.node}
+    transposed = [node for node in nodes.values() if node.op_type == "ConvTranspose"]
+    assert [len(node.input) for node in transposed] == [2] * 4
+    plain = SessionKernel(path, "mask", 0, memory="cpu")
+    apart = SessionKernel(path, "mask", 0, memory="cpu", graph=graph)
+    images = np.stack([steel(i, 48, 37) for i in range(3)])
+    expected, found = (run_kernel(kernel, images, (60, 50)) for kernel in (plain, apart))
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_bias_that_is_computed_stays_where_it_is(
+    exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = onnx.load(str(exported()))
+    node = next(n for n in model.graph.node if n.op_type == "ConvTranspose")
+    node.input[2] = "computed"
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    assert graph_with_biases_apart(tmp_path / "model.onnx") is None
+
+
+def test_where_cudnn_fuses_nothing_the_file_runs_as_it_is(
+    exported: Callable[..., Path],
+    steel: Callable[..., U8],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = steel(0, 32, 32)[None].copy()
+    expected = run_kernel(SessionKernel(exported(), "mask", 0, memory="cpu"), images, (32, 32))
+    graph = graph_with_biases_apart(exported())
+    kernel = SessionKernel(exported(), "mask", 0, memory="cpu", graph=graph)
+    run_kernel(kernel, images, (32, 32))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("No execution plans support the graph")
+
+    monkeypatch.setattr(kernel._session, "run_with_iobinding", fail)
+    np.testing.assert_array_equal(run_kernel(kernel, images, (32, 32)), expected)
+    assert "No execution plans" in caplog.text
+    monkeypatch.setattr(kernel._session, "run_with_iobinding", fail)
+    with pytest.raises(UserError, match="failed to run"):
+        run_kernel(kernel, images, (32, 32))
 
 
 @no_gpu

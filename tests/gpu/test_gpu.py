@@ -72,17 +72,21 @@ def test_pytorch_gives_the_masks_of_the_cpu(
     checkpoint_file: Callable[..., Path], reference: list[U8]
 ) -> None:
     with open_engine(checkpoint_file(), device="cuda") as engine:
+        assert engine.precision == (
+            "tf32" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+        )
         assert agreement(masks_of(engine, PICTURES), reference) > 0.999
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_runtime_gives_the_masks_of_the_cpu(
-    exported: Callable[..., Path], reference: list[U8]
+    precision: str, exported: Callable[..., Path], reference: list[U8]
 ) -> None:
     """Copies and network on our streams."""
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA provider: onnxruntime-gpu has")
-    with open_engine(exported(), device="cuda") as engine:
-        assert agreement(masks_of(engine, PICTURES), reference) > 0.999
+    with open_engine(exported(precision), device="cuda") as engine:
+        assert agreement(masks_of(engine, PICTURES), reference) > 0.998
 
 
 def test_threads_share_the_device_with_torch(
