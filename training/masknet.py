@@ -84,10 +84,10 @@ class MaskNet(nn.Module):
 
 
 def _all_finite(logits: Tensor) -> Tensor:
-    """(N,) bool. By a count, which may be infinite: ONNX Runtime's `all` took six times as long as
-    the network on a GPU.
+    """(N,) bool. By a count, which may be infinite.
 
-    Cast first: PyTorch 2.11 cannot export isfinite of half-precision floats.
+    ONNX Runtime's `all` took six times as long as the network on a GPU. Cast first: PyTorch 2.11
+    cannot export isfinite of half-precision floats.
     """
     wrong = torch.isfinite(logits.float()).logical_not()
     return wrong.to(logits.dtype).sum((1, 2, 3)).bool().logical_not()

@@ -14,8 +14,9 @@ import torch
 
 from ..contract.errors import ImageError
 from ..contract.log import log
-from ..contract.masks import StoredMask
+from ..contract.masks import StoredMask, true_classes
 from ..contract.memory import memory_bytes
+from ..contract.resize import resize_mask
 from ..contract.spec import MIN_SIDE, ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
@@ -25,7 +26,7 @@ from .ranks import is_main_process, processes_here, progress_of_first
 from .values import Found, spec_from_masks
 
 Labelled: TypeAlias = tuple[U8, U8]
-"""image (h, w, C) of the network's size and truth (H, W) of the file's."""
+"""image (h, w, C) of the network's size and truth (H, W) of the file's, or of the image's."""
 
 
 MASKS_PART = 4
@@ -36,21 +37,33 @@ MASKS_PART = 4
 class Sample:
     """A pair that was read once and is good.
 
-    input_size: of the image as the network takes it; size: of the file, and of the truth.
-    held: both in memory, or None where they did not fit and are read each time.
-    checksum: of image and truth as they were read.
+    input_size: of the image as the network takes it; size: of the file. shrunk: the truth is made
+    as large as the image by its nearest pixels, when it is read. held: both in memory, or None
+    where they did not fit and are read each time. checksum: of image and truth as they were read.
     """
 
     pair: Pair
     spec: ModelSpec
     input_size: Size
     size: Size
+    shrunk: bool = False
     held: Labelled | None = None
     checksum: int = 0
 
     def load(self) -> Labelled:
-        """Give image uint8 (h, w, C) of `input_size` and truth uint8 (H, W) of `size`."""
-        return self.held or _read(self.pair, self.spec)[0]
+        """Give image uint8 (h, w, C) of `input_size` and truth uint8 of that size, or of `size`."""
+        if self.held:
+            return self.held
+        image, truth = _read(self.pair, self.spec)[0]
+        return image, self.fitted(truth)
+
+    def truth(self) -> U8:
+        """As load gives it; of what is not held the mask alone is read."""
+        return self.held[1] if self.held else self.fitted(true_classes(self.pair.mask, self.spec))
+
+    def fitted(self, truth: U8) -> U8:
+        """A truth of the file's size as it is held."""
+        return resize_mask(truth, self.input_size) if self.shrunk else truth
 
 
 class _Held:
@@ -94,7 +107,8 @@ def load_training_data(
     pairs = [*train, *validation]
     memory = half_of_memory() if memory is None else memory
     found = spec_from_masks(options, start, train, validation, memory // MASKS_PART)
-    results = _read_all(pairs, found, memory)
+    shrunk = len(train) if options.recipe.loss_size == "network" else 0
+    results = _read_all(pairs, found, memory, shrunk)
     # Of unknown values no reader of a pair speaks: what it says is another problem of the file.
     told = {problem.name for problem in found.problems} if found.known else set()
     problems += found.problems
@@ -106,13 +120,17 @@ def load_training_data(
     return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
 
 
-def _read_all(pairs: Sequence[Pair], found: Found, memory: int) -> list[Sample | Problem]:
+def _read_all(
+    pairs: Sequence[Pair], found: Found, memory: int, shrunk: int
+) -> list[Sample | Problem]:
+    """shrunk: of so many, the first, the truth is made as large as the image."""
     read = partial(_sample, found=found)
+    tasks = [(pair, index < shrunk) for index, pair in enumerate(pairs)]
     results: list[Sample | Problem] = []
     held = _Held(memory)
     with progress_of_first("read", len(pairs)) as advance:
         # A few ahead, not all: what does not fit is dropped as soon as it was checked.
-        for result in map_ahead(read, pairs, os.cpu_count() or 1):
+        for result in map_ahead(read, tasks, os.cpu_count() or 1):
             results.append(held.kept(result) if isinstance(result, Sample) else result)
             advance(1)
     if is_main_process():
@@ -170,9 +188,9 @@ def _warnings_of_size(samples: Sequence[Sample], scale: float) -> list[str]:
     return [f"{few} {seen}: they are padded to as many, and show the network little"]
 
 
-def _sample(pair: Pair, found: Found) -> Sample | Problem:
-    """Return a sample, or what is wrong."""
-    spec = found.spec
+def _sample(task: tuple[Pair, bool], found: Found) -> Sample | Problem:
+    """Return a sample, shrunk or not, or what is wrong."""
+    (pair, shrunk), spec = task, found.spec
     try:
         held, size = _read(pair, spec, found.known, found.decoded.pop(pair.mask, None))
     except ImageError as error:
@@ -183,14 +201,15 @@ def _sample(pair: Pair, found: Found) -> Sample | Problem:
         seen = f"{pair.image} of {size[0]}×{size[1]} pixels has none at --scale {spec.scale:g}"
         return Problem(pair.name, seen, "a larger --scale")
     image, truth = held
-    return Sample(
+    sample = Sample(
         pair=pair,
         spec=spec,
         input_size=(image.shape[0], image.shape[1]),
         size=size,
-        held=held,
+        shrunk=shrunk,
         checksum=zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes())),
     )
+    return replace(sample, held=(image, sample.fitted(truth)))
 
 
 def _read(

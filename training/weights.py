@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contract.masks import true_classes
 from ..contract.spec import ModelSpec
 from .ahead import map_ahead
 from .losses import LossOptions
@@ -42,6 +41,5 @@ def weights_from_samples(samples: Sequence[Sample], classes: int) -> tuple[float
 
 
 def _counts(sample: Sample) -> NDArray[np.int64]:
-    """Pixels of each class, (256,); of what is not held the mask alone is read."""
-    truth = sample.held[1] if sample.held else true_classes(sample.pair.mask, sample.spec)
-    return np.bincount(truth.ravel(), minlength=256)
+    """Pixels of each class, (256,)."""
+    return np.bincount(sample.truth().ravel(), minlength=256)

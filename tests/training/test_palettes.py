@@ -29,7 +29,7 @@ def palette_mask(values: U8, *colours: tuple[int, int, int]) -> Image.Image:
 
 
 def truths(folders: Folders, **changes: object) -> tuple[dict[str, set[int]], ModelSpec]:
-    data = load_training_data(options_for(folders, **changes), None)
+    data = load_training_data(options_for(folders, scale=1.0, **changes), None)
     samples = [*data.train, *data.validation]
     return {s.pair.name: {*np.unique(s.load()[1]).tolist()} for s in samples}, data.spec
 

@@ -172,7 +172,7 @@ def test_named_values_are_checked_and_may_be_absent(empty_pairs: Folders) -> Non
     named = options_for(empty_pairs, classes=3, mask_values=(0, 9, 5))
     data = load_training_data(named, None)
     assert data.spec.mask_values == (0, 9, 5)
-    assert set(np.unique(data.train[0].load()[1])) == {0, 2}
+    assert set(np.unique(data.validation[0].load()[1])) == {0, 2}
     write_pair(empty_pairs, "b", mask_of(0, 5, 77))
     text = message(named)
     assert f"{empty_pairs[1] / 'b.png'} holds values that no class has (77 in" in text
@@ -327,8 +327,10 @@ def test_what_does_not_fit_into_memory_is_read_again(empty_pairs: Folders) -> No
         write_pair(empty_pairs, name, np.roll(mask_of(0, 1), index))
     options = options_for(empty_pairs)
     whole = load_training_data(options, None)
-    size = sum(array.nbytes for array in whole.train[0].load())
-    partly = load_training_data(options, None, memory=3 * size)
+    small, large = (
+        sum(array.nbytes for array in part[0].load()) for part in (whole.train, whole.validation)
+    )
+    partly = load_training_data(options, None, memory=2 * small + large)
     samples = [*partly.train, *partly.validation]
     assert [sample.held is not None for sample in samples] == [True, True, True, False]
     for sample, held in zip(samples, [*whole.train, *whole.validation], strict=True):
