@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
 from .batches import Batch
-from .finite import first_not_finite
+from .finite import first_not_finite, norm_of
 from .losses import LossOptions, segmentation_loss
 from .masknet import MaskNet
 from .memory import short_of_memory
@@ -82,22 +84,20 @@ class Stepper:
 
         Raises NotFiniteError, and DeviceMemoryError where the memory does not suffice.
         """
-        before = [buffer.clone() for buffer in self._net.buffers()]
+        before = _Kept(self._net.buffers())
         try:
-            loss, norm = self._gradients(batch, before)
-            self._require_finite(loss, norm)
+            loss, norm = self._numbers(*self._gradients(batch, before))
         except (NotFiniteError, DeviceMemoryError):
-            self._restore(before)
+            before.restore()
             raise
-        moved = bool(torch.isfinite(norm))
         self.whole = False
         with self._memory_told():
             self.scaler.step(self._optimizer)
         self.whole = True
         self.scaler.update()
-        return loss.item(), moved
+        return loss, math.isfinite(norm)
 
-    def _gradients(self, batch: Batch, before: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Batch, before: _Kept) -> tuple[Tensor, Tensor]:
         """Try once more with less memory where it did not suffice."""
         try:
             with self._memory_told():
@@ -106,7 +106,7 @@ class Stepper:
             if self._net.recompute or self._ranks.world > 1:
                 raise
         self._net.recompute = True
-        self._restore(before)
+        before.restore()
         self._optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         log.warning("out of memory: from here on blocks are computed twice, with the same results")
@@ -127,21 +127,24 @@ class Stepper:
         self.scaler.unscale_(self._optimizer)
         return loss, torch.nn.utils.clip_grad_norm_(self._net.parameters(), CLIP_NORM)
 
-    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """Stop before the step that would write the numbers into the weights."""
+    def _numbers(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """Loss and norm, or stop before the step that would write them into the weights.
+
+        Read in one piece: each reading waits until a GPU has nothing left to do.
+        """
+        statistics = norm_of(self._net.buffers())
+        read = torch.stack([number.detach().double() for number in (loss, norm, statistics)])
+        loss_now, norm_now, statistics_now = read.tolist()
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if not torch.isfinite(loss if overflow else loss + norm):
-            seen = f"loss {loss.item():g}, gradient norm {norm.item():g}"
+        if not math.isfinite(loss_now if overflow else loss_now + norm_now):
+            seen = f"loss {loss_now:g}, gradient norm {norm_now:g}"
             raise NotFiniteError("the loss or its gradient", seen)
         # A variance may overflow where the loss does not: what is divided by it is zero.
-        name = first_not_finite(self._net.named_buffers())
-        if name is not None:
-            raise NotFiniteError("a running statistic", name)
-
-    def _restore(self, before: list[Tensor]) -> None:
-        with torch.no_grad():
-            for buffer, value in zip(self._net.buffers(), before, strict=True):
-                buffer.copy_(value)
+        if not math.isfinite(statistics_now):
+            name = first_not_finite(self._net.named_buffers())
+            if name is not None:
+                raise NotFiniteError("a running statistic", name)
+        return loss_now, norm_now
 
     @contextmanager
     def _memory_told(self) -> Iterator[None]:
@@ -151,6 +154,26 @@ class Stepper:
             if not short_of_memory(error):
                 raise
             raise _too_large(error, self._device, self._resized) from error
+
+
+class _Kept:
+    """Buffers as they are now: one copy of all of a kind, which a GPU makes in one go."""
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        self._kinds: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in buffers:
+            self._kinds[buffer.dtype].append(buffer)
+        self._copies = {
+            kind: torch.cat([buffer.flatten() for buffer in found])
+            for kind, found in self._kinds.items()
+        }
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for kind, found in self._kinds.items():
+                parts = torch.split(self._copies[kind], [buffer.numel() for buffer in found])
+                for buffer, part in zip(found, parts, strict=True):
+                    buffer.copy_(part.view_as(buffer))
 
 
 def _too_large(error: Exception, device: torch.device, resized: bool) -> DeviceMemoryError:

@@ -207,7 +207,8 @@ class Trainer:
         except NotFiniteError as error:
             self._write_last()
             raise self._diverged(error.what, f"{error}; {_files(batch)}") from error
-        name = first_not_finite(self._masknet.net.state_dict().items())
+        # Its statistics were looked at before the step.
+        name = first_not_finite(self._masknet.net.named_parameters())
         if name is not None:
             raise self._diverged("a weight", f"{name}; {_files(batch)}")
         if moved:
