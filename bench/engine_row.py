@@ -29,6 +29,7 @@ from .flops import count_flops
 from .job import RowJob, RowResult
 from .machine import peak_host_bytes
 from .nvml import watch_device
+from .pass_length import job_with_rounds, remove_rounds
 from .profilers import profile_layers
 from .stages import StageTable, stage_table
 from .timed_pass import require_all_done, timed_pass
@@ -44,12 +45,19 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
     slots = job.slots or engine.slots
     first = _first_seconds(engine, batch)
     clock = EngineClock(engine, batch, slots, job)
-    with watch_device(engine.device) as watch:
-        clear_outputs(job)
-        _predict(engine, _warm_up_tasks(engine, job, sizes), _options(job))
-        warm = clock.warm_up()
-        files = _timed_passes(engine, job, clock)
-    stages = _timed_stages(engine, job, clock)
+    options = _options(job)
+    try:
+        with watch_device(engine.device) as watch:
+            clear_outputs(job)
+            _predict(engine, _warm_up_tasks(engine, job, sizes), options)
+            warm = clock.warm_up()
+            longer = job_with_rounds(
+                job, warm.rate, lambda one: _predict(engine, _tasks(one), options)
+            )
+            files = _timed_passes(engine, longer, clock)
+        stages = _timed_stages(engine, longer, clock)
+    finally:
+        remove_rounds(output_folder(job))
     latency = clock.latency()
     held = peak_host_bytes()  # before a profiler takes its own
     layers = profile_layers(engine, batch, job.seconds) if job.layers else None
@@ -79,6 +87,7 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         others=files.others,
         graphs=bool(engine.graphs),
         shapes=len(sizes),
+        pass_images=files.images,
     )
 
 

@@ -1,4 +1,4 @@
-"""Files to files: passes over all images, and how busy others kept the cores meanwhile."""
+"""Files to files: passes over the images, and how busy others kept the cores meanwhile."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ AFTER = 2
 
 @dataclass(frozen=True)
 class FilePasses:
-    """Images a second of every pass; others: share of the cores that they kept busy, if known."""
+    """Images a second of every pass; others: share of the cores that they kept busy, if known.
+
+    images: of a pass, each as often as it was gone over.
+    """
 
     rates: list[float]
     others: float | None = None
+    images: int = 0
 
 
 def _nothing() -> None:
@@ -36,6 +40,8 @@ def time_passes(
 ) -> FilePasses:
     """FEWEST passes, unless the row's time forbids; more while `repeats` and the time allow.
 
+    job: its images and outputs are those of one pass, see pass_length.
+
     Each writes into a folder without masks, as a first run does; to empty it is not timed.
     between: called before the first pass and after each, untimed; what it takes must fit, too.
     """
@@ -45,7 +51,7 @@ def time_passes(
     paused = seconds_of(between)
     while not rates or (
         _wants_more(job, len(rates), spent)
-        and has_time(job, LEFT * elapsed + _pauses_due(job, len(rates)) * paused)
+        and has_time(job, LEFT * elapsed + pauses_due(job, len(rates)) * paused)
     ):
         clear_outputs(job)
         with clock.watching():
@@ -53,7 +59,7 @@ def time_passes(
         spent += elapsed
         rates.append(len(job.images) / elapsed)
         paused = seconds_of(between)
-    return FilePasses(rates, clock.share())
+    return FilePasses(rates, clock.share(), len(job.images))
 
 
 def seconds_of(run: Callable[[], None]) -> float:
@@ -82,7 +88,7 @@ def _wants_more(job: RowJob, passes: int, spent: float) -> bool:
     return passes < FEWEST or (passes < job.repeats and spent < job.seconds * job.repeats)
 
 
-def _pauses_due(job: RowJob, passes: int) -> int:
+def pauses_due(job: RowJob, passes: int) -> int:
     """If another pass begins: up to `repeats` in all, that of the stages' pass, and AFTER."""
     made = passes + 1
     return max(job.repeats - made, 1) + 1 + AFTER

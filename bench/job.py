@@ -27,7 +27,8 @@ class RowJob:
     backend: REFERENCE, a name of VARIANTS, or what `open_engine` takes. layers: the engine's own
     profiler runs, after all that is timed. slots, graphs: None leaves them to the engine.
     bit_depth: as PredictOptions'. until: by time.time(), when the row is given up. files_only:
-    nothing but passes over the files, of the reference loop.
+    nothing but passes over the files, of the reference loop. pass_images: that such a pass takes
+    of images of one size; None finds it out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RowJob:
     bit_depth: int | None = None
     until: float = math.inf
     files_only: bool = False
+    pass_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ class RowResult:
     where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
     what each pass of files_to_files reached of the faster of engine_only and with_copies, measured
     right before and after it; empty for the reference loop. model_bytes: of the model's file on
-    disk. graphs: slots replayed CUDA graphs. shapes: sizes among the images.
+    disk. graphs: slots replayed CUDA graphs. shapes: sizes among the images. pass_images: of a
+    timed pass, each as often as it was gone over; 0 in reports that do not tell.
     """
 
     name: str
@@ -94,6 +97,7 @@ class RowResult:
     shapes: int = 1
     model_bytes: int = 0
     of_engine: list[float] = field(default_factory=list)
+    pass_images: int = 0
 
     @property
     def on_gpu(self) -> bool:

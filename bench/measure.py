@@ -20,10 +20,14 @@ FEWEST_LATENCIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """seconds: spent on it. stable: the rule was met before the time was up."""
+    """seconds: spent on it. stable: the rule was met before the time was up.
+
+    rate: images a second of the last samples; 0 in reports that do not tell.
+    """
 
     seconds: float
     stable: bool
+    rate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,8 @@ def warm_up(run: Callable[[], int], seconds: float) -> WarmUp:
         len(rates) < WINDOW or time.perf_counter() - start < 3 * seconds
     ):
         rates.append(rate(run, SAMPLE_SECONDS))
-    return WarmUp(seconds=time.perf_counter() - start, stable=stable)
+    took = time.perf_counter() - start
+    return WarmUp(seconds=took, stable=stable, rate=statistics.median(rates[-WINDOW:]))
 
 
 def is_stable(rates: Sequence[float]) -> bool:

@@ -114,6 +114,7 @@ def context_lines(bench: Bench) -> list[str]:
         "range; each row in a process of its own; speed-up: files to files, and in brackets the "
         "range that the passes of both rows allow",
         *_baseline_lines(bench.rows[0]),
+        *_pass_lines(bench),
         *(f"{name}: {text}" for name, text in bench.regions.items()),
         bench.warm_up,
         f"machine: {machine}; {versions}",
@@ -133,6 +134,17 @@ def _baseline_lines(row: Row) -> list[str]:
     return [
         f"{row.name}: files to files {first} times before the other rows and {last} times after "
         "them; the median is of both"
+    ]
+
+
+def _pass_lines(bench: Bench) -> list[str]:
+    """Of the rows whose passes were longer or shorter than the list of images."""
+    found = {row.name: row.result.pass_images for row in bench.rows if row.result}
+    told = [f"{name} {count}" for name, count in found.items() if count not in (0, bench.images)]
+    if not told:
+        return []
+    return [
+        f"images of a pass of files to files, where not all {bench.images} once: " + ", ".join(told)
     ]
 
 

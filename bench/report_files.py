@@ -89,6 +89,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "engine_only": round(result.engine_rate, 4) if result and result.engine_only else None,
         "with_copies": result and round(statistics.median(result.with_copies), 4),
         "files_to_files": result and round(result.files_rate, 4),
+        "pass_images": result and (result.pass_images or None),
         "of_engine": statistics.median(result.of_engine) if result and result.of_engine else None,
         "speed_up": speed_up(row, bench),
         "speed_up_low": gain.low if gain and told else None,

@@ -18,13 +18,14 @@ from ..engine.manifest import read_manifest
 from .cuda_clock import torch_rate
 from .device_memory import watch_memory
 from .engine_row import measure_engine
-from .file_passes import FilePasses, time_passes
+from .file_passes import FilePasses, clear_outputs, time_passes
 from .filled import paths_by_size
 from .flops import count_flops
 from .job import REFERENCE, VARIANTS, RowJob, RowResult
 from .machine import cuda_device, peak_host_bytes
 from .measure import latency, rate, warm_up
 from .nvml import watch_device
+from .pass_length import job_with_part
 from .process import end_with_parent
 from .stock import NOTE, TF32, stock_convolutions
 
@@ -65,10 +66,21 @@ def _measure_opened(job: RowJob) -> RowResult:
 def measure_again(job: RowJob) -> FilePasses:
     """Passes of the reference loop alone, at the end. Raises UserError as measure_row."""
     loop = _reference_loop(job)
-    paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
     with stock_convolutions(loop.device):
-        _infer_each_size(loop, paths_by_size(job.images))
-        return time_passes(lambda: loop.predict(paths, outputs), job)
+        return _reference_passes(loop, job, paths_by_size(job.images))
+
+
+def _reference_passes(
+    loop: ReferenceLoop, job: RowJob, sizes: Mapping[Size, Sequence[Path]]
+) -> FilePasses:
+    """Leaves masks of the images that it took: of one size those that last long enough, or all."""
+
+    def predict(part: RowJob) -> None:
+        loop.predict([Path(p) for p in part.images], [Path(p) for p in part.outputs])
+
+    _infer_each_size(loop, sizes)
+    part = job_with_part(job, predict) if len(sizes) == 1 else job
+    return time_passes(lambda: predict(part), part)
 
 
 def _infer_each_size(loop: ReferenceLoop, sizes: Mapping[Size, Sequence[Path]]) -> None:
@@ -125,20 +137,25 @@ def _reference_loop(job: RowJob) -> ReferenceLoop:
 
 
 def _measure_reference(job: RowJob) -> RowResult:
-    """Timed as PyTorch is shipped; on CUDA the masks are then made in strict fp32."""
+    """Timed as PyTorch is shipped; on CUDA the masks are then made in strict fp32.
+
+    Elsewhere those of the images that no timed pass took.
+    """
+    clear_outputs(job)
     start = time.perf_counter()
     loop = _reference_loop(job)
     opened = time.perf_counter() - start
     with stock_convolutions(loop.device) as differs:
         result = _timed_reference(loop, job, opened)
+    tasks = [(Path(i), Path(o)) for i, o in zip(job.images, job.outputs, strict=True)]
+    left = [task for task in tasks if differs or not task[1].is_file()]
+    loop.predict([image for image, _ in left], [output for _, output in left])
     if not differs:
         return result
-    loop.predict([Path(p) for p in job.images], [Path(p) for p in job.outputs])
     return replace(result, label=result.label + NOTE, multiplies=TF32)
 
 
 def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResult:
-    paths, outputs = [Path(p) for p in job.images], [Path(p) for p in job.outputs]
     sizes = paths_by_size(job.images)
     image, size = loop.load(next(iter(sizes.values()))[0])
 
@@ -152,8 +169,7 @@ def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResu
     with watch_device(loop.device) as watch:
         warm = warm_up(run, job.seconds)
         alone, rates = _reference_rates(loop, run, image, job)
-        _infer_each_size(loop, sizes)
-        files = time_passes(lambda: loop.predict(paths, outputs), job)
+        files = _reference_passes(loop, job, sizes)
     one_by_one = latency(run, job.seconds)
     input_size = (image.shape[2], image.shape[3])
     return RowResult(
@@ -178,6 +194,7 @@ def _timed_reference(loop: ReferenceLoop, job: RowJob, opened: float) -> RowResu
         use_reason=watch.reason,
         others=files.others,
         shapes=len(loop.sizes),
+        pass_images=files.images,
     )
 
 

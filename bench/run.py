@@ -16,9 +16,11 @@ from ..contract.headers import read_bytes
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
+from .file_passes import output_folder
 from .job import RowJob, RowResult, result_from_dict
 from .judge import Judgement, judge_masks, verdict
 from .options import BenchOptions
+from .pass_length import remove_rounds
 from .peers import Peer, measure_peer
 from .process import answer_from_process
 from .result import Row, judged_row
@@ -89,7 +91,11 @@ class Run:
         if first.result is None or not any(row.result for row in self.rows[1:]):
             return
         sys.stderr.write(f"bench: {entry.name} once more\n")
-        job = replace(self._job(entry, self.outputs(len(self.rows))), files_only=True)
+        job = replace(
+            self._job(entry, self.outputs(len(self.rows))),
+            files_only=True,
+            pass_images=first.result.pass_images or None,
+        )
         answer = answer_from_process("unetrt.bench.row", job, self.options.row_timeout)
         passes = answer.get("passes") if isinstance(answer, dict) else None
         if passes is None:
@@ -116,6 +122,7 @@ class Run:
         sys.stderr.write(f"bench: {entry.name}\n")
         job = self._job(entry, self.outputs(index))
         result = run_job(job, self.options.row_timeout)
+        remove_rounds(output_folder(job))  # of a row that was given up
         if isinstance(result, str):
             return Row(
                 name=entry.name,

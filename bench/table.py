@@ -14,6 +14,7 @@ from ..training.checkpoint import read_checkpoint
 from .judge import truth_masks
 from .machine import describe_bench_machine
 from .options import BenchOptions as BenchOptions
+from .pass_length import spread_out
 from .peak import Peaks, probe_peaks
 from .result import Bench
 from .rows import (
@@ -87,13 +88,6 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
             notes=tuple(run.notes),
             interrupted=run.interrupted,
         )
-
-
-def spread_out(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most `most` of them at even distances: the first by name are often of one kind."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[index * len(paths) // most] for index in range(most)]
 
 
 def _spec(checkpoint: Path, options: BenchOptions) -> ModelSpec:

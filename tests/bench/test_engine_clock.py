@@ -47,7 +47,7 @@ def test_the_engine_is_measured_before_between_and_after_the_passes(
     noted(EngineClock, "measure", "E")
     noted(engine_row, "predict_masks", "F")
     noted(engine_row, "timed_pass", "S")
-    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), seconds=0.02, repeats=4)
+    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), seconds=1e-6, repeats=4)
     result = measure_row(job)
     passes = len(result.files_to_files)
     told = "".join(order)

@@ -25,6 +25,7 @@ from unetrt.bench.file_passes import FilePasses, time_passes
 from unetrt.bench.filled import Batch
 from unetrt.bench.job import REFERENCE, RowJob
 from unetrt.bench.options import BenchOptions
+from unetrt.bench.pass_length import spread_out
 from unetrt.bench.process import answer_from_process, run_alone
 from unetrt.bench.reference import ReferenceLoop
 from unetrt.bench.row import measure_again, measure_row
@@ -32,7 +33,6 @@ from unetrt.bench.rows import entries_from_models
 from unetrt.bench.run import Run
 from unetrt.bench.stock import stock_convolutions
 from unetrt.bench.sweep import SweepJob, _keep_in_flight
-from unetrt.bench.table import spread_out
 from unetrt.contract.masks import mask_pixels, read_mask
 from unetrt.contract.resize import network_input
 from unetrt.engine.base import Engine
@@ -144,7 +144,7 @@ def test_every_pass_is_a_first_run_with_the_journal_that_predict_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that found the journal of the pass before would skip every image."""
-    job = job_of(checkpoint_file(), pictures, tmp_path / "o")
+    job = replace(job_of(checkpoint_file(), pictures, tmp_path / "o"), seconds=1e-6)
     found: list[tuple[int, bool]] = []
     real = engine_row.predict_masks
 
