@@ -6,20 +6,25 @@
 # prepare makes what the bench runs on, which `bench` does by itself too.
 #
 # Each stage runs alone and may be run again: it goes on with what is not there. A missing part says
-# why it is skipped. Exit status 1 where a step failed or was cut. Variables:
+# why it is skipped. Exit status 1 where a step failed or was cut: it says which command goes on.
+# On an H100 a size of the bench takes 1 to 3 minutes, an epoch at width 64 about 8 s; for a machine
+# that is lent for a quarter of an hour, EPOCHS=12 and SECONDS_LEFT. Variables:
 #   PYTHON   the interpreter; else that of .venv where there is one
-#   WHEELS   a folder of wheels (and pycuda's sdist) to install from where there is no package index;
-#            TensorRT's of any version, the others those of constraints.txt
+#   WHEELS   a folder of wheels (pybind11's, too) and pycuda's sdist, to install from where there is
+#            no package index; TensorRT's of any version, the others those of constraints.txt
 #   DATA     a folder with neu_seg/; without it nothing is trained on real images
 #   EPOCHS   of each training (30)
 #   SIZES    of the bench, in this order (100x100 200x200 512x512 640x959)
 #   SKIP     rows that the bench leaves out at every size, as bench --skip
+#   COMPILE  1: torch-compile too, whose tuning takes minutes at each size; only where a size has no
+#            whole report yet
 #   STAGE_SECONDS  of each stage (480): what is not done by then, the same command goes on with
 #   SECONDS_LEFT  of this call: no step goes on beyond them, and the archive is whole by then
-#   ARCHIVE  a .tar.gz of the results, made anew after each step
+#   ARCHIVE  a .tar.gz of the results, made anew after each step, whole at any moment
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-all}
+at=$stage # of `all` the one at work
 python=${PYTHON:-}
 [ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
 wheels=${WHEELS:-}
@@ -46,6 +51,15 @@ failed=0
 
 say() { printf '== %s\n' "$*"; }
 
+# The command that goes on with the stage at work, as this one was called.
+go_on() {
+    local name words=()
+    for name in PYTHON WHEELS DATA WORK EPOCHS SIZES SKIP COMPILE STAGE_SECONDS ARCHIVE; do
+        [ -z "${!name:-}" ] || words+=("$name=$(printf %q "${!name}")")
+    done
+    echo "go on with: ${words[*]:+${words[*]} }scripts/gpu.sh $at"
+}
+
 # Without a GPU that torch sees the tests would all be skipped, which looks like a success.
 torch_sees='import sys, torch
 print(f"torch {torch.__version__} for CUDA {torch.version.cuda}")
@@ -69,17 +83,23 @@ require_cuda() {
     exit 1
 }
 
-# Hold what follows to the seconds of one stage.
+# Hold what follows to the seconds of one stage, of `all` the one named.
 begin_stage() {
+    at=${1:-$at}
     deadline=$((SECONDS + ${STAGE_SECONDS:-480} - 45))
     [ $deadline -le $end ] || deadline=$end
 }
 
 # A command within the stage's time.
 within() {
-    local left=$((deadline - SECONDS))
-    timeout --kill-after=30 $((left > 1 ? left : 1)) "$@"
+    local left=$((deadline - SECONDS)) status=0
+    timeout --kill-after=30 $((left > 1 ? left : 1)) "$@" || status=$?
+    ! was_cut $status || say "cut: $*; $(go_on)" >&2
+    return $status
 }
+
+# By `timeout`, which says 137 of what it had to kill; so does a machine that is out of memory.
+was_cut() { [ "$1" -eq 124 ] || { [ "$1" -eq 137 ] && [ $SECONDS -ge $deadline ]; }; }
 
 pip_install() { within "$python" -m pip install --quiet "$@"; }
 
@@ -88,7 +108,7 @@ step() {
     local name=$1 left=$((deadline - SECONDS))
     shift
     if [ $left -lt 20 ]; then
-        say "$name: skipped, no time left"
+        say "$name: skipped, no time left; $(go_on)"
         failed=1 # it is not done, and there is nothing that it misses
         return 124
     fi
@@ -97,8 +117,24 @@ step() {
     local status=$?
     tail -n 25 "$results/$name.txt"
     [ $status -eq 0 ] || { failed=1; echo "status $status" | tee -a "$results/$name.txt"; }
-    [ -z "${ARCHIVE:-}" ] || tar czf "$ARCHIVE" -C bench/results "$slug"
+    ! was_cut $status || say "$name: cut; $(go_on)"
+    keep_curves
+    [ -z "${ARCHIVE:-}" ] || pack
     return $status
+}
+
+# Renamed when it is whole: a call that is ended meanwhile leaves the one of before. 1: a file grew.
+pack() {
+    tar czf "$ARCHIVE.part" -C bench/results "$slug" || [ $? -eq 1 ] || return
+    mv "$ARCHIVE.part" "$ARCHIVE"
+}
+
+# What the trainings have written so far, whole or cut.
+keep_curves() {
+    local run
+    for run in "$work"/neu_seg-w*; do
+        [ ! -s "$run/metrics.csv" ] || cp "$run/metrics.csv" "$results/${run##*/}.csv"
+    done
 }
 
 # By an import: a package may be there without what it stands on.
@@ -167,6 +203,9 @@ train() {
         echo "train: no $images: set DATA"
         return 0
     fi
+    # Epoch by epoch: a call that is ended from outside comes to no line after its step.
+    while sleep 2 && kill -0 $$; do keep_curves; done > /dev/null 2>&1 &
+    local copies=$!
     for width in 64 32; do
         run=$work/neu_seg-w$width
         [ -f "$run/done" ] && continue
@@ -178,8 +217,9 @@ train() {
             --classes 4 --class-names background,inclusion,patches,scratches --channels 1 \
             --width "$width" --scale 1 --recipe modern --epochs "$epochs" --batch-size 16 --amp \
             "${from[@]}" && touch "$run/done"
-        [ -f "$run/metrics.csv" ] && cp "$run/metrics.csv" "$results/neu_seg-w$width.csv"
     done
+    kill "$copies"
+    keep_curves
 }
 
 # Drawn pictures of four sizes, the largest as JPEG of twice its sides; a net of width 64 that has
@@ -194,7 +234,7 @@ import cv2
 
 from unetrt.training.synthetic import draw_pair, write_dataset
 
-work, drawn, linked = Path(sys.argv[1]), 32, 1024
+work, drawn, linked = Path(sys.argv[1]), 32, 256
 write_dataset(work / "drawn-200", 400, (200, 200), seed=1)
 for size in ((100, 100), (200, 200), (512, 512)):
     write_dataset(work / f"{size[0]}x{size[1]}", drawn, size)
@@ -227,14 +267,20 @@ timeline() {
         --trace "$results/timeline.json"
 }
 
-# The reference net, every row; PyTorch's compiler tunes for minutes, so at the largest size alone.
+# The reference net, every row. At the largest size PyTorch from files makes 7 images a second, so
+# it gets fewer of them.
 bench() {
     if ! prepare_bench; then
         say "bench: skipped, no trained network: see train-drawn.txt"
         return 0
     fi
     timeline
-    local size scale limit skip
+    local size scale limit skip=${SKIP:-} patience=120
+    if [ "${COMPILE:-}" = 1 ]; then
+        patience=240
+    else
+        skip=${skip:+$skip,}torch-compile
+    fi
     # Each has a stage's time of its own: the largest, cut, would leave none to the others for ever.
     for size in $sizes; do
         begin_stage
@@ -243,12 +289,12 @@ bench() {
             say "bench-$size: done before"
             continue
         fi
-        scale=1 limit=512 skip=${SKIP:+$SKIP,}torch-compile
-        [ "$size" = 640x959 ] && scale=0.5 limit=256 skip=${SKIP:-}
+        scale=1 limit=256
+        [ "$size" = 640x959 ] && scale=0.5 limit=64
         step "bench-$size" "$python" -m unetrt.cli bench "$work/drawn/best.pth" \
             --images "$work/$size/imgs" --device cuda --scale $scale --seconds 0.5 --repeats 3 \
             --calibration "$work/drawn-200/imgs" --batch 8 --limit $limit \
-            --row-timeout 240 ${skip:+--skip "$skip"} --report "$results/$size"
+            --row-timeout $patience ${skip:+--skip "$skip"} --report "$results/$size"
     done
 }
 
@@ -261,10 +307,10 @@ case $stage in
     prepare) prepare_bench || failed=1 ;;
     bench) bench ;;
     all)
-        install || exit 1
-        begin_stage; run_tests
-        begin_stage; bench
-        begin_stage; train
+        begin_stage install; install || exit 1
+        begin_stage tests; run_tests
+        begin_stage bench; bench
+        begin_stage train; train
         ;;
     *) echo "no stage $stage: install, tests, train, prepare, bench or all" >&2; exit 2 ;;
 esac

@@ -32,7 +32,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# A folder that holds the sdist, where there is no index.
+# PYCUDA_FROM: a folder that holds the sdist, and pybind11's wheel or not, where there is no index.
 fetch() {
     if [ -n "${PYCUDA_FROM:-}" ]; then
         cp "$PYCUDA_FROM"/pycuda-*.tar.gz "$work"
@@ -45,6 +45,19 @@ fetch() {
 }
 fetch > "$work/log" 2>&1 || { tail -n 20 "$work/log"; skip "its sources are not to be had"; }
 
+# setuptools compiles one source at a time: minutes. pybind11 brings what makes it take all cores;
+# the environment has no use for it afterwards. Without it pycuda is built all the same.
+export PYTHONPATH=$work/tools${PYTHONPATH:+:$PYTHONPATH}
+parallel() {
+    local from=() try=("$python" -c "import pybind11.setup_helpers")
+    "${try[@]}" && return
+    [ -z "${PYCUDA_FROM:-}" ] || from=(--no-index --find-links "$PYCUDA_FROM")
+    "$python" -m pip install --quiet --no-deps -c "$constraints" --target "$work/tools" \
+        "${from[@]}" pybind11 && "${try[@]}"
+}
+cores=all
+parallel > "$work/log" 2>&1 || { cores=one; echo "pycuda: no pybind11: compiled on one core"; }
+
 build() {
     mkdir "$work/link" && cd "$work"/pycuda-*/ || return
     echo "int unetrt_nothing;" \
@@ -54,6 +67,12 @@ CUDA_ROOT = "$cuda"
 CUDA_ENABLE_CURAND = False
 CUDADRV_LIB_DIR = ["$work/link"]
 CUDADRV_LIBNAME = ["cuda"]
+END
+    # setup.py runs that file before it compiles, and refuses names in it that are not its own.
+    [ $cores = one ] || cat >> siteconf.py << 'END'
+import os, pybind11.setup_helpers as helpers
+helpers.ParallelCompile(default=len(os.sched_getaffinity(0))).install()
+del os, helpers
 END
     # Where the linker drops libraries that give no symbol, as on Ubuntu, it would drop that one.
     LDFLAGS="${LDFLAGS:-} -Wl,--no-as-needed" PATH="$cuda/bin:$PATH" \

@@ -1,21 +1,45 @@
-"""scripts/gpu.sh with a made-up GPU and interpreter: what it does again, and its exit status."""
+"""scripts/gpu.sh with a made-up GPU and interpreter: what it runs, keeps, and does again."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu.sh"
+# A training of width 64 waits until its first epoch is among the results, or 30 s.
 PYTHON = """#!/bin/sh
 echo "$*" >> calls.txt
-case "$*" in *bench*512x512*) exit "${STATUS:-0}" ;; esac
+case "$*" in
+    *bench*512x512*) exit "${STATUS:-0}" ;;
+    *" train "*"--width 64"*)
+        mkdir -p build/gpu/neu_seg-w64
+        echo "1,0.5" > build/gpu/neu_seg-w64/metrics.csv
+        tries=0
+        until [ -s bench/results/nvidia-x/neu_seg-w64.csv ] || [ $((tries += 1)) -gt 300 ]; do
+            sleep 0.1
+        done
+        [ $tries -gt 300 ] || echo seen
+        echo "2,0.25" >> build/gpu/neu_seg-w64/metrics.csv
+        ;;
+esac
+"""
+# Cuts the command that CUT names, after it has run.
+TIMEOUT = """#!/bin/sh
+while case "$1" in --*) true ;; *) false ;; esac; do shift; done
+shift
+"$@" || exit
+case "$*" in *"${CUT:-nothing}"*) exit 124 ;; esac
 """
 
-ITS_VARIABLES = {"WORK", "ARCHIVE", "STAGE_SECONDS", "SECONDS_LEFT", "DATA", "WHEELS", "EPOCHS"}
+ITS_VARIABLES = {
+    *("WORK", "ARCHIVE", "STAGE_SECONDS", "SECONDS_LEFT", "DATA", "WHEELS", "EPOCHS"),
+    *("SIZES", "SKIP", "COMPILE", "PYTHON"),
+}
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
@@ -23,7 +47,8 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A clone as the script sees it, with the network that the bench needs."""
-    programs = {"bin/nvidia-smi": "#!/bin/sh\necho NVIDIA X\n", "bin/python": PYTHON}
+    smi = "#!/bin/sh\necho NVIDIA X\n"
+    programs = {"bin/nvidia-smi": smi, "bin/python": PYTHON, "bin/timeout": TIMEOUT}
     for name, text in programs.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -39,14 +64,19 @@ def house(tmp_path: Path) -> Path:
 
 def run_stage(house: Path, stage: str, **variables: str) -> tuple[int, list[str]]:
     """Its exit status, and what the interpreter was told."""
+    done = told_stage(house, stage, **variables)
+    calls = house / "calls.txt"
+    return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+
+def told_stage(house: Path, stage: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Of the same: what it says."""
     (house / "calls.txt").unlink(missing_ok=True)
     path = f"{house / 'bin'}{os.pathsep}{os.environ['PATH']}"
     own = {name: value for name, value in os.environ.items() if name not in ITS_VARIABLES}
     environment = {**own, "PATH": path, "PYTHON": str(house / "bin/python"), **variables}
     command = ["bash", str(house / "scripts/gpu.sh"), stage]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    calls = house / "calls.txt"
-    return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def benches(calls: list[str]) -> list[str]:
@@ -76,3 +106,72 @@ def test_what_is_missing_is_no_failure(house: Path) -> None:
     status, calls = run_stage(house, "train", DATA="nowhere")
     assert status == 0
     assert not any("train" in call for call in calls)
+
+
+def test_the_bench_fits_a_short_lease(house: Path) -> None:
+    """PyTorch's compiler tunes for minutes, and the largest pictures take the baseline long."""
+
+    def options(**variables: str) -> dict[str, list[str]]:
+        _, calls = run_stage(house, "bench", SIZES="200x200 640x959", **variables)
+        return dict(zip(benches(calls), [c.split() for c in calls if "--report" in c], strict=True))
+
+    def value(options: list[str], name: str) -> str:
+        return options[options.index(name) + 1]
+
+    found = options(SKIP="torch-half")
+    assert {size: value(told, "--limit") for size, told in found.items()} == {
+        "200x200": "256",
+        "640x959": "64",
+    }
+    assert all(value(told, "--skip") == "torch-half,torch-compile" for told in found.values())
+    assert all(value(told, "--row-timeout") == "120" for told in found.values())
+    compiled = options(COMPILE="1")
+    assert not any("--skip" in told for told in compiled.values())
+    assert all(value(told, "--row-timeout") == "240" for told in compiled.values())
+
+
+def test_a_step_that_is_cut_says_what_goes_on_with_it(house: Path) -> None:
+    """Of `all` the stage alone; with the variables that it was called with."""
+    done = told_stage(house, "bench", CUT="bench/results/nvidia-x/200x200", SKIP="a b")
+    assert done.returncode == 1
+    python = house / "bin/python"
+    command = f"PYTHON={python} SKIP=a\\ b scripts/gpu.sh bench"
+    assert f"== bench-200x200: cut; go on with: {command}\n" in done.stdout
+    assert done.stdout.count("go on with") == 1
+    short = told_stage(house, "all", SECONDS_LEFT="1")
+    assert "tests: skipped, no time left; go on with: " in short.stdout
+    for stage in ("tests", "bench"):
+        assert f"scripts/gpu.sh {stage}\n" in short.stdout
+    assert "SECONDS_LEFT" not in short.stdout
+
+
+def test_an_install_that_is_cut_says_so(house: Path) -> None:
+    done = told_stage(house, "install", CUT="unetrt.cli doctor")
+    command = f"PYTHON={house / 'bin/python'} scripts/gpu.sh install"
+    assert f"doctor; go on with: {command}\n" in done.stderr
+
+
+def test_a_training_is_among_the_results_while_it_runs_and_when_it_was_cut(house: Path) -> None:
+    """And in the archive, which is whole at any moment."""
+    (house / "data/neu_seg/train/imgs").mkdir(parents=True)
+    results, archive = house / "bench/results/nvidia-x", house / "results.tgz"
+    done = told_stage(house, "train", DATA="data", CUT="--width 64", ARCHIVE=str(archive))
+    assert done.returncode == 1
+    assert (results / "train-neu_seg-w64.txt").read_text() == "seen\nstatus 124\n"
+    assert (results / "neu_seg-w64.csv").read_text() == "1,0.5\n2,0.25\n"
+    assert not (house / "build/gpu/neu_seg-w64/done").exists()
+    with tarfile.open(archive) as packed:
+        kept = packed.extractfile("nvidia-x/neu_seg-w64.csv")
+        assert kept is not None
+        assert kept.read() == b"1,0.5\n2,0.25\n"
+    assert not archive.with_suffix(".tgz.part").exists()
+
+
+def test_an_archive_that_cannot_be_made_leaves_the_one_of_before(house: Path) -> None:
+    archive = house / "results.tgz"
+    archive.write_text("of before")
+    tar = house / "bin/tar"
+    tar.write_text("#!/bin/sh\nexit 2\n")
+    tar.chmod(0o755)
+    assert run_stage(house, "tests", ARCHIVE=str(archive))[0] == 0
+    assert archive.read_text() == "of before"

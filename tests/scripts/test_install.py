@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,17 +162,97 @@ def test_pycuda_that_cannot_be_had_fails_only_who_needs_it(
     assert "no CUDA toolkit in /nowhere" in none.stderr
 
 
-def test_pycuda_that_does_not_compile_says_why(machine: Machine) -> None:
+def folder_of_pycuda(machine: Machine) -> dict[str, str]:
+    """Its sdist, and a CUDA toolkit; what the script is told of them."""
     machine.program(machine.folder / "cuda" / "bin" / "nvcc", "")
-    machine.program(machine.programs / "gcc", "echo no such header >&2; exit 1")
     (machine.folder / "pycuda-2026.1").mkdir()
     pack = ["tar", "czf", "pycuda-2026.1.tar.gz", "pycuda-2026.1"]
     subprocess.run(pack, cwd=machine.folder, check=True)
-    told = {"CUDA_ROOT": str(machine.folder / "cuda"), "PYCUDA_FROM": str(machine.folder)}
-    done = machine.run("install_pycuda.sh", "python", **told)
+    return {"CUDA_ROOT": str(machine.folder / "cuda"), "PYCUDA_FROM": str(machine.folder)}
+
+
+def test_pycuda_that_does_not_compile_says_why(machine: Machine) -> None:
+    machine.program(machine.programs / "gcc", "echo no such header >&2; exit 1")
+    done = machine.run("install_pycuda.sh", "python", **folder_of_pycuda(machine))
     assert done.returncode == 0
     assert "it does not compile" in done.stderr
     assert "no such header" in done.stdout
+
+
+# Pybind11 is there after pip has been asked for it, unless PIP11 says that it is not to be had.
+BUILDS = """
+echo "python $*" >> "$CALLS"
+case "$*" in
+    *find_spec*) exit 1 ;;
+    *"import pybind11"*) [ -e "$HOME/pybind11" ] || { echo no pybind11 >&2; exit 1; } ;;
+    *"pip install"*" pybind11") [ -z "$PIP11" ] && touch "$HOME/pybind11" ;;
+    *"pip install"*" .") cp siteconf.py "$HOME"; echo "$LDFLAGS" > "$HOME/ldflags" ;;
+esac
+"""
+
+
+@pytest.fixture
+def settings(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, object]]:
+    """Build pycuda, and run its siteconf.py as its setup.py does, beside a pybind11 that tells."""
+    machine.program(machine.programs / "python", BUILDS)
+    machine.program(machine.programs / "gcc", "cat > /dev/null")
+    told = folder_of_pycuda(machine)
+
+    class ParallelCompile:
+        def __init__(self, default: int) -> None:
+            self.default = default
+
+        def install(self) -> None:
+            cores.append(self.default)
+
+    cores: list[int] = []
+    helpers = types.ModuleType("pybind11.setup_helpers")
+    vars(helpers)["ParallelCompile"] = ParallelCompile
+    package = types.ModuleType("pybind11")
+    vars(package)["setup_helpers"] = helpers
+    monkeypatch.setitem(sys.modules, "pybind11", package)
+    monkeypatch.setitem(sys.modules, "pybind11.setup_helpers", helpers)
+
+    def build(**more: str) -> dict[str, object]:
+        done = machine.run("install_pycuda.sh", "--required", "python", **told, **more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found: dict[str, object] = {}
+        exec((machine.folder / "siteconf.py").read_text(), found)
+        del found["__builtins__"]
+        return {"names": set(found), "cores": cores, "said": done.stdout}
+
+    return build
+
+
+NAMES = {"CUDA_ROOT", "CUDA_ENABLE_CURAND", "CUDADRV_LIB_DIR", "CUDADRV_LIBNAME"}
+"""Of pycuda's settings: it refuses any other."""
+
+
+def test_pycuda_is_compiled_on_all_cores(
+    settings: Callable[..., dict[str, object]], machine: Machine
+) -> None:
+    """With a pybind11 that does not stay in the environment."""
+    found = settings(LDFLAGS="-Lmine")
+    assert found["names"] == NAMES
+    assert found["cores"] == [len(os.sched_getaffinity(0))]
+    assert (machine.folder / "ldflags").read_text() == "-Lmine -Wl,--no-as-needed\n"
+    (asked,) = (line for line in machine.called().splitlines() if line.endswith(" pybind11"))
+    for part in ("constraints.txt --target /", f"--no-index --find-links {machine.folder}"):
+        assert part in asked
+
+
+def test_pycuda_is_compiled_with_a_pybind11_that_is_there(
+    settings: Callable[..., dict[str, object]], machine: Machine
+) -> None:
+    (machine.folder / "pybind11").touch()
+    assert settings()["cores"] == [len(os.sched_getaffinity(0))]
+    assert not any(line.endswith(" pybind11") for line in machine.called().splitlines())
+
+
+def test_pycuda_is_compiled_without_pybind11(settings: Callable[..., dict[str, object]]) -> None:
+    found = settings(PIP11="none")
+    assert (found["names"], found["cores"]) == (NAMES, [])
+    assert "no pybind11: compiled on one core" in str(found["said"])
 
 
 def test_triton_is_not_fetched_for_a_python_that_it_is_not_for(machine: Machine) -> None:
