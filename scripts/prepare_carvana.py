@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from unetrt.contract.files import atomic_path
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     archives: Path = args.archives or args.data / "archives"
     parts = SMALL if args.small else LARGE
+    broken = [name for name in parts.values() if _is_cut(archives / name)]
+    if broken:  # of what it would unpack nothing is known: the folders are not judged by it
+        return _fail_damaged(archives, broken)
     foreign = [f for f, name in parts.items() if _is_foreign(args.data / f, archives / name)]
     if foreign:
         return _fail(f"{args.data / foreign[0]} holds files already: name another --data")
@@ -53,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"{' '.join(step)} failed: are the competition's rules accepted?")
     damaged = [name for name in parts.values() if not _is_whole(archives / name)]
     if damaged:
-        paths = " ".join(str(archives / name) for name in damaged)
-        return _fail(f"damaged: {paths}: the download was cut; remove it and run this again")
+        return _fail_damaged(archives, damaged)
     for folder, name in parts.items():
         if not _is_there(args.data / folder, archives / name):
             _unpack(archives / name, args.data / folder)
@@ -64,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
 def _command(name: str, archives: Path) -> list[str]:
     words = f"kaggle competitions download -c {COMPETITION} -f {name} -p"
     return [*words.split(), str(archives)]
+
+
+def _is_cut(archive: Path) -> bool:
+    """Whether it is there without its end, which is where a zip file lists what it holds."""
+    return archive.is_file() and not zipfile.is_zipfile(archive)
 
 
 def _is_whole(archive: Path) -> bool:
@@ -142,6 +150,11 @@ def _check(data: Path) -> int:
         return 1
     sys.stdout.write(f"{len(images)} images with masks in {data}; next: unetrt train --amp\n")
     return 0
+
+
+def _fail_damaged(archives: Path, names: Sequence[str]) -> int:
+    paths = " ".join(str(archives / name) for name in names)
+    return _fail(f"damaged: {paths}: the download was cut; remove it and run this again")
 
 
 def _fail(message: str) -> int:

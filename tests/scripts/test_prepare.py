@@ -103,6 +103,18 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path, archives: Path, damage
     assert {p.name for p in data.iterdir()} == {"imgs", "masks"}
 
 
+def test_an_archive_that_is_cut_later_is_told_as_such(tmp_path: Path, archives: Path) -> None:
+    """Its folder, filled from it when it was whole, is not another's."""
+    data = tmp_path / "data"
+    run("prepare_carvana.py", "--data", data, "--archives", archives)
+    assert names(data / "imgs")
+    path = archives / "train_hq.zip"
+    path.write_bytes(path.read_bytes()[:60])
+    failed = run("prepare_carvana.py", "--data", data, "--archives", archives)
+    assert failed.returncode == 2
+    assert f"damaged: {path}" in failed.stderr
+
+
 def test_carvana_s_plan_is_told_without_doing_it(tmp_path: Path) -> None:
     done = run("prepare_carvana.py", "--data", tmp_path / "data", "--dry-run")
     assert done.returncode == 0
