@@ -138,6 +138,7 @@ def test_an_engine_keeps_to_the_threads_that_it_is_given(
     ("text", "expected"),
     [
         ("0", ["cuda:0"]),
+        ("0,0", ["cuda:0", "cuda:0"]),
         ("0,1,cuda:3", ["cuda:0", "cuda:1", "cuda:3"]),
         ("cpu", ["cpu"]),
         ("cpu:3", ["cpu", "cpu", "cpu"]),
