@@ -169,6 +169,8 @@ def _result_differences(then: dict[str, Any] | None, result: Any) -> list[str]:
         ("precision", then["precision"], result.precision),
         ("device", then["device"], result.device),
     ]
+    if result.pass_images and not then.get("pass_images"):
+        pairs.append(("a pass over files", "all images once", "as long as --seconds"))
     return [f"{what}: {old} before, {new} now" for what, old, new in pairs if old != new]
 
 

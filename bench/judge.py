@@ -16,12 +16,15 @@ from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from ..export.gate import MIN_AGREEMENT, GateOptions
 from ..training.pairs import match_pairs
+from .stock import TF32
 
 ClassIou = dict[str, float | None]
 """Per class; None for a class that neither side has."""
 
+LEAST_AGREEMENT = {**MIN_AGREEMENT, TF32: MIN_AGREEMENT["fp16"]}
+"""The gate's; of TF32, which rounds to as many bits as fp16, that of fp16."""
 IOU_FACTOR = 10
-"""A class may lose ten times the share of its own pixels that MIN_AGREEMENT grants to all."""
+"""A class may lose ten times the share of its own pixels that LEAST_AGREEMENT grants to all."""
 SHOWN = 5
 """Wrong masks that a message names."""
 FEW_PIXELS = 4
@@ -104,7 +107,7 @@ def least_iou(precision: str) -> float:
 
     1 - IoU is a distance: no class's IoU to any truth can have fallen by more than 1 - least_iou.
     """
-    return round(1 - IOU_FACTOR * (1 - MIN_AGREEMENT[precision]), 6)
+    return round(1 - IOU_FACTOR * (1 - LEAST_AGREEMENT[precision]), 6)
 
 
 def verdict(judgement: Judgement, baseline: Judgement | None, precision: str) -> str:
@@ -112,7 +115,7 @@ def verdict(judgement: Judgement, baseline: Judgement | None, precision: str) ->
 
     Agreement alone would not see that a rare class is gone.
     """
-    bound = MIN_AGREEMENT[precision]
+    bound = LEAST_AGREEMENT[precision]
     if judgement.agreement < bound:
         return f"agreement below {bound}: no speed-up"
     lost = _lost_class(judgement, least_iou(precision))

@@ -22,6 +22,9 @@ ENOUGH = 0.9
 FEWEST_IMAGES = 8
 """Of a pass of the reference loop, however long they take."""
 
+STRICT = 3
+"""On CUDA the masks of all images are made in strict fp32, slower than what was looked at."""
+
 T = TypeVar("T")
 _MARK = "-round-"
 
@@ -74,7 +77,7 @@ def job_with_part(job: RowJob, predict: Callable[[RowJob], None]) -> RowJob:
         return _part(job, job.pass_images)
     one = _seconds_an_image(job, predict)
     part = _part(job, max(FEWEST_IMAGES, math.ceil(job.seconds / one)))
-    kept = 0.0 if job.files_only else one * len(job.images)
+    kept = 0.0 if job.files_only else STRICT * one * len(job.images)
     return replace(part, until=job.until - kept)
 
 

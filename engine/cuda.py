@@ -88,7 +88,10 @@ class CudaDevice:
         PyTorch's pool keeps memory by stream: with ever new ones it would grow with every job.
         """
         with self.current() as driver, cuda_errors("make a stream"):
-            return self._idle.pop() if self._idle else driver.Stream(NON_BLOCKING)
+            try:
+                return self._idle.pop()
+            except IndexError:
+                return driver.Stream(NON_BLOCKING)
 
     def give_stream(self, stream: Any) -> None:
         """Take a drained stream back."""
@@ -330,6 +333,8 @@ class CudaSlot(Slot):
         drained = False
         with suppress(UserError):  # told where the masks were waited for
             self._wait()
+            with self._device.current(), cuda_errors("drain a stream"):
+                self._stream.synchronize()
             drained = True
         self._images = self._masks = np.empty((0, 0, 0), np.uint8)
         with self._device.current():

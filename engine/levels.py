@@ -9,7 +9,7 @@ import numpy as np
 from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8
 
-MAX_LEVEL_ERROR = {"fp32": 0.01, "tf32": 0.15, "fp16": 0.15, "bf16": 1.0, "int8": 3.0}
+MAX_LEVEL_ERROR = {"fp32": 0.01, "fp16": 0.15, "bf16": 1.0, "int8": 3.0}
 """Levels of 255 that probabilities may be off PyTorch's, on average over all pixels and classes.
 
 A network of width 16 that was trained on NEU-Seg was off by 0.000004, 0.025, 0.25 and 0.48.

@@ -90,11 +90,9 @@ def session_from_onnx(
 ) -> Any:
     """Open a session on the providers named, on no others. Raises UserError for a bad model."""
     runtime = import_module("onnxruntime")
-    on_cuda = any("CUDA" in str(provider) for provider in providers)
-    # The GPU build warns about CUDA libraries that a CPU machine does not have; on a GPU cuDNN's
-    # every refusal of a way to compute a layer is an error in the log, and none to us.
-    runtime.set_default_logger_severity(4 if on_cuda else 3)
-    if on_cuda and hasattr(runtime, "preload_dlls"):
+    # The GPU build warns about CUDA libraries that a CPU machine does not have.
+    runtime.set_default_logger_severity(3)
+    if any("CUDA" in str(provider) for provider in providers) and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # CUDA's libraries may be pip packages, which no loader finds
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0

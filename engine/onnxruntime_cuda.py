@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,45 @@ from .tensorrt_backend import cuda_devices
 CUDA = "CUDAExecutionProvider"
 
 
+@dataclass
+class FusedGraph:
+    """A file's graph for convolutions that cuDNN fuses with their biases, one for all slots.
+
+    data: None where it fuses none: then the file itself runs.
+    """
+
+    data: bytes | None
+
+    def give_up(self, error: Exception) -> None:
+        """Say so, once."""
+        if self.data is not None:
+            log.warning("cuDNN fuses no biases here, which is slower: %s", first_line(error))
+        self.data = None
+
+
 class OnnxRuntimeCudaEngine(Engine):
-    """Raises UserError where there is no GPU, or ONNX Runtime cannot use it."""
+    """Raises UserError where there is no GPU, or ONNX Runtime cannot use it.
+
+    fused: biases as part of their convolutions; for what is judged on the device, as a directory's
+    golden masks are.
+    """
 
     backend = "onnxruntime"
 
-    def __init__(self, model: Path, spec: ModelSpec, precision: str, device: str) -> None:
+    def __init__(
+        self, model: Path, spec: ModelSpec, precision: str, device: str, fused: bool = False
+    ) -> None:
         super().__init__(spec)
         self.precision, self.path = precision, model
-        self._graph: bytes | None = None
         if not cuda_devices():
             raise UserError(
                 f"ONNX Runtime does not run on {device} here",
                 seen="0 CUDA devices",
                 hint="unetrt doctor   says what this machine can run; or --device cpu",
             )
+        self._graph = FusedGraph(graph_with_biases_apart(model) if fused else None)
         self._cuda: CudaDevice | None = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
-        self._graph = graph_with_biases_apart(model)
 
     def slot(self) -> Slot:
         if self._cuda is None:
@@ -54,6 +75,11 @@ class OnnxRuntimeCudaEngine(Engine):
         if self._cuda is not None:
             self._cuda.close()
             self._cuda = None
+
+
+def tells_of_cudnn(error: Exception) -> bool:
+    """Whether cuDNN has no way to compute a layer; neither memory nor the image is to blame."""
+    return "cudnn" in str(error).lower() and not tells_of_memory(error)
 
 
 def cuda_providers(index: int, stream: int, fused: bool = False) -> Providers:
@@ -76,12 +102,6 @@ def cuda_providers(index: int, stream: int, fused: bool = False) -> Providers:
     return ((CUDA, options), "CPUExecutionProvider")
 
 
-@cache
-def _say_once(reason: str) -> None:
-    """Every slot of an engine has the same reason."""
-    log.warning("cuDNN fuses no biases here, which is slower: %s", reason)
-
-
 class SessionKernel(Kernel):
     """A session of its own: ONNX Runtime takes the stream when a session is made.
 
@@ -97,43 +117,46 @@ class SessionKernel(Kernel):
         result: str,
         index: int,
         memory: str = "cuda",
-        graph: bytes | None = None,
+        graph: FusedGraph | None = None,
     ) -> None:
         """result: the output's name. memory: where the addresses that come lie, cuda or cpu.
 
-        graph: of `model`, for convolutions that are fused with their biases; where cuDNN has none
-        of those, `model` itself runs.
+        graph: of `model`; while it has data, that runs.
         """
         self._model, self._result, self._index, self._memory = model, result, index, memory
-        self._graph = graph
+        self._graph = graph or FusedGraph(None)
         self.name = f"ONNX file {model}"
         self._session: Any = None
         self._binding: Any = None
         self._bound: tuple[BatchShape, int, int, int] | None = None
+        self._fused = False
 
     def enqueue(
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
     ) -> None:
-        if self._session is None:
-            self._open(stream)
         where = f"{self.name} on {shape.images}, stream {stream:#x}"
         try:
-            if (shape, image, size_like, mask) != self._bound:
-                self._bind(shape, image, size_like, mask)
-            self._session.run_with_iobinding(self._binding, self._run_options)
+            self._run(shape, image, size_like, mask, stream)
         except runtime_errors() as error:
-            if self._graph is not None and not tells_of_memory(error):
-                _say_once(first_line(error))
-                self._graph = self._bound = None
-                self._open(stream)
+            if self._fused and tells_of_cudnn(error):
+                self._graph.give_up(error)
+                self.close()  # before the other is opened: two would need twice the memory
                 self.enqueue(shape, image, size_like, mask, stream)
                 return
             kind = DeviceMemoryError if tells_of_memory(error) else UserError
             raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
 
+    def _run(self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int) -> None:
+        if self._session is None:
+            self._open(stream)
+        if (shape, image, size_like, mask) != self._bound:
+            self._bind(shape, image, size_like, mask)
+        self._session.run_with_iobinding(self._binding, self._run_options)
+
     def _open(self, stream: int) -> None:
-        model = self._model if self._graph is None else self._graph
-        session = session_from_onnx(model, self._providers(stream))
+        graph = self._graph.data
+        self._fused = graph is not None
+        session = session_from_onnx(graph or self._model, self._providers(stream))
         if self._memory == "cuda" and CUDA not in session.get_providers():
             raise UserError(
                 "ONNX Runtime cannot use CUDA here",
@@ -141,13 +164,18 @@ class SessionKernel(Kernel):
                 expected=f"{CUDA}: the GPU build of ONNX Runtime, CUDA 13 and cuDNN 9",
                 hint="--device cpu",
             )
+        runtime = import_module("onnxruntime")
+        if self._memory == "cuda":
+            # cuDNN's every refusal of a way to compute a layer is an error in the log; what is one
+            # to us is raised.
+            runtime.set_default_logger_severity(4)
         self._session = session
-        self._run_options = import_module("onnxruntime").RunOptions()
+        self._run_options = runtime.RunOptions()
         # The slot waits for its own event, once the copy out is queued too.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def _providers(self, stream: int) -> Providers:
-        cuda = cuda_providers(self._index, stream, fused=self._graph is not None)
+        cuda = cuda_providers(self._index, stream, self._fused)
         return cuda if self._memory == "cuda" else cuda[1:]
 
     def _bind(self, shape: BatchShape, image: int, size_like: int, mask: int) -> None:

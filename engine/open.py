@@ -54,7 +54,7 @@ def open_engine(
     """Open `path` with the backend that its form implies, or the one named.
 
     An engine directory is verified, opened with its own backend and its golden masks replayed;
-    an ONNX file runs in ONNX Runtime; a checkpoint in PyTorch fp32, the reference.
+    an ONNX file runs in ONNX Runtime; a checkpoint in PyTorch: in fp32, on CUDA in TF32.
     threads: what an engine on the CPU computes with; None takes every core.
     Raises UserError with the command that helps; `engine.why` says what was chosen.
     """
@@ -76,7 +76,9 @@ def _engine_from_checkpoint(
     from .torch_backend import torch_engine_from_checkpoint
 
     engine = torch_engine_from_checkpoint(path, device, overrides, threads)
-    engine.why = "a checkpoint runs in PyTorch fp32; unetrt build makes a faster engine of it"
+    engine.why = (
+        f"a checkpoint runs in PyTorch {engine.precision}; unetrt build makes a faster engine of it"
+    )
     return engine
 
 
@@ -131,6 +133,10 @@ def engine_from_manifest(
         return TensorRtEngine(path, manifest, device)
     model = path / manifest.model
     precision = manifest.precision
+    if manifest.backend == "onnxruntime" and device.startswith("cuda"):
+        from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(model, manifest.spec, precision, device, fused=True)
     return _engine_from_model(manifest.backend, model, manifest.spec, precision, device, threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -119,12 +120,16 @@ class TorchKernel(Kernel):
 
 
 def rounds_to_tf32(device: str) -> bool:
-    """Whether convolutions of fp32 round their inputs to 10 bits there, as PyTorch is set now."""
+    """Whether convolutions of fp32 round their inputs to 10 bits there, as PyTorch is set now.
+
+    Not with NVIDIA_TF32_OVERRIDE=0, which NVIDIA's libraries heed.
+    """
     import torch
 
     return (
         device.startswith("cuda")
-        and torch.backends.cudnn.allow_tf32
+        and torch.backends.cudnn.conv.fp32_precision == "tf32"
+        and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 

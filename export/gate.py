@@ -18,10 +18,10 @@ from ..engine.base import Engine
 from ..engine.levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
 from .borders import BorderCount, BorderGate
 
-MIN_AGREEMENT = {"fp32": 0.9999, "tf32": 0.9995, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
+MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
 """Share of pixels equal to fp32 PyTorch's that a trained network keeps in each precision."""
 
-MIN_CLASS_IOU = {"fp32": 0.999, "tf32": 0.99, "fp16": 0.99, "bf16": 0.97, "int8": 0.9}
+MIN_CLASS_IOU = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.97, "int8": 0.9}
 """IoU between the two masks that each class keeps: a rare one that is lost hardly shows in all."""
 
 MIN_CLASS_PIXELS = 500

@@ -64,6 +64,12 @@ def devices_from_text(text: str) -> list[str]:
     return devices
 
 
+def _model_of(opened: Opened) -> tuple[object, ...]:
+    """What all devices must have opened. PyTorch's precision is the device's: TF32 or fp32."""
+    precision = "" if opened.backend == "torch" else opened.precision
+    return opened.spec, opened.backend, precision
+
+
 class _Worker:
     """A process and what it holds: images that it was given and has said nothing of yet."""
 
@@ -239,8 +245,7 @@ class Workers(Closing):
         worker.opened = True
         require_unchanged(self._model, self._digest)
         first = self._first = self._first or opened
-        same = (first.spec, first.backend, first.precision)
-        if (opened.spec, opened.backend, opened.precision) != same:
+        if _model_of(opened) != _model_of(first):
             raise UserError(
                 f"{worker.device} opened another model than the other devices",
                 seen=opened.label,

@@ -7,8 +7,7 @@
 #
 # Each stage runs alone and may be run again: it goes on with what is not there. A missing part says
 # why it is skipped. Exit status 1 where a step failed or was cut: it says which command goes on.
-# On an H100 a size of the bench takes 1 to 3 minutes, an epoch at width 64 about 8 s; for a machine
-# that is lent for a quarter of an hour, EPOCHS=12 and SECONDS_LEFT. Variables:
+# On an H100 an epoch at width 64 takes 7 s. Where time is short: EPOCHS=12, SECONDS_LEFT. Variables:
 #   PYTHON   the interpreter; else that of .venv where there is one
 #   WHEELS   a folder of wheels (pybind11's, too) and pycuda's sdist, to install from where there is
 #            no package index; TensorRT's of any version, the others those of constraints.txt
@@ -94,7 +93,10 @@ begin_stage() {
 within() {
     local left=$((deadline - SECONDS)) status=0
     timeout --kill-after=30 $((left > 1 ? left : 1)) "$@" || status=$?
-    ! was_cut $status || say "cut: $*; $(go_on)" >&2
+    if was_cut $status; then
+        failed=1
+        say "cut: $*; $(go_on)" >&2
+    fi
     return $status
 }
 
@@ -133,7 +135,8 @@ pack() {
 keep_curves() {
     local run
     for run in "$work"/neu_seg-w*; do
-        [ ! -s "$run/metrics.csv" ] || cp "$run/metrics.csv" "$results/${run##*/}.csv"
+        [ -s "$run/metrics.csv" ] || continue
+        cp "$run/metrics.csv" "$work/curve.part" && mv "$work/curve.part" "$results/${run##*/}.csv"
     done
 }
 
@@ -267,8 +270,8 @@ timeline() {
         --trace "$results/timeline.json"
 }
 
-# The reference net, every row. At the largest size PyTorch from files makes 7 images a second, so
-# it gets fewer of them.
+# The reference net, every row. At the largest size the reference loop makes every mask from a
+# photograph, one by one: it gets fewer of them.
 bench() {
     if ! prepare_bench; then
         say "bench: skipped, no trained network: see train-drawn.txt"

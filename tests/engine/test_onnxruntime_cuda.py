@@ -13,7 +13,7 @@ from unetrt.contract.errors import DeviceMemoryError, UserError
 from unetrt.contract.types import U8
 from unetrt.engine.cuda import BatchShape
 from unetrt.engine.onnx_bias import graph_with_biases_apart
-from unetrt.engine.onnxruntime_cuda import CUDA, SessionKernel, cuda_providers
+from unetrt.engine.onnxruntime_cuda import CUDA, FusedGraph, SessionKernel, cuda_providers
 from unetrt.engine.open import open_engine
 from unetrt.engine.tensorrt_backend import cuda_devices
 
@@ -82,7 +82,7 @@ def test_biases_apart_change_no_mask(
     transposed = [node for node in nodes.values() if node.op_type == "ConvTranspose"]
     assert [len(node.input) for node in transposed] == [2] * 4
     plain = SessionKernel(path, "mask", 0, memory="cpu")
-    apart = SessionKernel(path, "mask", 0, memory="cpu", graph=graph)
+    apart = SessionKernel(path, "mask", 0, memory="cpu", graph=FusedGraph(graph))
     images = np.stack([steel(i, 48, 37) for i in range(3)])
     expected, found = (run_kernel(kernel, images, (60, 50)) for kernel in (plain, apart))
     assert len(np.unique(expected)) > 1
@@ -107,19 +107,30 @@ def test_where_cudnn_fuses_nothing_the_file_runs_as_it_is(
 ) -> None:
     images = steel(0, 32, 32)[None].copy()
     expected = run_kernel(SessionKernel(exported(), "mask", 0, memory="cpu"), images, (32, 32))
-    graph = graph_with_biases_apart(exported())
-    kernel = SessionKernel(exported(), "mask", 0, memory="cpu", graph=graph)
-    run_kernel(kernel, images, (32, 32))
+    graph = FusedGraph(graph_with_biases_apart(exported()))
+    kernels = [SessionKernel(exported(), "mask", 0, memory="cpu", graph=graph) for _ in range(2)]
 
     def fail(*_: object) -> None:
-        raise RuntimeError("No execution plans support the graph")
+        raise RuntimeError("Failed to initialize CUDNN Frontend: No execution plans")
 
-    monkeypatch.setattr(kernel._session, "run_with_iobinding", fail)
-    np.testing.assert_array_equal(run_kernel(kernel, images, (32, 32)), expected)
-    assert "No execution plans" in caplog.text
-    monkeypatch.setattr(kernel._session, "run_with_iobinding", fail)
-    with pytest.raises(UserError, match="failed to run"):
+    for kernel in kernels:
         run_kernel(kernel, images, (32, 32))
+        monkeypatch.setattr(kernel._session, "run_with_iobinding", fail)
+    for kernel in kernels:
+        np.testing.assert_array_equal(run_kernel(kernel, images, (32, 32)), expected)
+    assert caplog.text.count("No execution plans") == 1, "said once for all slots"
+    assert graph.data is None, "the next slot does not try it"
+    monkeypatch.setattr(kernels[0]._session, "run_with_iobinding", fail)
+    with pytest.raises(UserError, match="failed to run"):
+        run_kernel(kernels[0], images, (32, 32))
+
+
+def test_an_image_that_does_not_fit_costs_no_fused_graph(exported: Callable[..., Path]) -> None:
+    graph = FusedGraph(graph_with_biases_apart(exported()))
+    kernel = SessionKernel(exported(), "mask", 0, memory="cpu", graph=graph)
+    with pytest.raises(UserError, match="failed to run"):
+        run_kernel(kernel, np.zeros((1, 32, 32, 2), np.uint8), (32, 32))
+    assert graph.data is not None
 
 
 @no_gpu

@@ -26,13 +26,14 @@ from tests.runtime.test_journal import counts
 from tests.runtime.test_predict import files_below
 from unetrt.contract import progress
 from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
 from unetrt.engine.open import open_engine
 from unetrt.runtime import devices
-from unetrt.runtime.devices import Workers, devices_from_text
+from unetrt.runtime.devices import Workers, _model_of, devices_from_text
 from unetrt.runtime.journal import FOLDER
 from unetrt.runtime.plan import plan_tasks
 from unetrt.runtime.predict import PredictOptions, predict_masks, run_job
-from unetrt.runtime.worker import EngineOptions
+from unetrt.runtime.worker import EngineOptions, Opened
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +262,11 @@ def test_all_devices_have_one_progress_bar(
     run_on(model, whole.images, tmp_path / "out", "cpu:2", lambda _: None)
     told = [line.split(" images,")[0] for line in capfd.readouterr().err.splitlines()]
     assert told == [f"predict: {place}/{PICTURES}" for place in range(1, PICTURES + 1)]
+
+
+def test_gpus_of_two_kinds_run_one_checkpoint_in_a_precision_each() -> None:
+    spec = ModelSpec()
+    ampere, turing = (Opened(spec, "torch", found, 1, "", "") for found in ("tf32", "fp32"))
+    assert _model_of(ampere) == _model_of(turing)
+    plans = (Opened(spec, "tensorrt", found, 1, "", "") for found in ("fp16", "fp32"))
+    assert len({_model_of(plan) for plan in plans}) == 2
