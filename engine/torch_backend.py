@@ -128,7 +128,7 @@ def rounds_to_tf32(device: str) -> bool:
 
     return (
         device.startswith("cuda")
-        and torch.backends.cudnn.conv.fp32_precision == "tf32"
+        and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
         and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
