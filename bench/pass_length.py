@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from .file_passes import LEFT, clear_outputs, has_time, pauses_due, seconds_of
 from .job import RowJob
+from .machine import wants_cuda
 
 MOST_TASKS = 20_000
 """Masks of one pass at most: they lie on the disk together."""
@@ -77,7 +78,8 @@ def job_with_part(job: RowJob, predict: Callable[[RowJob], None]) -> RowJob:
         return _part(job, job.pass_images)
     one = _seconds_an_image(job, predict)
     part = _part(job, max(FEWEST_IMAGES, math.ceil(job.seconds / one)))
-    kept = 0.0 if job.files_only else STRICT * one * len(job.images)
+    slower = STRICT if wants_cuda(job.device) else 1
+    kept = 0.0 if job.files_only else slower * one * len(job.images)
     return replace(part, until=job.until - kept)
 
 

@@ -133,5 +133,7 @@ def test_time_is_kept_for_the_masks_of_all_images(
     timed = replace(reference, seconds=2.5, until=1000.0)
     assert job_with_part(timed, nothing).until == 1000 - 0.25 * COUNT
     assert job_with_part(replace(timed, files_only=True), nothing).until == 1000
+    on_gpu = job_with_part(replace(timed, device="cuda"), nothing)
+    assert on_gpu.until == 1000 - 3 * 0.25 * COUNT, "they are made in strict fp32 there"
     few = replace(timed, images=timed.images[:8], outputs=timed.outputs[:8])
     assert job_with_part(few, no_look) is few
