@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import DeviceMemoryError
-from ..contract.resize import resize_mask
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
@@ -26,7 +25,7 @@ from .samples import Sample
 class Batch:
     """images uint8 (N, h, w, C), truth uint8 (N, H, W), and the files that they came from.
 
-    H and W are h and w, or those of the files: see BatchOptions.
+    H and W are h and w, or those of the files, as the samples have their truths.
     """
 
     images: Tensor
@@ -38,8 +37,6 @@ class Batch:
 class BatchOptions:
     """size: images in a batch, over all processes. crop: side of random squares.
 
-    full_truth: masks stay as large as in their files; else their nearest pixels make them as large
-    as the network's image.
     workers: threads that make batches ahead of the step; 0 makes each when it is needed.
     pinned: in memory that a GPU copies from while it computes.
     """
@@ -47,7 +44,6 @@ class BatchOptions:
     size: int = 1
     crop: int | None = None
     augment: bool = False
-    full_truth: bool = False
     seed: int = 0
     workers: int = 0
     pinned: bool = False
@@ -106,7 +102,7 @@ class Batches:
         """(h, w) of an image and (H, W) of its truth, as a batch has them."""
         crop, scale = self._options.crop, sample.spec.scale
         size = (crop, crop) if crop else sample.input_size
-        if not self._options.full_truth:
+        if sample.shrunk:
             return size, size
         return size, (round(crop / scale), round(crop / scale)) if crop else sample.size
 
@@ -126,8 +122,6 @@ class Batches:
     def _changed(self, sample: Sample, key: tuple[int, int, int]) -> tuple[U8, U8]:
         crop, augment = self._options.crop, self._options.augment
         image, truth = sample.load()
-        if not self._options.full_truth:
-            truth = resize_mask(truth, sample.input_size)
         if not crop and not augment:
             return image, truth
         rng = np.random.default_rng((self._options.seed, *key))

@@ -313,7 +313,6 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
         size=options.recipe.batch_size,
         crop=options.crop,
         augment=options.recipe.augment,
-        full_truth=options.recipe.loss_size == "mask",
         seed=options.seed,
         workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
         pinned=device.type == "cuda",

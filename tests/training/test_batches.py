@@ -25,7 +25,8 @@ def sample(number: int, height: int, width: int) -> Sample:
     pair = Pair(str(number), Path(f"{number}.png"), Path(f"{number}.png"))
     size = height, width
     held = pixels[:, :, None], pixels
-    return Sample(pair=pair, spec=ModelSpec(channels=1), input_size=size, size=size, held=held)
+    spec = ModelSpec(channels=1, scale=1.0)
+    return Sample(pair=pair, spec=spec, input_size=size, size=size, held=held)
 
 
 SIZES = [(16, 20)] * 5 + [(32, 32)] * 4 + [(40, 17)]
@@ -87,13 +88,19 @@ def halved(number: int, height: int, width: int) -> Sample:
     )
 
 
+def shrunk(sample: Sample) -> Sample:
+    image, truth = sample.load()
+    small = replace(sample, shrunk=True)
+    return replace(small, held=(image, small.fitted(truth)))
+
+
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("crop", [None, 24])
 def test_the_truth_keeps_the_size_of_its_file_where_it_shall(
     crop: int | None, augment: bool
 ) -> None:
     samples = [halved(i, 64, 80) for i in range(4)] + [halved(4, 66, 80)]
-    options = BatchOptions(size=2, crop=crop, augment=augment, full_truth=True)
+    options = BatchOptions(size=2, crop=crop, augment=augment)
     for batch in Batches(samples, options).epoch(0):
         height, width = batch.images.shape[1:3]
         assert batch.truth.shape[1:] == (2 * height, 2 * width)
@@ -101,8 +108,8 @@ def test_the_truth_keeps_the_size_of_its_file_where_it_shall(
             fine = batch.images[..., 0].repeat_interleave(2, 1).repeat_interleave(2, 2)
             counted = batch.truth != NO_CLASS
             assert torch.equal(fine[counted], batch.truth[counted])
-    shrunk = Batches(samples, replace(options, full_truth=False))
-    assert all(b.truth.shape == b.images.shape[:3] for b in shrunk.epoch(0))
+    small = Batches([shrunk(sample) for sample in samples], options)
+    assert all(b.truth.shape == b.images.shape[:3] for b in small.epoch(0))
 
 
 def test_truths_of_two_sizes_share_no_batch() -> None:
@@ -112,7 +119,7 @@ def test_truths_of_two_sizes_share_no_batch() -> None:
         size=(65, 80),
         held=(halved(0, 64, 80).load()[0], np.zeros((65, 80), np.uint8)),
     )
-    source = Batches([odd, halved(1, 64, 80)], BatchOptions(size=2, full_truth=True))
+    source = Batches([odd, halved(1, 64, 80)], BatchOptions(size=2))
     assert sorted(batch.truth.shape[1] for batch in source.epoch(0)) == [64, 65]
 
 

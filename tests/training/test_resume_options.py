@@ -17,6 +17,7 @@ from unetrt.training.batches import Batch, Batches
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.options import TrainOptions
 from unetrt.training.resume import options_to_json, read_resumed, with_whole_paths
+from unetrt.training.samples import load_training_data
 from unetrt.training.train import train
 from unetrt.training.trainer import batch_options
 from unetrt.training.unet import UNet
@@ -157,6 +158,13 @@ def test_a_run_of_before_a_field_of_the_recipe_goes_on_as_it_began(begin: Begin)
         ("--loss-size mask", True),
     ],
 )
-def test_the_size_of_the_loss_reaches_the_batches(words: str, whole: bool) -> None:
-    options, _ = parsed(words)
-    assert batch_options(options, torch.device("cpu")).full_truth == whole
+def test_the_size_of_the_loss_reaches_the_batches(
+    words: str, whole: bool, steel: tuple[Path, Path]
+) -> None:
+    options, _ = parsed(f"--images {steel[0]} --masks {steel[1]} --classes 4 {words}")
+    data = load_training_data(options, None)
+    batches = Batches(data.train, batch_options(options, torch.device("cpu")))
+    for batch in batches.epoch(0):
+        assert batch.images.shape[1:3] == (24, 32)
+        assert (batch.truth.shape[1:] == (48, 64)) == whole
+        assert (batch.truth.shape[1:] == (24, 32)) != whole
