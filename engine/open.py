@@ -133,20 +133,25 @@ def engine_from_manifest(
         return TensorRtEngine(path, manifest, device)
     model = path / manifest.model
     precision = manifest.precision
-    if manifest.backend == "onnxruntime" and device.startswith("cuda"):
-        from .onnxruntime_cuda import OnnxRuntimeCudaEngine
-
-        return OnnxRuntimeCudaEngine(model, manifest.spec, precision, device, fused=True)
-    return _engine_from_model(manifest.backend, model, manifest.spec, precision, device, threads)
+    return _engine_from_model(
+        manifest.backend, model, manifest.spec, precision, device, threads, judged=True
+    )
 
 
 def _engine_from_model(
-    backend: str, model: Path, spec: ModelSpec, precision: str, device: str, threads: int | None
+    backend: str,
+    model: Path,
+    spec: ModelSpec,
+    precision: str,
+    device: str,
+    threads: int | None,
+    judged: bool = False,
 ) -> Engine:
+    """judged: its masks are compared on the device before it is used, as a directory's are."""
     if backend == "onnxruntime" and device.startswith("cuda"):
         from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-        return OnnxRuntimeCudaEngine(model, spec, precision, device)
+        return OnnxRuntimeCudaEngine(model, spec, precision, device, fused=judged)
     if backend == "onnxruntime":
         from .onnxruntime_backend import OnnxRuntimeEngine
 

@@ -133,10 +133,10 @@ pack() {
 
 # What the trainings have written so far, whole or cut.
 keep_curves() {
-    local run
+    local run part=$work/curve.$BASHPID # the loop beside a training keeps them too
     for run in "$work"/neu_seg-w*; do
         [ -s "$run/metrics.csv" ] || continue
-        cp "$run/metrics.csv" "$work/curve.part" && mv "$work/curve.part" "$results/${run##*/}.csv"
+        cp "$run/metrics.csv" "$part" && mv "$part" "$results/${run##*/}.csv"
     done
 }
 
