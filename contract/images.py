@@ -265,4 +265,8 @@ def _with_channels(pixels: U8, channels: int) -> U8:
 
 def grey_from_rgb(pixels: U8) -> U8:
     """uint8 (H, W, 3) → (H, W) by Pillow's weights, ITU-R 601; equal channels keep their value."""
+    # A grey picture that is stored as RGB is the usual case: to see that takes half as long.
+    grey: U8 = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+    if np.array_equal(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), pixels):
+        return grey
     return np.asarray(Image.fromarray(pixels).convert("L"))

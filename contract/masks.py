@@ -217,9 +217,12 @@ def _distinct(pixels: MaskPixels) -> list[MaskValue]:
 def mask_pixels(indices: U8, spec: ModelSpec) -> U8:
     """Class indices (H, W) → the values to write, uint8 (H, W), or (H, W, 3) for colour classes.
 
-    Raises ValueError for an index that is no class.
+    The indices themselves where these are the values. Raises ValueError for an index that is no
+    class.
     """
     highest = int(indices.max(initial=0))
     if highest >= spec.mask_classes:
         raise ValueError(f"class {highest} in a mask of {spec.mask_classes} classes")
-    return np.array(spec.mask_values, np.uint8)[indices]
+    if spec.mask_values == tuple(range(len(spec.mask_values))):
+        return indices
+    return np.array(spec.mask_values, np.uint8).take(indices, axis=0)
