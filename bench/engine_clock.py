@@ -37,6 +37,7 @@ class EngineClock:
 
     def warm_up(self) -> WarmUp:
         with FilledSlots(self._engine, self._batch, self._count) as slots:
+            slots.start()
             return warm_up(slots.cycle, self._seconds)
 
     def measure(self) -> None:

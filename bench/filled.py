@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,20 @@ class FilledSlots:
         self._flying[index] = True
         return len(self._batch.images)
 
+    def start(self) -> None:
+        """Put every slot in flight."""
+        for _ in self.slots:
+            self.turn()
+
     def cycle(self) -> int:
-        """A turn of every slot: batches that share a machine end together, a turn may take none."""
-        return sum(self.turn() for _ in self.slots)
+        """A turn of every slot at least, as many as leave slots that were started as they were.
+
+        Batches on two streams end together: of three slots' turns one round takes the time of one
+        batch, the next that of two; four always take that of two.
+        """
+        together = min(len(self.slots), self._engine.streams)
+        turns = math.ceil(len(self.slots) / together) * together
+        return sum(self.turn() for _ in range(turns))
 
     def drain(self) -> None:
         """Wait for all that `turn` has started."""

@@ -96,15 +96,17 @@ class Slot(ABC):
 class Engine(Closing, ABC):
     """A model opened on a device.
 
-    slots: batches to keep in flight; batch: images a slot should hold, min_batch the fewest that
-    it runs with; graphs: whether slots replay CUDA graphs, None where an engine has none; timed:
-    whether slots on CUDA note when the device copies and computes; why: how it was chosen.
+    slots: batches to keep in flight; streams: how many of them it computes at once, where that is
+    known; batch: images a slot should hold, min_batch the fewest that it runs with; graphs: whether
+    slots replay CUDA graphs, None where an engine has none; timed: whether slots on CUDA note when
+    the device copies and computes; why: how it was chosen.
     """
 
     backend: str
     precision: str
     device: str
     slots: int = 2
+    streams: int = 1
     batch: int = 1
     min_batch: int = 1
     graphs: bool | None = None

@@ -224,7 +224,7 @@ def test_the_real_bench_trusts_masks_and_nothing_else(command: tuple[int, Path])
     assert reference["result"]["again"] == 2
     assert "IoU to PyTorch's masks, each class" in markdown.read_text()
     assert {point["batch"] for point in told["sweep"]["points"]} >= {1, 2}
-    assert same["result"]["stages"]["images"] == 5
+    assert same["result"]["stages"]["images"] % 5 == 0, "whole rounds, as many as the time takes"
     page = next(report.glob("*.html")).read_text()
     assert page.count("<svg") == 4
     assert page.count("<img alt=") == 3 * (1 + 4), "three images, each with the masks of four rows"

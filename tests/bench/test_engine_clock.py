@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.bench.conftest import row_result
@@ -22,6 +23,9 @@ from unetrt.bench.report import detail_lines, table_lines
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import measure_row
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import U8, Size
+from unetrt.engine.base import Engine, Slot
 from unetrt.engine.torch_backend import TorchEngine
 
 BATCH = Batch([steel(0, 32, 32)], (32, 32))
@@ -164,6 +168,58 @@ def test_a_cycle_waits_for_every_slot_once() -> None:
             assert waits == [], "all are in flight"
             assert slots.cycle() == 3
             assert waits == [0, 1, 2]
+
+
+class _Slot(Slot):
+    """Of an engine that computes `streams` batches at once, each in one second of its own clock."""
+
+    images = np.zeros((1, 32, 32, 1), np.uint8)
+
+    def __init__(self, engine: _Streams) -> None:
+        self._engine, self._ends = engine, 0.0
+
+    def reserve(self, batch: int, size: Size) -> U8:
+        return self.images
+
+    def submit(self, n: int, size: Size) -> None:
+        self._ends = self._engine.ends_of_next()
+
+    def masks(self) -> U8:
+        self._engine.now = max(self._engine.now, self._ends)
+        return self.images[..., 0]
+
+
+class _Streams(Engine):
+    device = "cpu"
+
+    def __init__(self, streams: int) -> None:
+        super().__init__(ModelSpec(channels=1))
+        self.streams, self.now = streams, 0.0
+        self._free = [0.0] * streams
+
+    def slot(self) -> Slot:
+        return _Slot(self)
+
+    def ends_of_next(self) -> float:
+        first = self._free.index(min(self._free))
+        self._free[first] = max(self._free[first], self.now) + 1.0
+        return self._free[first]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5, 3.5, 10.0])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_a_rate_is_of_whole_rounds_of_all_streams(
+    streams: int, slots: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few batches the seconds hold."""
+    engine = _Streams(streams)
+    monkeypatch.setattr("time.perf_counter", lambda: engine.now)
+    job = replace(job_of(tmp_path, tmp_path, tmp_path / "o"), seconds=seconds)
+    clock = EngineClock(engine, BATCH, slots, job)
+    clock.measure()
+    assert clock.with_copies == pytest.approx([min(streams, slots)])
+    assert clock.warm_up().stable
 
 
 def test_the_share_and_its_spread_are_a_column(tmp_path: Path) -> None:
