@@ -18,7 +18,7 @@ from .machine import CROWDED, OthersClock, wants_cuda
 from .process import end_with_parent, run_alone
 from .stock import TF32
 
-SIDES = (1024, 2048)
+SIDES = (512, 768, 1024, 2048)
 GPU_SIDES = (2048, 4096, 8192)
 """Of the square matrices: the best of all counts."""
 SECONDS = 0.4
