@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,29 @@ MAX_SHAPES = 16
 
 Shape = tuple[int, int, int, int, int]
 """(batch, h, w, H, W)"""
+
+
+class CompiledShape:
+    """A compiled model and its requests that no slot holds.
+
+    To make a request OpenVINO waits for what runs on the first stream: as many as there are slots
+    are made before the first batch, and each is used again.
+    """
+
+    def __init__(self, model: Any, requests: int) -> None:
+        self._model = model
+        self._idle = [model.create_infer_request() for _ in range(requests)]
+
+    def take(self) -> Any:
+        """A request that does not run; from any thread."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._model.create_infer_request()
+
+    def give_back(self, request: Any) -> None:
+        """One whose masks have come, or that has never run."""
+        self._idle.append(request)
 
 
 class OpenVinoEngine(Engine):
@@ -61,7 +85,7 @@ class OpenVinoEngine(Engine):
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
-        self._compiled: OrderedDict[Shape, Any] = OrderedDict()
+        self._compiled: OrderedDict[Shape, CompiledShape] = OrderedDict()
         self._lock = threading.Lock()
         # One more than the streams keeps each of them fed while a mask is handed over.
         self.streams = self._streams()
@@ -71,8 +95,8 @@ class OpenVinoEngine(Engine):
         compiled = self._core.compile_model(self._model, "CPU", self._config)
         return int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
-    def compiled(self, shape: Shape) -> Any:
-        """The compiled model of a shape, compiled now if it is new."""
+    def compiled(self, shape: Shape) -> CompiledShape:
+        """That of a shape, compiled now if it is new."""
         with self._lock:
             if shape not in self._compiled:
                 self._compiled[shape] = self._compile(shape)
@@ -81,12 +105,13 @@ class OpenVinoEngine(Engine):
             self._compiled.move_to_end(shape)
             return self._compiled[shape]
 
-    def _compile(self, shape: Shape) -> Any:
+    def _compile(self, shape: Shape) -> CompiledShape:
         batch, h, w, height, width = shape
         model = self._model.clone()
         channels = self.spec.channels
         model.reshape({"image": [batch, h, w, channels], "size_like": [height, width]})
-        return self._core.compile_model(model, "CPU", self._config)
+        compiled = self._core.compile_model(model, "CPU", self._config)
+        return CompiledShape(compiled, self.slots)
 
     def slot(self) -> Slot:
         return OpenVinoSlot(self)
@@ -104,6 +129,7 @@ class OpenVinoSlot(Slot):
         self._images = self._inputs.view((0, 0, 0, engine.spec.channels))
         self._masks = self._outputs.view((0, 0, 0))
         self._shape: Shape | None = None
+        self._compiled: CompiledShape | None = None
         self._request: Any = None
         self._n = 0
 
@@ -131,12 +157,23 @@ class OpenVinoSlot(Slot):
         from openvino import Tensor
 
         spec = self._engine.spec
+        self._give_back()
         self._masks = self._outputs.view(spec.result_shape(shape[0], shape[3:]))
-        request = self._engine.compiled(shape).create_infer_request()
+        compiled = self._engine.compiled(shape)
+        request = compiled.take()
+        self._compiled, self._request = compiled, request
         request.set_tensor("image", Tensor(self._images, shared_memory=True))
         request.set_tensor("size_like", Tensor(self._like.view(shape[3:]), shared_memory=True))
         request.set_tensor(spec.result, Tensor(self._masks, shared_memory=True))
-        self._request, self._shape = request, shape
+        self._shape = shape
+
+    def _give_back(self) -> None:
+        """A request that was dropped in flight runs to its end first; one that fails goes."""
+        if self._compiled is not None:
+            with suppress(RuntimeError):
+                self._request.wait()
+                self._compiled.give_back(self._request)
+        self._compiled, self._request, self._shape = None, None, None
 
     def masks(self) -> U8:
         if self._request is None:
@@ -150,8 +187,7 @@ class OpenVinoSlot(Slot):
         return self._request.get_profiling_info()
 
     def close(self) -> None:
-        self._request = None
-        self._shape = None
+        self._give_back()
 
 
 def supports_bf16() -> bool:
