@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import IO
 
 from .addresses import files_below, is_address, store_errors
 from .errors import UserError
@@ -38,8 +39,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     A directory made there replaces `target` as a whole.
     """
-    name = f".{temporary_key(target.name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    temporary = target.with_name(name)
+    temporary = _temporary_of(target)
     try:
         yield temporary
         if temporary.is_dir():
@@ -48,6 +48,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         _remove(temporary)
+
+
+def _temporary_of(target: Path) -> Path:
+    name = f".{temporary_key(target.name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return target.with_name(name)
 
 
 def temporary_key(name: str) -> str:
@@ -78,12 +83,35 @@ def _remove(path: Path) -> None:
 
 
 def write_atomically(target: Path, data: bytes) -> None:
+    """As atomic_path, in few calls: beside busy threads each one waits for the interpreter."""
     if is_address(target):  # a store puts a file whole or not at all
         with store_errors():
             target.write_bytes(data)
         return
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(data)
+    temporary = _temporary_of(target)
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            write_all(file, data)
+        os.replace(temporary, target)  # noqa: PTH105  a Path's own takes longer
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Into an unbuffered file, which may take a part at a time."""
+    view = memoryview(data)
+    while view:  # a full disk may take a part; the next write then says why
+        view = view[file.write(view) :]
+
+
+def read_whole(path: Path, size: int) -> bytes:
+    """All bytes of a file that had `size` when it was looked at, in few calls, see above."""
+    with path.open("rb", buffering=0) as file:
+        data = file.read(size + 1)  # nothing more where it is the size: no call to see the end
+        while len(data) != size and (more := file.read()):
+            data += more
+    return data
 
 
 def sha256_from_file(path: Path) -> str:

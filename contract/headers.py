@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from .addresses import is_address, store_errors
 from .errors import ImageError
+from .files import read_whole
 from .jpeg import check_tiff
 from .png import check_chunks, lacks_rows, may_be_turned
 from .types import Size
@@ -161,7 +162,7 @@ def read_bytes(path: Path) -> bytes:
             # They could block, never end, or be a whole disk, whose size is said to be 0.
             raise ImageError(f"no image at {path}", seen="a pipe or a device")
         check_file_size(path, status.st_size)
-        return path.read_bytes()
+        return read_whole(path, status.st_size)
     except MemoryError as error:
         raise ImageError(f"no memory to read {path}") from error
     except FileNotFoundError as error:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..contract.errors import UserError
+from ..contract.files import write_all
 from ..contract.locks import lock_file
+
+LOOK_SECONDS = 0.2
+"""Between two looks, while lines are added, whether the file is still there."""
 
 _BLOCK = 1 << 16
 
@@ -23,6 +28,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._look_again = 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+", buffering=0)
@@ -41,10 +47,10 @@ class JsonLines:
     def append(self, entry: dict[str, Any]) -> None:
         """Hand the line to the system: a kill of this process no longer loses it."""
         line = json.dumps(entry).encode() + b"\n"
-        self.require_in_place()
+        if time.monotonic() >= self._look_again:
+            self.require_in_place()
         try:
-            while line:  # a full disk may take a part; the next write then says why
-                line = line[self._file.write(line) :]
+            write_all(self._file, line)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -52,6 +58,7 @@ class JsonLines:
         """Raise UserError where the file was removed, moved or replaced: its lines are lost."""
         try:
             if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                self._look_again = time.monotonic() + LOOK_SECONDS
                 return
             seen: object = "another file in its place"
         except OSError as error:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from unetrt.contract import files
 from unetrt.contract.errors import UserError
 from unetrt.contract.files import (
     IMAGE_SUFFIXES,
     atomic_path,
     image_paths,
+    read_whole,
     require_file,
     sha256_from_file,
+    write_all,
     write_atomically,
 )
 
@@ -106,6 +112,48 @@ def test_write_atomically(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"one")
     write_atomically(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_bytes() == b"two"
+
+
+class PartByPart(io.RawIOBase):
+    """Takes three bytes at a time."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def write(self, data: Any) -> int:
+        self.taken += bytes(data[:3])
+        return len(data[:3])
+
+
+def test_a_file_that_takes_parts_has_all_in_the_end() -> None:
+    for data in (b"", b"ab", b"abc", b"abcdefgh"):
+        file = PartByPart()
+        write_all(file, data)  # type: ignore[arg-type]
+        assert file.taken == data
+
+
+@pytest.mark.parametrize("told", [0, 1, 7, 8, 9, 100])
+def test_a_file_is_read_whole_whatever_size_it_had(told: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"", b"12345678"):
+        path.write_bytes(data)
+        assert read_whole(path, told) == data
+
+
+def test_a_disk_that_is_full_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(file: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_digest(tmp_path: Path) -> None:

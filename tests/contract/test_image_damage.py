@@ -31,6 +31,7 @@ from tests.contract.encodings import (
     scene,
     tiff,
 )
+from unetrt.contract import headers
 from unetrt.contract.errors import ImageError
 from unetrt.contract.headers import MAX_BYTES
 from unetrt.contract.images import MAX_PIXELS, read_image
@@ -237,11 +238,11 @@ def test_a_file_that_would_fill_the_memory_is_not_read(
         f"at most {MAX_BYTES}",
     )
 
-    def no_memory(path: Path) -> bytes:
+    def no_memory(path: Path, size: int) -> bytes:
         raise MemoryError
 
     path.write_bytes(WHOLE["jpeg 4:2:0"])
-    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    monkeypatch.setattr(headers, "read_whole", no_memory)
     with pytest.raises(ImageError, match="no memory to read"):
         read_image(path, 3)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.runtime.test_predict import files_below
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
 from unetrt.runtime.journal import FOLDER, NAME, JournalOptions
+from unetrt.runtime.lines import JsonLines
 from unetrt.runtime.pipeline import PipelineOptions
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, predict_masks
@@ -159,6 +161,25 @@ def test_an_output_folder_that_is_removed_is_one_error_and_the_next_run_makes_it
         summary = predict_masks(engine, planned(tmp_path), options_of(tmp_path))
         assert counts(summary) == (30, 0, 0)
     assert files_below(out) == whole
+
+
+def test_a_journal_that_is_gone_is_found_within_a_moment_and_at_the_end(tmp_path: Path) -> None:
+    """Not at each line: a look is two calls, and each one waits for the interpreter."""
+    path = tmp_path / ".unetrt" / "journal.jsonl"
+    lines = JsonLines(path)
+    lines.append({"line": 1})
+    path.unlink()
+    with pytest.raises(UserError, match="it was there when the job began"):
+        lines.require_in_place()
+
+    def add_for_a_minute() -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 60:
+            lines.append({"line": 2})
+
+    with pytest.raises(UserError, match="it was there when the job began"):
+        add_for_a_minute()
+    lines.close()
 
 
 @pytest.fixture
