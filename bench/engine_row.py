@@ -29,7 +29,7 @@ from .flops import count_flops
 from .job import RowJob, RowResult
 from .machine import peak_host_bytes
 from .nvml import watch_device
-from .pass_length import job_with_rounds, remove_rounds
+from .pass_length import job_with_rounds, put_rounds_aside
 from .profilers import profile_layers
 from .stages import StageTable, stage_table
 from .timed_pass import require_all_done, timed_pass
@@ -57,7 +57,7 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
             files = _timed_passes(engine, longer, clock)
         stages = _timed_stages(engine, longer, clock)
     finally:
-        remove_rounds(output_folder(job))
+        put_rounds_aside(output_folder(job))
     latency = clock.latency()
     held = peak_host_bytes()  # before a profiler takes its own
     layers = profile_layers(engine, batch, job.seconds) if job.layers else None

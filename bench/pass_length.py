@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from .file_passes import LEFT, clear_outputs, has_time, pauses_due, seconds_of
+from .file_passes import LEFT, clear_outputs, has_time, pauses_due, put_aside, seconds_of
 from .job import RowJob
 from .machine import wants_cuda
 
@@ -41,8 +41,8 @@ def job_with_rounds(job: RowJob, rate: float, predict: Callable[[RowJob], None])
     """The job whose pass goes over all images as often as it must to last about job.seconds.
 
     rate: images a second of the engine alone; a pass that is long by that alone is not looked at.
-    Further rounds write masks of their own, which `remove_rounds` removes. A row without the time
-    for such passes keeps its own.
+    Further rounds write masks of their own, which `put_rounds_aside` takes away. A row without the
+    time for such passes keeps its own.
     """
     count = len(job.images)
     most = MOST_TASKS // count
@@ -60,10 +60,9 @@ def job_with_rounds(job: RowJob, rate: float, predict: Callable[[RowJob], None])
     return longer
 
 
-def remove_rounds(folder: Path) -> None:
+def put_rounds_aside(folder: Path) -> None:
     """The masks of all rounds but the first, which alone are judged."""
-    for path in folder.glob(f"*{_MARK}*"):
-        path.unlink(missing_ok=True)
+    put_aside(list(folder.glob(f"*{_MARK}*")), folder)
 
 
 def job_with_part(job: RowJob, predict: Callable[[RowJob], None]) -> RowJob:

@@ -16,11 +16,11 @@ from ..contract.headers import read_bytes
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
-from .file_passes import output_folder
+from .file_passes import output_folder, remove_aside
 from .job import RowJob, RowResult, result_from_dict
 from .judge import Judgement, judge_masks, verdict
 from .options import BenchOptions
-from .pass_length import remove_rounds
+from .pass_length import put_rounds_aside
 from .peers import Peer, measure_peer
 from .process import answer_from_process
 from .result import Row, judged_row
@@ -122,7 +122,8 @@ class Run:
         sys.stderr.write(f"bench: {entry.name}\n")
         job = self._job(entry, self.outputs(index))
         result = run_job(job, self.options.row_timeout)
-        remove_rounds(output_folder(job))  # of a row that was given up
+        put_rounds_aside(output_folder(job))  # of a row that was given up
+        remove_aside(self.folder)
         if isinstance(result, str):
             return Row(
                 name=entry.name,

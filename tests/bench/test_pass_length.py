@@ -270,3 +270,37 @@ def test_a_report_without_the_number_is_still_read() -> None:
     raw = json.loads(json.dumps(asdict(row_result("x", [1.0]))))
     del raw["pass_images"], raw["warm_up"]["rate"]
     assert result_from_dict(raw).pass_images == 0
+
+
+def test_masks_of_a_pass_before_are_put_aside_and_not_removed(tmp_path: Path) -> None:
+    """Freed inodes would slow the pass that follows, on a file system without a journal."""
+    folder = tmp_path / "masks-1"
+    folder.mkdir()
+    outputs = [folder / f"{index}.png" for index in range(3)]
+    job = replace(job_of(tmp_path, tmp_path, folder), outputs=[str(path) for path in outputs])
+    for number in range(2):
+        for path in outputs[: 2 + number]:
+            path.write_text(str(number))
+        file_passes.clear_outputs(job)
+        assert not list(folder.iterdir())
+    file_passes.clear_outputs(job)
+    asides = sorted(len(list(path.iterdir())) for path in tmp_path.glob("masks-1-aside-*"))
+    assert asides == [2, 3]
+
+
+def test_what_is_put_aside_goes_where_it_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "masks-1"
+    folder.mkdir()
+    files = [folder / f"{index}{pass_length._MARK}2.png" for index in range(4)]
+    for path in (*files, folder / "0.png"):
+        path.touch()
+    pass_length.put_rounds_aside(folder)
+    assert [path.name for path in folder.iterdir()] == ["0.png"]
+    monkeypatch.setattr(file_passes, "MOST_ASIDE", 4)
+    file_passes.remove_aside(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(file_passes, "MOST_ASIDE", 3)
+    file_passes.remove_aside(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["masks-1"]
