@@ -57,7 +57,8 @@ def test_every_backend_gives_the_masks_of_pytorch(
     backend: str, unetrt: Command, model: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     images, masks = scenes
-    gate = ("--gate-images", images)
+    # The network has learnt nothing: in bf16, the default where a processor has it, no gate passes.
+    gate = ("--gate-images", images, "--precision", "fp32")
     build = unetrt("build", model, "-o", tmp_path / "engine", "--backend", backend, *gate)
     assert build.status == 0, build.err
     for source, name in ((model, "pytorch"), (tmp_path / "engine", "engine")):
