@@ -212,7 +212,7 @@ def _point(engine: Engine, batch: Batch, count: int, job: SweepJob) -> SweepPoin
     with FilledSlots(engine, batch, count) as filled:
         for slot in filled.slots:
             _finish(slot, batch)
-        times, spent = _keep_in_flight(filled.slots, batch, job)
+        times, spent = _keep_in_flight(filled.slots, batch, job, engine.streams)
     rate = len(times) * len(batch.images) / spent
     return SweepPoint(
         size=batch.size,
@@ -231,9 +231,14 @@ def _finish(slot: Slot, batch: Batch) -> None:
 
 
 def _keep_in_flight(
-    slots: Sequence[Slot], batch: Batch, job: SweepJob
+    slots: Sequence[Slot], batch: Batch, job: SweepJob, streams: int
 ) -> tuple[list[float], float]:
-    """Seconds of every batch from its start to its masks, and of all together."""
+    """Seconds of every batch from its start to its masks, and of all together.
+
+    streams: batches that the engine computes at once. Whole rounds of them: of three batches on two
+    streams, the last would be timed with one stream idle.
+    """
+    together = min(len(slots), streams)
     flying: deque[tuple[Slot, float]] = deque()
     times: list[float] = []
 
@@ -249,8 +254,9 @@ def _keep_in_flight(
         slot.masks()
         now = time.perf_counter()
         times.append(now - since)
-        wanted = len(times) + len(flying) < job.fewest
-        if now - start < job.seconds * (PATIENCE if wanted else 1):
+        started = len(times) + len(flying)
+        more = now - start < job.seconds * (PATIENCE if started < job.fewest else 1)
+        if more or started % together:
             submit(slot)
     return times, time.perf_counter() - start
 

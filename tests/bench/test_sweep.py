@@ -127,8 +127,20 @@ def test_a_batchs_time_holds_its_start_and_no_capture() -> None:
     job = SweepJob(model="x", device="cpu", images=[], seconds=0.02)
     batch = Batch([steel(0, 16, 16)], (16, 16))
     slot = SlowStart()
-    times, _ = _keep_in_flight([slot], batch, job)  # type: ignore[list-item]
+    times, _ = _keep_in_flight([slot], batch, job, 1)  # type: ignore[list-item]
     assert min(times) >= 0.01
     slot = SlowStart()
     _finish(slot, batch)  # type: ignore[arg-type]
     assert slot.started == 2, "the second captures the CUDA graph"
+
+
+@pytest.mark.parametrize(("count", "streams", "batches"), [(3, 2, 4), (4, 3, 6), (2, 3, 2)])
+def test_the_last_batches_of_a_point_leave_no_stream_idle(
+    count: int, streams: int, batches: int
+) -> None:
+    """The time is over with the first start: the fewest batches that are whole rounds."""
+    job = SweepJob(model="x", device="cpu", images=[], seconds=0.001)
+    slots = [SlowStart() for _ in range(count)]
+    batch = Batch([steel(0, 16, 16)], (16, 16))
+    times, _ = _keep_in_flight(slots, batch, job, streams)  # type: ignore[arg-type]
+    assert len(times) == sum(slot.started for slot in slots) == batches
