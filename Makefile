@@ -58,7 +58,7 @@ ray: $(INSTALLED)
 	$(INSTALL) -e '.[ray]'
 
 soak: $(INSTALLED) tritonserver ray
-	$(BIN)/pytest -m slow --durations=10
+	$(BIN)/pytest -m slow -n auto --maxprocesses 2 --dist loadfile --durations=10
 
 # STAGE=install|tests|train|bench|all, on a machine with an NVIDIA GPU, with the PYTHON named, else
 # that of the environment where it is there.
