@@ -19,6 +19,9 @@ from ..runtime.stop import END_SIGNALS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+PARENT = "UNETRT_BENCH_PARENT"
+"""The process that waits for this one: it may be gone before this one has looked who it is."""
+
 PARENT_SECONDS = 1.0
 """Between two looks whether the parent is there: seldom enough to take nothing from a row."""
 
@@ -58,6 +61,7 @@ def run_alone(
                 stderr=errors,
                 text=True,
                 start_new_session=True,
+                env={**os.environ, PARENT: str(os.getpid())},
             )
         out, told = child.communicate(text, timeout)
     except BaseException:
@@ -94,7 +98,7 @@ def end_with_parent() -> None:
     """
     if not hasattr(os, "getpgrp") or os.getpgrp() != os.getpid():
         return  # the group is not ours alone
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -32,23 +32,29 @@ with interrupted_by_signals():
 
 
 ROW = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from unetrt.bench.process import end_with_parent
-end_with_parent()
+if not {late}:
+    end_with_parent()
+parent = os.getppid()
 other = subprocess.Popen(["sleep", "60"])
-sys.stderr.write(f"{other.pid}\\n")
+sys.stderr.write(f"{{other.pid}}\\n")
+while {late} and os.getppid() == parent:  # as one that still imports when its bench is killed
+    time.sleep(0.01)
+end_with_parent()
 time.sleep(60)
 """
-BENCH = f"""
+BENCH = """
 import sys
 from unetrt.bench.process import run_alone
-run_alone([sys.executable, "-c", {ROW!r}], 100)
+run_alone([sys.executable, "-c", {row!r}], 100)
 """
 
 
-def test_a_bench_that_is_killed_takes_its_row_along() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_bench_that_is_killed_takes_its_row_along(late: bool) -> None:
     """SIGKILL can be answered by nobody: the row itself looks for its parent."""
-    command = [sys.executable, "-c", BENCH]
+    command = [sys.executable, "-c", BENCH.format(row=ROW.format(late=late))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
         assert bench.stderr is not None
         other = int(bench.stderr.readline())
