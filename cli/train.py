@@ -91,6 +91,10 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment", action=argparse.BooleanOptionalAction, default=None,
         help="random flips, quarter turns, scale, brightness and contrast",
     )  # fmt: skip
+    recipe.add_argument(
+        "--ema", type=float, metavar="DECAY",
+        help="score and keep the weights' running average; 0: those of the last step",
+    )  # fmt: skip
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ class RecipeOptions:
     their nearest pixels, or "mask", at the masks' own size, on logits resized as in prediction.
     class_weights: of each class in the cross-entropy; "auto" is 1 / √(share of the pixels).
     augment: random flips, quarter turns (of square inputs), scale, brightness and contrast.
+    ema: decay of the weights' running average, which is what is scored and kept; 0 is none.
     batch_size: images in a step, over all processes.
     """
 
@@ -48,11 +49,13 @@ class RecipeOptions:
     loss_size: LossSize = "network"
     class_weights: tuple[float, ...] | Literal["auto"] = ()
     augment: bool = False
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
         _require(0 < self.learning_rate < 1, "--learning-rate", self.learning_rate, "0 to 1")
+        _require(0 <= self.ema < 1, "--ema", self.ema, "0 (none), to below 1")
         weights = self.class_weights
         positive = weights == "auto" or all(0 < w < math.inf for w in weights)
         _require(positive, "--class-weights", weights, "auto, or a positive number for each class")
@@ -68,6 +71,7 @@ RECIPES = {
         schedule="onecycle",
         dice="foreground",
         augment=True,
+        ema=0.998,
     ),
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from torch import nn
+
 from ..contract.errors import first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
@@ -59,8 +61,11 @@ class Reporter:
             f"{parameters:,} parameters, on {device}; run folder {self._folder.path}"
         )
 
-    def tell(self, result: EpochResult, epochs: int, masknet: MaskNet) -> None:
-        """Add the epoch to all that is kept of the run."""
+    def tell(self, result: EpochResult, epochs: int, masknet: MaskNet, trained: nn.Module) -> None:
+        """Add the epoch to all that is kept of the run.
+
+        masknet: what was scored; trained: the network that the steps move.
+        """
         scores = result.scores
         row: dict[str, int | float | None] = {
             "epoch": result.epoch,
@@ -74,7 +79,7 @@ class Reporter:
         if time.monotonic() - self._drawn > DRAW_SECONDS:
             self.draw()
         if self._tracker:
-            self._tracker.log_epoch(row, masknet, self._data.validation)
+            self._tracker.log_epoch(row, masknet, trained, self._data.validation)
         log.info(
             f"epoch {result.epoch}/{epochs}: loss {result.loss:.4f}, "
             f"foreground mIoU {_shown(scores.foreground_miou)}, "

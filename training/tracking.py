@@ -72,11 +72,18 @@ class Tracker:
         return str(self._run.id)
 
     def log_epoch(
-        self, row: dict[str, int | float | None], masknet: MaskNet, samples: Sequence[Sample]
+        self,
+        row: dict[str, int | float | None],
+        masknet: MaskNet,
+        trained: nn.Module,
+        samples: Sequence[Sample],
     ) -> None:
-        """Log losses, rate, scores, masks, and histograms of weights and the last gradients."""
+        """Log losses, rate, scores and masks of what was scored.
+
+        And, of the network that the steps move, histograms of weights and the last gradients.
+        """
         numbers = {name: value for name, value in row.items() if value is not None}
-        self._run.log(numbers | self._histograms(masknet.net) | self._masks(masknet, samples))
+        self._run.log(numbers | self._histograms(trained) | self._masks(masknet, samples))
 
     def close(self, failed: bool = False) -> None:
         self._run.finish(exit_code=int(failed))

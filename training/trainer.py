@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
+from .average import WeightAverage
 from .batches import Batch, Batches, BatchOptions
 from .checkpoint import Checkpoint, write_checkpoint
 from .finite import first_not_finite
@@ -75,6 +77,9 @@ class Trainer:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sync_batchnorms(net, ranks, self._device)
         self._masknet = MaskNet(net, data.spec)
+        self._average = WeightAverage(net, recipe.ema) if recipe.ema else None
+        # What is scored and kept.
+        self._result = MaskNet(self._average.net, data.spec) if self._average else self._masknet
         self._batch_options = batch_options(options, self._device)
         self._batches = Batches(data.train, self._batch_options, ranks)
         self._optimizer = optimizer_from_recipe(net.parameters(), recipe)
@@ -110,6 +115,9 @@ class Trainer:
         self._schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty where the run began on a device that needs none
             self._stepper.scaler.load_state_dict(state["scaler"])
+        if self._average is not None:  # the checkpoint's own weights are the average
+            self._masknet.net.load_state_dict(state["trained"])
+            self._average.steps = state["averaged"]
         self._at = Position(**{field.name: state[field.name] for field in fields(Position)})
         self._kept = self._at.step
 
@@ -185,7 +193,8 @@ class Trainer:
             images_per_second=len(self._data.train) * (count - skipped) / count / step_seconds,
         )
         if self._ranks.is_main:
-            self._reporter.tell(result, self._options.recipe.epochs, self._masknet)
+            net = self._masknet.net
+            self._reporter.tell(result, self._options.recipe.epochs, self._result, net)
         if scores.foreground_miou is not None:
             self._schedule.end_epoch(scores.foreground_miou)
         self._keep(scores.foreground_miou)
@@ -213,6 +222,8 @@ class Trainer:
             raise self._diverged("a weight", f"{name}; {_files(batch)}")
         if moved:
             self._schedule.end_step()
+            if self._average is not None:
+                self._average.follow()
         self._at.batch, self._at.step = self._at.batch + 1, self._at.step + 1
         self._at.loss += loss
 
@@ -220,7 +231,7 @@ class Trainer:
         # Several processes stop together, and they meet again only at the next step.
         check = self._interrupts.check if self._ranks.world == 1 else None
         workers = self._batch_options.workers
-        matrix = validate(self._masknet, self._data.validation, self._ranks, check, workers)
+        matrix = validate(self._result, self._data.validation, self._ranks, check, workers)
         names = self._data.spec.class_names
         if self._ranks.is_main:
             warn_of_one_class(matrix, names)
@@ -293,12 +304,15 @@ class Trainer:
             "wandb": self._reporter.run_id,
             **asdict(self._at),
         }
+        if self._average is not None:
+            trained = _on_host(self._masknet.net)
+            checkpoint.resume |= {"trained": trained, "averaged": self._average.steps}
         write_checkpoint(self._folder.last, checkpoint)
         self._kept = self._at.step
 
     def _checkpoint(self) -> Checkpoint:
         """Raise UserError rather than replace a good file by weights that none can use."""
-        state = {k: v.cpu().contiguous() for k, v in self._masknet.net.state_dict().items()}
+        state = _on_host(self._result.net)
         name = first_not_finite(state.items())
         if name is not None:
             raise self._diverged("a weight", name)
@@ -317,6 +331,10 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
         workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
         pinned=device.type == "cuda",
     )
+
+
+def _on_host(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
 
 
 def _files(batch: Batch) -> str:

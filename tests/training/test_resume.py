@@ -95,7 +95,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 REFERENCE = RecipeOptions(epochs=3, batch_size=4, learning_rate=1e-3)
 RECIPES: list[dict[str, Any]] = [
     {},
-    {"optimizer": "adamw", "schedule": "onecycle", "augment": True},
+    {"optimizer": "adamw", "schedule": "onecycle", "augment": True, "ema": 0.9},
     {"schedule": "cosine", "loss": "focal+dice", "class_weights": "auto"},
 ]
 
