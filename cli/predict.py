@@ -25,6 +25,8 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..runtime.plan import Task
     from ..runtime.predict import PredictOptions, Summary
     from ..runtime.trace import NoTrace
@@ -42,9 +44,11 @@ STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", "-m", type=model_path, default=DEFAULT, metavar="MODEL", help=MODEL_HELP)
-    add("--input", "-i", nargs="+", default=[], help="images, folders, globs, @LIST, or -")
+    add("--input", "-i", nargs="+", action="extend", default=[],
+        help="images, folders, globs, @LIST, or -")  # fmt: skip
     mask = local("-o names masks to be written to files", "--output-dir DIR   takes addresses too")
-    add("--output", "-o", nargs="+", type=mask, default=[], metavar="FILE", help="one an image")
+    add("--output", "-o", nargs="+", action="extend", type=mask, default=[], metavar="FILE",
+        help="one an image")  # fmt: skip
     add("--output-dir", type=place, metavar="DIR", help="masks below DIR, the inputs' tree kept")
     add("--no-save", "-n", action="store_true", help="write no masks")
     add("--viz", "-v", action="store_true", help="show each image with its mask")
@@ -87,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     summary = Summary()
     with interrupted_by_signals():  # a plan of millions takes its time, and nothing is written yet
         tasks = _tasks_from_args(args)
+        _check_files_apart(args, tasks)
         _check_model(args.model)
         digest = digest_if_there(args.model)
     look = viewer.keep if viewer else None
@@ -140,6 +145,25 @@ def _check_files(args: argparse.Namespace) -> None:
         )
 
 
+def _check_files_apart(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Raise UserError where the summary or the timeline would replace an image or its mask."""
+    from ..contract.errors import UserError
+    from ..runtime.inputs import located
+
+    flags = {"--json": args.json, "--trace": args.trace}
+    given = {flag: path for flag, path in flags.items() if path and str(path) != "-"}
+    flag_of = dict(zip(located(given.values()), given, strict=True))
+    used = (path for task in tasks for path in (task.source, *task.files))
+    for path in located(used) if flag_of else ():
+        if path in flag_of:
+            raise UserError(
+                f"{flag_of[path]} names an image or a mask of this job",
+                seen=path,
+                expected="a file of its own",
+                hint=f"{flag_of[path]} OTHER_FILE",
+            )
+
+
 def _check_model(model: Path) -> None:
     """Raise UserError where no model is named and none has the default's name."""
     from ..contract.errors import UserError
@@ -175,7 +199,11 @@ def _options_from_args(args: argparse.Namespace, model: str, trace: NoTrace) -> 
     journal = None
     if args.output_dir is not None and not args.no_save:
         journal = JournalOptions(
-            output_dir=args.output_dir, model=model, restart=args.restart, shard=args.shard
+            output_dir=args.output_dir,
+            model=model,
+            restart=args.restart,
+            shard=args.shard,
+            overlay_dir=args.overlay,
         )
     return PredictOptions(
         format=args.format,
@@ -189,7 +217,7 @@ def _options_from_args(args: argparse.Namespace, model: str, trace: NoTrace) -> 
 
 def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
     from ..contract.errors import UserError
-    from ..runtime.journal import recorded_outputs
+    from ..runtime.ownership import recorded_outputs
     from ..runtime.plan import plan_tasks
     from ..runtime.shards import tasks_of_shard
 

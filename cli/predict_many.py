@@ -41,7 +41,7 @@ def add_many_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray-engines", type=positive, metavar="N", help="engines in it (default: one a GPU)")
     add("--shard", type=shard, metavar="I/N", help="do part I of N, for a job array")
     text = "no images: say what the shards that wrote into these folders have done"
-    add("--merge", nargs="+", type=place, metavar="DIR", help=text)
+    add("--merge", nargs="+", action="extend", type=place, metavar="DIR", help=text)
 
 
 def shard(text: str) -> Shard:

@@ -173,8 +173,8 @@ def place(text: str) -> Path:
     """A folder, or its address in a store. UserError where the store cannot be opened."""
     from ..contract.addresses import path_from_text
 
-    if not text:
-        raise wrong(text, "the name of a folder, or an address")
+    if not text or text.startswith("memory:"):  # what is written there ends with this process
+        raise wrong(text, "the name of a folder, or an address that others can read")
     return path_from_text(text)
 
 

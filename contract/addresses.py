@@ -24,6 +24,10 @@ _PACKAGES = {
 }
 """Kind of address → what brings its store."""
 
+_ARCHIVES = ("zip", "tar", "libarchive")
+_CACHES = ("simplecache",)
+"""fsspec's kinds of addresses around another one: those that hide its names, those that do not."""
+
 _WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """What fsspec's stores call the time at which a file was written."""
 
@@ -33,6 +37,7 @@ def path_from_text(text: str) -> Path:
     if MARK not in text:
         return Path(text)
     upath = import_module("upath")
+    _refuse_archive(text)
     try:
         path = upath.UPath(text)
         path.fs  # noqa: B018  asks for the package of this kind of store
@@ -51,6 +56,18 @@ def path_from_text(text: str) -> Path:
             hint="s3://, gs:// or az://, or a folder of this machine",
         ) from error
     return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
+
+
+def _refuse_archive(text: str) -> None:
+    """Files in an archive have addresses from which neither folder nor name can be told."""
+    outer = text.partition(MARK)[0].partition("::")[0]
+    if outer in _ARCHIVES or ("::" in text and outer not in _CACHES):
+        raise UserError(
+            f"cannot reach {text}",
+            seen="an address within another one, or within an archive",
+            expected="an address of files, as s3://BUCKET/FOLDER, or simplecache:: before one",
+            hint="unpack the archive; of tar files docs/scale.md says how a job takes many",
+        )
 
 
 def _package_hint(text: str) -> str:

@@ -190,6 +190,15 @@ def folders_below(folder: Path, hidden: bool = False) -> dict[Path, list[str]]:
     return found
 
 
+def names_below(folder: Path) -> list[str]:
+    """Of all that lies in a folder, sorted. Raises UserError where it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208  names alone
+    except OSError as error:
+        _refuse_unread(error)
+        return []
+
+
 def _walk(
     start: Path, found: dict[Path, list[str]], seen: set[tuple[int, int]], hidden: bool
 ) -> list[Path]:

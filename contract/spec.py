@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 from .errors import UserError
+from .log import log
 from .types import NO_CLASS, Size
 
 Resize = Literal["area", "pil-bicubic"]
@@ -201,6 +203,12 @@ def _check_apart(values: tuple[MaskValue, ...], spec: ModelSpec) -> None:
         )
 
 
+@cache
+def _say_threshold(classes: int) -> None:
+    """Once a process, and no other job: the masks are the same."""
+    log.warning("a threshold counts for one logit alone; this network has %d classes", classes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpecOverrides:
     """What a command may ask of a checkpoint; None leaves the checkpoint's own value.
@@ -224,7 +232,10 @@ class SpecOverrides:
         """
         _check_apart(self.mask_values or (), spec)
         palette = spec.palette if self.mask_values in (None, spec.mask_values) else ()
-        return replace(spec, **{**self.given(), "palette": palette})
+        given = self.given()
+        if spec.classes > 1 and given.pop("threshold", None) is not None:
+            _say_threshold(spec.classes)
+        return replace(spec, **{**given, "palette": palette})
 
     def conflicts_with(self, spec: ModelSpec) -> list[str]:
         """List the names whose values differ from those of `spec`, and tell in its masks."""

@@ -193,6 +193,6 @@ def _choose_device(device: str) -> str:
         raise UserError(
             f"PyTorch cannot use {device}",
             seen=first_line(error),
-            hint="unetrt doctor   says what this machine can run; or --device cpu",
+            hint="unetrt doctor   says what this machine can run; or --device cpu, --devices cpu:N",
         ) from error
     return device

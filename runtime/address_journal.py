@@ -25,15 +25,8 @@ from .address_plan import (
     write_plan,
 )
 from .inputs import located
-from .journal import (
-    FOLDER,
-    FORMAT,
-    JournalOptions,
-    another_owner,
-    check_same,
-    is_written,
-    refuse_foreign,
-)
+from .journal import FOLDER, FORMAT, JournalOptions, check_same, is_written
+from .ownership import another_owner, refuse_foreign
 from .plan import Task
 from .stamps import GONE, Stamp, stamp_of
 

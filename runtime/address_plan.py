@@ -13,7 +13,8 @@ from typing import Any
 from ..contract.addresses import files_below, store_errors
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
-from .shards import JOURNAL_FOLDER, Shard, shard_from_plan
+from .entries import JOURNAL_FOLDER
+from .shards import Shard, shard_from_plan
 from .stamps import Stamp
 
 Facts = dict[PurePosixPath, dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,12 +12,36 @@ from typing import Any
 from ..contract.errors import UserError
 from .lines import damaged, read_lines
 
+JOURNAL_FOLDER = ".unetrt"
+"""Below the output folder of a job."""
+
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "input": str,
     "output": (str, type(None)),
     "status": str,
 }
+_OTHERS = ("planned", "former", "overlays")
+"""Lines that are about no image hold one of these."""
+
 _STAMP_KINDS: dict[str, type | tuple[type, ...]] = {"size": int, "mtime_ns": int}
+
+
+def journals_below(output_dir: Path) -> list[Path]:
+    """Those of a job or of its shards, sorted. Raises UserError where they may not be listed."""
+    folder = output_dir / JOURNAL_FOLDER
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  a Path's glob finds nothing where it may not
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"cannot list {folder}, where journals are",
+            seen=error.strerror,
+            expected="a folder that may be listed",
+            hint=f"chmod u+rx {folder}",
+        ) from error
+    found = [name for name in names if name.startswith("journal") and name.endswith(".jsonl")]
+    return [folder / name for name in sorted(found)]
 
 
 def first_of(path: Path) -> dict[str, Any] | None:
@@ -42,6 +67,14 @@ def owners_in(path: Path) -> dict[str, str]:
         for entry in image_entries(path):
             if entry["status"] == "done" and entry["output"] is not None:
                 found[entry["output"]] = entry["input"]
+    return found
+
+
+def overlays_in(path: Path) -> set[str]:
+    """The folders that overlays were written to."""
+    found: set[str] = set()
+    with suppress(UserError, OSError):
+        found = {entry["overlays"] for _, entry in read_lines(path) if "overlays" in entry}
     return found
 
 
@@ -77,7 +110,7 @@ def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, 
             told = plans.add(entry["planned"], entry.get("from"), entry.get("of"))
             if not told:
                 raise damaged(path, number, "a plan without its beginning")
-        if start == 0 or "planned" in entry or "former" in entry:
+        if start == 0 or any(name in entry for name in _OTHERS):
             continue
         kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})
         for name, kind in kinds.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
@@ -18,7 +20,9 @@ from ..contract.addresses import (
     store_errors,
 )
 from ..contract.errors import UserError
-from ..contract.files import folders_below, image_paths, without_outputs
+from ..contract.files import folders_below, image_paths, names_below, without_outputs
+from ..contract.log import log
+from .entries import JOURNAL_FOLDER, journals_below, overlays_in, owners_in
 
 STDIN = "-"
 EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
@@ -53,10 +57,10 @@ def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
     path = path_from_text(text)
     if is_address(path):
         return _expand_address(path, outputs)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  False for what may not be looked at
         items = [Input(image, image.relative_to(path)) for image in image_paths(path)]
         return _without_outputs(items, path, outputs)
-    if path.exists():
+    if _may_be_there(path):
         return [Input(path, PurePath(path.name))]
     if text.startswith("@"):
         return _expand_list(path_from_text(text[1:]))
@@ -68,6 +72,13 @@ def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
         expected=EXPECTED,
         hint="a path is read from the working folder, ** in a glob goes through all folders",
     )
+
+
+def _may_be_there(path: Path) -> bool:
+    """Also where nobody may look: to read it says why, and costs this image alone."""
+    with suppress(PermissionError):
+        return path.exists()
+    return True
 
 
 def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
@@ -110,7 +121,8 @@ def _expand_list(path: Path) -> list[Input]:
 def _standard_input() -> str:
     if sys.stdin is None:
         raise UserError("standard input is closed", expected="a list of images, one a line")
-    return os.fsdecode(sys.stdin.buffer.read())  # a name of any bytes, as the system has it
+    data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    return os.fsdecode(data)  # a name of any bytes, as the system has it
 
 
 def _expand_lines(text: str, what: str) -> list[Input]:
@@ -143,22 +155,57 @@ def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) ->
             places = located(item.path for item in items)
             written = map(inside(folder), places)
             items = [item for item, ours in zip(items, written, strict=True) if not ours]
-    return items
+    return _without_others(items, str(place))
+
+
+def _without_others(items: list[Input], root: str) -> list[Input]:
+    """Leave out what other jobs have written below `root`; what they have in it is asked for."""
+    places = list(located(item.path for item in items))
+    own = {os.path.dirname(place) for place in places}  # noqa: PTH120  text, as `located` gives
+    written: set[str] = set()
+    for above in {above for folder in own for above in _up_to(folder, root)}:
+        if os.path.isdir(os.path.join(above, JOURNAL_FOLDER)):  # noqa: PTH112, PTH118  text
+            written |= _written_by_job(above)
+    kept = [item for item, place in zip(items, places, strict=True) if place not in written]
+    if len(kept) < len(items):
+        log.warning(
+            "masks and overlays that other jobs wrote below %s are no images: %d",
+            root,
+            len(items) - len(kept),
+        )
+    return kept
+
+
+def _up_to(folder: str, root: str) -> Iterator[str]:
+    """The folder and those above it, below `root`."""
+    while len(folder) > len(root) and folder.startswith(root):
+        yield folder
+        folder = os.path.dirname(folder)  # noqa: PTH120
+
+
+def _written_by_job(folder: str) -> set[str]:
+    """Masks and overlays, as the journals of an output folder name them."""
+    found: set[str] = set()
+    for journal in journals_below(Path(folder)):
+        masks = owners_in(journal)
+        found |= {f"{folder}{os.sep}{mask}" for mask in masks}
+        stems = [os.path.splitext(mask)[0] for mask in masks]  # noqa: PTH122
+        for overlays in overlays_in(journal):
+            found |= {f"{overlays}{os.sep}{stem}.jpg" for stem in stems}
+    return found
 
 
 def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:
     path = Path(pattern)
-    # Python's own ** goes round a loop of links forty times, and through two of them for ever.
-    walks = "**" in path.parts
-    if walks and ".." in path.parts[len(_fixed_parts(path)) :]:
+    if "**" in path.parts and ".." in path.parts[len(_fixed_parts(path)) :]:
         raise UserError(
             f"cannot follow {pattern}",
             seen=".. after ** or another part that is a pattern",
             expected="a pattern that goes down only",
             hint="put what is before .. into the folder that the pattern begins with",
         )
-    names = _matching(path) if walks else map(Path, glob.glob(pattern))
-    files = without_outputs([file for file in _shortest(names) if file.is_file()])
+    found = [file for file in _shortest(_matching(path)) if os.path.isfile(file)]  # noqa: PTH113
+    files = without_outputs(found)
     if not files:
         raise UserError(
             f"no image matches {pattern}",
@@ -172,13 +219,35 @@ def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
-    """The files that a pattern with ** names, each folder read once."""
+    """What a pattern names, each folder read once.
+
+    Python's own glob leaves out the folders that may not be read, and its ** goes round a loop of
+    links forty times, through two of them for ever.
+    """
     fixed = _fixed_parts(pattern)
     root, wanted = Path(*fixed), pattern.parts[len(fixed) :]
-    if root.is_dir():
-        for folder, names in folders_below(root, hidden=True).items():
-            parts = folder.relative_to(root).parts
-            yield from (folder / name for name in names if _matches((*parts, name), wanted))
+    if not root.is_dir():
+        return
+    if "**" not in wanted:
+        yield from _matching_parts(root, wanted)
+        return
+    for folder, names in folders_below(root, hidden=True).items():
+        parts = folder.relative_to(root).parts
+        yield from (folder / name for name in names if _matches((*parts, name), wanted))
+
+
+def _matching_parts(folder: Path, wanted: Sequence[str]) -> Iterator[Path]:
+    """Of a pattern whose every part is one folder's or file's name."""
+    part, rest = wanted[0], wanted[1:]
+    if glob.has_magic(part):
+        found = [folder / name for name in names_below(folder) if _matches((name,), (part,))]
+    else:
+        found = [folder / part]
+    for path in found:
+        if not rest:
+            yield path
+        elif path.is_dir():
+            yield from _matching_parts(path, rest)
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:

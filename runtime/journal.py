@@ -12,21 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract.addresses import is_address
 from ..contract.closing import Closing
 from ..contract.errors import UserError
-from .address_plan import plans_below, read_plan
-from .entries import Plans, first_of, former_in, image_entries, owners_in
+from .entries import (
+    JOURNAL_FOLDER,
+    Plans,
+    first_of,
+    former_in,
+    image_entries,
+    journals_below,
+    overlays_in,
+    owners_in,
+)
 from .inputs import real_folder
 from .lines import JsonLines, in_use, locked
+from .ownership import RESTART, another_owner, is_here, recorded_outputs, refuse_foreign
 from .plan import Task, require_inside
-from .shards import JOURNAL_FOLDER, WHOLE_JOURNAL, Shard, shard_from_journal
+from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 from .stamps import GONE, Stamp, stamp_of, status_of
 
 FOLDER, NAME = JOURNAL_FOLDER, WHOLE_JOURNAL
 FORMAT = "unetrt-journal-1"
-RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
-SHOWN = 3
 
 _LINE = 1000
 """Images that one line of a plan names, or of what masks were there before."""
@@ -36,13 +42,14 @@ _LINE = 1000
 class JournalOptions:
     """model: SHA-256, from `digest_from_model`. restart: forget what an earlier run has done.
 
-    shard: keeps a journal of its own, beside those of the others.
+    shard: keeps a journal of its own, beside those of the others. overlay_dir: that of the tasks.
     """
 
     output_dir: Path
     model: str
     restart: bool = False
     shard: Shard | None = None
+    overlay_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Journal(Closing):
 
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what else must match, as JSON has it; model and format are added."""
-        self.output_dir = options.output_dir
+        self.output_dir, self._overlay_dir = options.output_dir, options.overlay_dir
         self.shard = options.shard
         self._folders: dict[Path, Path] = {}
         self._header: dict[str, Any] | None = None
@@ -88,7 +95,7 @@ class Journal(Closing):
         A restart forgets the latter: a whole job all of them, a shard those of another job.
         """
         count = 1 if self.shard is None else self.shard.count
-        for path in sorted(self._lines.path.parent.glob("journal*.jsonl")):
+        for path in journals_below(self.output_dir):
             shard = shard_from_journal(path.name)
             if path == self._lines.path or shard is None:
                 continue
@@ -145,13 +152,8 @@ class Journal(Closing):
         """Tasks that are not done: new, failed, changed since, or without their mask.
 
         whole: the one file of all masks, where there is one. Raises UserError where a mask in place
-        is that of another image, and on a first run where files that no job has written would be
-        replaced.
+        is that of another image, and where files that no job has written would be replaced.
         """
-        if self._header is not None:
-            self._check_foreign(tasks)
-            refuse_foreign([path for path in (whole,) if path is not None and _is_here(path)])
-        self._append()
         done: dict[str, _Done] = {}
         plans = Plans()
         for entry in image_entries(self._lines.path, plans):
@@ -161,17 +163,48 @@ class Journal(Closing):
                 done[source] = _Done(output, (entry["size"], entry["mtime_ns"]))
                 if output is not None:
                     self._owners[output] = source
+        self._check_foreign(tasks, plans, whole)
+        self._append()
+        self._record_overlays()
         self._record_plan([self._source(task) for task in tasks], plans)
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
         self._check_owners(left)
         return left
 
-    def _check_foreign(self, tasks: Iterable[Task]) -> None:
-        """Another journal of this folder may be that of the same job, in other shards."""
-        found = [task for task in tasks if any(map(_is_here, task.files))]
-        ours = recorded_outputs(self.output_dir) if found else {}
-        foreign = [task for task in found if ours.get(self._source(task)) != self._output(task)]
-        refuse_foreign([path for task in foreign for path in task.files if _is_here(path)])
+    def _check_foreign(self, tasks: Iterable[Task], plans: Plans, whole: Path | None) -> None:
+        """Files in the places of what this run is the first to write, and no job has written.
+
+        What was planned before may lie there without its line. Another journal of this folder may
+        be that of the same job, in other shards.
+        """
+        first = self._header is not None
+        if not (first or plans.whole):
+            return  # a restart, or begun by a version without plans
+        new = [task for task in tasks if self._source(task) not in plans.images]
+        found = [path for path in (whole,) if first and path is not None and is_here(path)]
+        here = [task for task in new if any(map(is_here, task.files))]
+        ours = recorded_outputs(self.output_dir) if here else {}
+        for task in here:
+            output = self._output(task)
+            owned = output in self._former or (not first and output in self._owners)
+            if not owned and ours.get(self._source(task)) != output:
+                found += [path for path in task.files if is_here(path)]
+        if self._has_new_overlays():
+            found += [t.overlay for t in tasks if t.overlay is not None and is_here(t.overlay)]
+        refuse_foreign(list(dict.fromkeys(found)))
+
+    def _has_new_overlays(self) -> bool:
+        """Whether no run into this folder has written overlays to where this one does."""
+        if self._overlay_dir is None:
+            return False
+        before = set().union(*map(overlays_in, journals_below(self.output_dir)))
+        return str(real_folder(self._overlay_dir)) not in before
+
+    def _record_overlays(self) -> None:
+        if self._overlay_dir is not None:
+            folder = str(real_folder(self._overlay_dir))
+            if folder not in overlays_in(self._lines.path):
+                self._append({"overlays": folder})
 
     def owns(self, task: Task) -> bool:
         """Whether the mask in its place was made of this image by a job before."""
@@ -222,7 +255,10 @@ class Journal(Closing):
         self._append({**self._names(task), "status": "failed", "reason": reason})
 
     def recorded_masks(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, dict[str, Any]]]:
-        """Place, task and mask of every task that is done, in the order of `tasks`."""
+        """Place, task and mask of every task that is done, in the order of `tasks`.
+
+        Then those of earlier runs into this folder that are not among them.
+        """
         starts: dict[str, int] = {}
         for start, entry in self._lines.entries():
             if entry.get("status") == "done" and "mask" in entry:
@@ -230,10 +266,12 @@ class Journal(Closing):
             else:
                 starts.pop(entry.get("input", ""), None)
         found = [
-            (place, task, starts[source])
+            (place, task, starts.pop(source))
             for place, task in enumerate(tasks)
             if (source := self._source(task)) in starts
         ]
+        others = [Task(Path(source), None) for source in starts]
+        found += zip(itertools.count(len(tasks)), others, starts.values(), strict=False)
         entries = self._lines.entries_at(start for _, _, start in found)
         for (place, task, _), entry in zip(found, entries, strict=True):
             yield place, task, entry["mask"]
@@ -272,28 +310,6 @@ def _parts(owners: dict[str, str]) -> Iterator[dict[str, str]]:
         yield part
 
 
-def another_owner(mask: Path, owner: str, image: str) -> UserError:
-    return UserError(
-        f"{mask} is the mask of another image", seen=owner, expected=image, hint=RESTART
-    )
-
-
-def refuse_foreign(files: Sequence[Path]) -> None:
-    """Raise UserError where there are files that a first run would replace."""
-    if files:
-        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-        raise UserError(
-            "masks would replace files that no job of unetrt has written",
-            seen=", ".join(map(str, files[:SHOWN])) + more,
-            expected="no file where a mask or an overlay is to be",
-            hint="--output-dir DIR   with another DIR; or --restart, which replaces them",
-        )
-
-
-def _is_here(path: Path) -> bool:
-    return not is_address(path) and os.path.isfile(path)  # noqa: PTH113  no error for a long name
-
-
 def is_written(path: Path) -> bool:
     """A power failure may leave a file of its name without what was in it."""
     try:
@@ -301,23 +317,6 @@ def is_written(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
-
-
-def recorded_outputs(output_dir: Path) -> dict[str, str]:
-    """Image → mask of what the journals of a folder say is done, as they name them.
-
-    Of a folder at an address: what its plans name. A damaged journal gives what comes before the
-    damage; the job itself will say so. Raises UserError for a plan that cannot be read.
-    """
-    found: dict[str, str] = {}
-    if is_address(output_dir):
-        for _, path in plans_below(output_dir):
-            plan = read_plan(path)
-            found |= plan.others | plan.images
-        return found
-    for path in sorted(output_dir.glob(f"{FOLDER}/journal*.jsonl")):
-        found |= {source: output for output, source in owners_in(path).items()}
-    return found
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], output_dir: Path) -> None:

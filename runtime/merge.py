@@ -12,7 +12,7 @@ from ..contract.addresses import is_address
 from ..contract.errors import UserError
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
-from .entries import Plans, first_of, image_entries
+from .entries import Plans, first_of, image_entries, journals_below
 from .journal import FOLDER, check_same, is_written
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 
@@ -113,7 +113,7 @@ def _journals_below(folder: Path) -> Iterator[_Found]:
     if files is not None:
         found = list(plans_among(files, folder))
     else:
-        paths = sorted(folder.glob(f"{FOLDER}/*"))
+        paths = journals_below(folder)
         found = [(shard, path) for path in paths if (shard := shard_from_journal(path.name))]
         found = list(_one_whole(found))
     if not found:

@@ -64,6 +64,7 @@ def plan_tasks(
         overlays = _tree_outputs(found, overlay_dir, ".jpg", recorded or {})
     tasks = [Task(item.path, *paths) for item, *paths in zip(found, masks, overlays, strict=True)]
     _check_sources_kept(tasks)
+    _check_overlays_apart(tasks)
     for folder, paths in ((output_dir, masks), (overlay_dir, overlays)):
         if folder is not None:
             written = [path for path in paths if path is not None]
@@ -81,6 +82,19 @@ def _check_sources_kept(tasks: Sequence[Task]) -> None:
                 seen="an output that is an input too",
                 expected="masks beside the images, or in a folder of their own",
                 hint="--output-dir DIR   with a folder that holds none of the images",
+            )
+
+
+def _check_overlays_apart(tasks: Sequence[Task]) -> None:
+    """Masks differ from each other, and so do overlays."""
+    overlays = set(located(task.overlay for task in tasks if task.overlay is not None))
+    for mask in located(task.output for task in tasks if task.output is not None and overlays):
+        if mask in overlays:
+            raise UserError(
+                f"a mask and an overlay would be one file: {mask}",
+                seen="-o or --output-dir, and --overlay, that meet",
+                expected="a file of its own for each",
+                hint="--overlay DIR   with another DIR",
             )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from .plan import Task
 
-JOURNAL_FOLDER = ".unetrt"
 WHOLE_JOURNAL, _SHARD_JOURNAL = "journal.jsonl", "journal-{}-of-{}.jsonl"
 _WHOLE_PLAN, _SHARD_PLAN = "plan.json.gz", "plan-{}-of-{}.json.gz"
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import CheckpointFile, Command
+from unetrt.contract.spec import _say_threshold
 
 
 def test_a_trace_of_the_slots_that_were_asked_for(
@@ -117,3 +118,86 @@ def test_probabilities_that_have_no_form_are_refused(
         in unetrt(*("predict", "-m", exported(), "-i", pictures, *folder, "--format", "prob")).error
     )
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_flag_that_comes_twice_adds_to_the_first(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    first, second = sorted(pictures.glob("*.png"))[:2]
+    out = tmp_path / "out"
+    words = ("predict", "-m", checkpoint_file(), "-i", first, "-i", second)
+    assert unetrt(*words, "--output-dir", out).status == 0
+    assert sorted(p.name for p in out.glob("*.png")) == [first.name, second.name]
+    masks = tmp_path / "1.png", tmp_path / "2.png"
+    assert unetrt(*words, "-o", masks[0], "-o", masks[1]).status == 0
+    assert all(mask.exists() for mask in masks)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no journal below" in unetrt("predict", "--merge", empty, "--merge", out).error
+
+
+@pytest.mark.parametrize("flag", ["--json", "--trace"])
+def test_no_report_replaces_an_image_or_its_mask(
+    flag: str, unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    image = min(pictures.glob("*.png"))
+    before = image.read_bytes()
+    mask = tmp_path / "mask.png"
+    words = ("predict", "-m", checkpoint_file(), "-i", image, "-o", mask)
+    for path in (image, mask):
+        error = unetrt(*words, flag, path).error
+        assert f"{flag} names an image or a mask of this job" in error
+    assert image.read_bytes() == before
+    assert not mask.exists()
+
+
+def test_a_mask_and_an_overlay_are_two_files(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    image = min(pictures.glob("*.png"))
+    mask = tmp_path / "look" / f"{image.stem}.jpg"
+    words = ("predict", "-m", checkpoint_file(), "-i", image, "-o", mask)
+    error = unetrt(*words, "--overlay", tmp_path / "look").whole_error
+    assert f"one file: {mask}" in error
+    assert not mask.exists()
+
+
+def test_masks_in_memory_would_be_gone_with_the_process(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path
+) -> None:
+    words = ("predict", "-m", checkpoint_file(), "-i", pictures)
+    assert "others can read" in unetrt(*words, "--output-dir", "memory://out").err
+
+
+def test_run_lengths_of_images_that_have_gone_stay(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    """As masks in files of their own do: those of this run first."""
+    first, second = sorted(pictures.glob("*.png"))[:2]
+    out = tmp_path / "out"
+    words = ("predict", "-m", checkpoint_file(), "--output-dir", out, "--format", "rle", "-i")
+    assert unetrt(*words, first).status == unetrt(*words, second).status == 0
+    coco = json.loads((out / "masks.json").read_text())
+    assert [Path(i["file_name"]).name for i in coco["images"]] == [second.name, first.name]
+    assert [i["id"] for i in coco["images"]] == [1, 2]
+    assert {a["image_id"] for a in coco["annotations"]} <= {1, 2}
+    first.unlink()
+    assert unetrt(*words, pictures).status == 0
+    coco = json.loads((out / "masks.json").read_text())
+    found = [Path(i["file_name"]).name for i in coco["images"]]
+    assert found[-1] == first.name
+    assert len(found) == len(set(found)) == 4
+
+
+def test_a_threshold_makes_no_other_job_of_several_classes(
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    words = ("predict", "-m", checkpoint_file(), "-i", pictures, "--output-dir", tmp_path / "out")
+    _say_threshold.cache_clear()
+    assert unetrt(*words).status == 0
+    assert unetrt(*words, "-t", "0.9").status == 0
+    assert any("a threshold counts for one logit alone" in r.message for r in caplog.records)

@@ -19,8 +19,9 @@ from unetrt.contract.addresses import path_from_text
 from unetrt.contract.errors import UserError
 from unetrt.engine.base import Engine
 from unetrt.engine.open import open_engine
-from unetrt.runtime.journal import JournalOptions, recorded_outputs
+from unetrt.runtime.journal import JournalOptions
 from unetrt.runtime.merge import merge_journals
+from unetrt.runtime.ownership import recorded_outputs
 from unetrt.runtime.plan import plan_tasks
 from unetrt.runtime.predict import OneEngine, PredictOptions, Summary, predict_masks
 from unetrt.runtime.shards import Shard, tasks_of_shard

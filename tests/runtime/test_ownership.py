@@ -15,8 +15,9 @@ from tests.runtime.test_predict import files_below
 from unetrt.contract.addresses import path_from_text
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
-from unetrt.runtime.journal import FOLDER, JournalOptions, recorded_outputs
+from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.merge import merge_journals
+from unetrt.runtime.ownership import recorded_outputs
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
 from unetrt.runtime.shards import Shard, tasks_of_shard
@@ -44,7 +45,9 @@ def job(tmp_path: Path) -> Job:
             recorded=None if restart else recorded_outputs(folder),
         )
         tasks = tasks if shard is None else tasks_of_shard(tasks, shard, folder)
-        journal = JournalOptions(output_dir=folder, model=MODEL, restart=restart, shard=shard)
+        journal = JournalOptions(
+            output_dir=folder, model=MODEL, restart=restart, shard=shard, overlay_dir=overlay
+        )
         with ThresholdEngine() as engine:
             return predict_masks(engine, tasks, PredictOptions(journal=journal, **options), look)
 
@@ -95,6 +98,77 @@ def test_a_foreign_overlay_is_not_replaced(job: Job, pictures: list[Path], tmp_p
     with pytest.raises(UserError, match="no job of unetrt"):
         job(overlay=tmp_path / "look")
     assert photo.read_bytes() == b"a photo"
+
+
+def test_what_lies_where_a_later_image_has_its_mask_is_not_replaced(
+    job: Job, pictures: list[Path], tmp_path: Path
+) -> None:
+    """A job that goes on is the first one of the images that have come since."""
+    job()
+    write_picture(tmp_path / "in" / "later.png", flat(2))
+    foreign = tmp_path / "out" / "later.png"
+    foreign.write_bytes(b"precious")
+    for _ in range(2):  # a run that is refused has planned nothing
+        with pytest.raises(UserError, match="no job of unetrt"):
+            job()
+    assert foreign.read_bytes() == b"precious"
+    foreign.unlink()
+    assert counts(job()) == (1, 1, 1)
+    assert counts(job(restart=True)) == (2, 1, 0)
+
+
+def test_a_mask_whose_line_a_kill_has_cost_is_of_the_job(
+    job: Job, pictures: list[Path], tmp_path: Path
+) -> None:
+    """It was planned: the mask may lie there without a line that says so."""
+    job()
+    journal = tmp_path / "out" / FOLDER / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if '"done"' not in line]
+    assert len(kept) == len(lines) - 1
+    journal.write_text("".join(kept))
+    assert counts(job()) == (1, 1, 0)
+
+
+def test_overlays_that_are_asked_for_later_replace_no_photograph(
+    job: Job, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Nor does one pass for the overlay of an image that is done."""
+    job()
+    photo = tmp_path / "look" / "x.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"a photo")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no job of unetrt"):
+            job(overlay=tmp_path / "look")
+    photo.unlink()
+    assert counts(job(overlay=tmp_path / "look")) == (1, 1, 0)
+    assert photo.read_bytes()[:2] == b"\xff\xd8"
+    assert counts(job(overlay=tmp_path / "look")) == (0, 1, 1)
+    assert counts(job()) == (0, 1, 1)
+
+
+def test_what_other_jobs_have_written_below_the_images_is_no_image(
+    job: Job, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks in one folder below them, then in another, with overlays; pictures there stay."""
+    folder = tmp_path / "in"
+    write_picture(folder / "sub" / "y.png", flat(3))
+    job(folder=folder / "masks", overlay=folder / "look")
+    write_picture(folder / "masks" / "own.png", flat(4))
+    assert (folder / "look" / "sub" / "y.jpg").exists()
+    assert counts(job(folder=folder / "again")) == (3, 1, 0)
+    assert sorted(p.name for p in (folder / "again").rglob("*.png")) == [
+        "own.png",
+        "x.png",
+        "y.png",
+    ]
+    assert any("no images: 4" in record.message for record in caplog.records)
+    tasks = plan_tasks([str(folder / "masks")], save=False)
+    assert {t.source.name for t in tasks} == {"own.png", "x.png", "y.png"}, "it is asked for itself"
+    for pattern in ("**/*.*", "*/*.*"):
+        found = plan_tasks([str(folder / pattern)], save=False)
+        assert not [t for t in found if t.source.name == "x.jpg" or t.source.parent.name == "again"]
 
 
 def test_the_mask_of_a_failed_image_is_removed_where_a_job_made_it(

@@ -15,9 +15,10 @@ from tests.runtime.test_journal import MODEL, counts, flat
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
 from unetrt.runtime.digest import digest_if_there, require_unchanged
-from unetrt.runtime.journal import FOLDER, JournalOptions, recorded_outputs
+from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.lines import JsonLines
 from unetrt.runtime.merge import merge_journals
+from unetrt.runtime.ownership import recorded_outputs
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import (
     Look,
