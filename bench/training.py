@@ -164,6 +164,7 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         width=args.width,
         scale=args.scale,
         amp=args.amp,
+        ignore_index=args.ignore_index,
         recipe=replace(RECIPES[args.recipe], batch_size=args.batch_size),
     )
 
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", type=Path, required=True)
     for name, default in (("classes", 2), ("channels", 3), ("width", 64), ("batch-size", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--ignore-index", type=int)
     parser.add_argument("--scale", type=float, default=0.5)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="reference")
     parser.add_argument("--amp", action="store_true")
