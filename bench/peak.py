@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contract.errors import first_line
 from ..contract.modules import is_installed
 from .machine import CROWDED, OthersClock, wants_cuda
 from .process import end_with_parent, run_alone
@@ -242,7 +243,10 @@ def _fastest(run: Callable[[], object], seconds: float) -> float:
 def main() -> int:
     """Print the peaks of the device named as JSON, in the last line."""
     end_with_parent()
-    found = measure_peaks(sys.argv[1], seconds=float(sys.argv[2]))
+    try:
+        found = measure_peaks(sys.argv[1], seconds=float(sys.argv[2]))
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        found = Peaks(reason=first_line(error))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return os.EX_OK
 

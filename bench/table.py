@@ -13,6 +13,7 @@ from ..runtime.stop import interrupted_by_signals
 from ..training.checkpoint import read_checkpoint
 from .judge import truth_masks
 from .machine import describe_bench_machine
+from .models import check_device, check_models
 from .options import BenchOptions as BenchOptions
 from .pass_length import spread_out
 from .peak import Peaks, probe_peaks
@@ -43,7 +44,8 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     """Measure every model in a process of its own. The first checkpoint is the baseline.
 
     Given nothing but that, build engines from it and measure those, PyTorch's own variants and
-    the peers. Raises UserError without a checkpoint or images.
+    the peers. Raises UserError without a checkpoint or images, and for a device or an engine that
+    cannot be compared.
     """
     machine = describe_bench_machine()  # first: its load is that of others
     throttle = ThrottleClock()
@@ -52,6 +54,8 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     spec = _spec(checkpoint, options)
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
+    check_device(options.device)
+    check_models(models, checkpoint, spec, SpecOverrides(scale=options.scale))
     check_skipped(options.skip, alone)
     check_calibration(options.calibration, alone)
     with (

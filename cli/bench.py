@@ -18,10 +18,10 @@ from .shared import (
     model_path,
     names,
     positive,
-    report_dir,
     seconds,
     share,
     size,
+    writable_dir,
     wrong,
 )
 
@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calibration", type=images, metavar="DIR", help=help_text)
     help_text = "give a row up after so long (default: 1800 seconds)"
     add("--row-timeout", type=bounded_seconds, default=1800.0, metavar="SECONDS", help=help_text)
-    add("--report", type=report_dir, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
+    report = writable_dir("a report is written to a folder")
+    add("--report", type=report, metavar="DIR", help="write HTML, Markdown, CSV and JSON there")
     old = local("a report is read from a file")
     add("--compare", type=old, metavar="OLD.json", help="what changed since that report")
     help_text = "of --compare: exit 1 past it (default: 5%%)"

@@ -41,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
         options = PipelineOptions(batch=args.batch)
         evaluation = evaluate_engine(engine, args.images, args.masks, options, args.bit_depth)
     show_failures(evaluation.failures)
-    if str(args.json) != "-":
+    if str(args.json) != "-" and len(evaluation.failures) < evaluation.images:
         sys.stdout.write(_table(evaluation.scores))
         if evaluation.failures:
             scored = evaluation.images - len(evaluation.failures)
             sys.stdout.write(f"of {scored} images; {len(evaluation.failures)} have no score\n")
     write_json(args.json, evaluation.to_dict())
-    require_done(evaluation.images, len(evaluation.failures))
+    expected = "images that can be read, with masks of their size and of the model's values"
+    require_done(evaluation.images, len(evaluation.failures), expected)
     return 1 if evaluation.failures else 0
 
 

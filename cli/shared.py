@@ -191,15 +191,22 @@ def json_file(text: str) -> Path:
             return path
 
 
-def report_dir(text: str) -> Path:
-    """A folder that is there or can be made, and written to; nothing is made yet."""
-    path = local("a report is written to a folder", WHOLE_COPY)(text)
-    with _trying(text):
-        above = next(folder for folder in (path, *path.parents) if folder.exists())
-        if not above.is_dir():
-            raise wrong(text, f"a folder; {above} is a file")
-        with tempfile.TemporaryFile(dir=above):
-            return path
+def writable_dir(does: str) -> Callable[[str], Path]:
+    """For a folder that is there or can be made, and written to; nothing is made yet.
+
+    does: as that of `local`.
+    """
+
+    def folder(text: str) -> Path:
+        path = local(does, WHOLE_COPY)(text)
+        with _trying(text):
+            above = next(folder for folder in (path, *path.parents) if folder.exists())
+            if not above.is_dir():
+                raise wrong(text, f"a folder; {above} is a file")
+            with tempfile.TemporaryFile(dir=above):
+                return path
+
+    return folder
 
 
 @contextmanager
@@ -261,7 +268,10 @@ def printable(text: object) -> str:
     )
 
 
-def require_done(planned: int, failed: int) -> None:
+WHOLE_IMAGES = "JPEG, PNG, BMP, TIFF, WebP, PGM, PPM, GIF or .npy files that are whole"
+
+
+def require_done(planned: int, failed: int, expected: str = WHOLE_IMAGES) -> None:
     """Raise UserError when every image failed: such a request was wrong as a whole."""
     from ..contract.errors import UserError
 
@@ -269,7 +279,7 @@ def require_done(planned: int, failed: int) -> None:
         raise UserError(
             "no image could be used",
             seen=f"{failed} of {planned} failed, for the reasons above",
-            expected="JPEG, PNG, BMP, TIFF, WebP, PGM, PPM, GIF or .npy files that are whole",
+            expected=expected,
             hint="--json FILE   lists every image with its reason",
         )
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from .shared import WHOLE_COPY, images, local, mask_values, model_path, names, number
+from .shared import images, mask_values, model_path, names, number, writable_dir
 
 if TYPE_CHECKING:
     from ..training.options import RecipeOptions, TrainOptions
@@ -99,7 +99,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    out = local("a run is written to a folder", WHOLE_COPY)
+    out = writable_dir("a run is written to a folder")
     run.add_argument("--out", type=out, metavar="DIR", help="(default: runs/train, -2, -3 …)")
     run.add_argument("--seed", type=int, help="(default: 0)")
     run.add_argument(

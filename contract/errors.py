@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 
 def first_line(found: object) -> str:
     """Of a message that may fill a page and begin with empty lines; an error may have no words."""
     name = type(found).__name__ if isinstance(found, BaseException) else ""
     return (str(found).strip().splitlines() or [name])[0]
+
+
+def as_word(path: Path) -> str:
+    """A path as a hint's command takes it: quoted where it holds spaces."""
+    return shlex.quote(str(path))
 
 
 class UserError(Exception):

@@ -233,7 +233,7 @@ class SpecOverrides:
         _check_apart(self.mask_values or (), spec)
         palette = spec.palette if self.mask_values in (None, spec.mask_values) else ()
         given = self.given()
-        if spec.classes > 1 and given.pop("threshold", None) is not None:
+        if spec.classes > 1 and given.pop("threshold", spec.threshold) != spec.threshold:
             _say_threshold(spec.classes)
         return replace(spec, **{**given, "palette": palette})
 

@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.files import sha256_from_file
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 
 FORMAT = "unetrt-engine-1"
 MANIFEST, GOLDEN, GATE = "engine.json", "golden.npz", "gate.json"
+HALF = (GOLDEN, GATE)
+"""What nobody else calls a file: a folder with one of them and no manifest is half an engine."""
 GRAPH = "model.onnx"
 """In every directory that was made of one, beside the model file where that is another."""
 DIGEST = "sha256"
 """The key of a manifest's own digest."""
 VERDICTS = ("passed", "failed", "graph-only")
-REBUILD = "unetrt build CHECKPOINT -o {} --rebuild   builds it again"
 BUILD = "name a model; unetrt build CHECKPOINT -o ENGINE_DIR   makes one in a folder of its own"
 
 _ARRAY_ERRORS = (
@@ -149,6 +150,10 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def rebuild_hint(directory: Path) -> str:
+    return f"unetrt build CHECKPOINT -o {as_word(directory)} --rebuild   builds it again"
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Raise UserError unless `directory` holds a manifest of this format."""
     path = directory / MANIFEST
@@ -163,7 +168,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(
             f"{directory} is not an engine directory",
             seen=f"no {MANIFEST} in it" if directory.is_dir() else "a file",
-            hint=REBUILD.format(directory) if _was_engine(directory) else BUILD,
+            hint=rebuild_hint(directory) if _was_engine(directory) else BUILD,
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -185,7 +190,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _was_engine(directory: Path) -> bool:
     """Whether it is half of one; over anything else nobody should be told to build."""
-    return any(p.name in (GOLDEN, GATE) or p.stem == "model" for p in directory.glob("*"))
+    return any((directory / name).is_file() for name in HALF)
 
 
 def _check_digest(raw: dict[str, Any]) -> None:
@@ -253,7 +258,7 @@ def _damaged(directory: Path, seen: str, expected: str | None = None) -> UserErr
         f"{directory} is not the engine that was built",
         seen=seen,
         expected=expected,
-        hint=REBUILD.format(directory),
+        hint=rebuild_hint(directory),
     )
 
 

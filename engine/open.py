@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.log import log
 from ..contract.spec import ModelSpec, Result, SpecOverrides
 from ..contract.types import NO_CLASS, U8
@@ -18,11 +18,11 @@ from .levels import MAX_LEVEL_ERROR, Difference, LevelError, mask_from_result
 from .manifest import (
     GATE,
     GOLDEN,
-    REBUILD,
     GoldenCase,
     Manifest,
     read_golden,
     read_manifest,
+    rebuild_hint,
     verify_files,
 )
 from .onnxfile import is_onnx, metadata_from_onnx, require_runnable
@@ -71,7 +71,7 @@ def _engine_from_checkpoint(
     if backend not in ("auto", "torch"):
         raise UserError(
             f"{path} is a checkpoint: the {backend} backend does not run it as it is",
-            hint=f"unetrt build {path} -o ENGINE_DIR --backend {backend}",
+            hint=f"unetrt build {as_word(path)} -o ENGINE_DIR --backend {backend}",
         )
     from .torch_backend import torch_engine_from_checkpoint
 
@@ -92,7 +92,7 @@ def _engine_from_onnx(
     if chosen not in ("onnxruntime", "openvino"):
         raise UserError(
             f"{path} is an ONNX file: the {chosen} backend does not run it as it is",
-            hint=f"unetrt build {path} -o ENGINE_DIR --backend {chosen}",
+            hint=f"unetrt build {as_word(path)} -o ENGINE_DIR --backend {chosen}",
         )
     engine = _engine_from_model(chosen, path, spec, precision, device, threads)
     engine.why = "an ONNX file runs in ONNX Runtime" if backend == "auto" else "as asked"
@@ -111,7 +111,7 @@ def _engine_from_directory(
             f"{path} was built for another backend",
             seen=manifest.backend,
             expected=backend,
-            hint="-m CHECKPOINT   runs in PyTorch" if backend == "torch" else build,
+            hint="name the checkpoint: it runs in PyTorch" if backend == "torch" else build,
         )
     engine = engine_from_manifest(path, manifest, device, threads)
     engine.why = "the directory's own backend"
@@ -181,14 +181,14 @@ def replay_golden(engine: Engine, path: Path, manifest: Manifest) -> None:
             f"{path} gives other masks on this device than PyTorch gave when it was built",
             seen=f"{found.agreement:.4%} of the golden masks' pixels equal",
             expected=f"at least {least:.4%}",
-            hint=REBUILD.format(path),
+            hint=rebuild_hint(path),
         )
     if found.level_error is not None and found.level_error > most + ROUNDING:
         raise UserError(
             f"{path} gives other probabilities on this device than PyTorch gave when it was built",
             seen=f"off by {found.level_error:.3g} levels of 255",
             expected=f"at most {most:.3g}",
-            hint=REBUILD.format(path),
+            hint=rebuild_hint(path),
         )
 
 

@@ -114,16 +114,16 @@ def _write_floats(
         raise UserError(
             f"{source.path} is a graph in {source.precision}",
             expected=f"{graph}, or a checkpoint",
-            hint=f"{as_it_is(source)}"
+            hint=f"{as_it_is(source, then='; ')}"
             f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other",
         )
 
 
-def as_it_is(source: Source, backend: str = "") -> str:
+def as_it_is(source: Source, backend: str = "", then: str = "") -> str:
     """Flags that build from the file's own graph; none do from an int8 one."""
     if source.precision == "int8":
         return ""
-    return f"{backend}--precision {source.precision}   takes its graph as it is; "
+    return f"{backend}--precision {source.precision}   takes its graph as it is{then}"
 
 
 def backend_version(backend: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import GateError, UserError
+from ..contract.errors import GateError, UserError, as_word
 from ..contract.files import sha256_from_file
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
@@ -45,8 +45,13 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
             hint=rebuild,
         )
     if checkpoint is None:
+        best = model / "best.pth"
+        of_folder = f"{as_word(best)}   is its best checkpoint" if best.is_file() else None
         raise UserError(
-            f"{model} is not a checkpoint", expected="a checkpoint (.pth)", hint=rebuild
+            f"{model} is not a checkpoint",
+            seen="a folder" if model.is_dir() else "an ONNX file",
+            expected="a checkpoint (.pth)",
+            hint=of_folder if model.is_dir() else rebuild,
         )
     source = _same_net(directory, model, checkpoint, manifest.spec, rebuild)
     if manifest.backend.startswith("tensorrt"):
@@ -72,7 +77,8 @@ def _rebuild_command(
     directory: Path, model: Path, manifest: Manifest, checkpoint: Checkpoint | None
 ) -> str:
     """What builds the same engine of `model`."""
-    command = f"unetrt build {model} -o {directory} --backend {manifest.backend}"
+    words = f"{as_word(model)} -o {as_word(directory)}"
+    command = f"unetrt build {words} --backend {manifest.backend}"
     calibration = " --calibration DIR" if manifest.precision == "int8" else ""
     flags = [f"--result {manifest.spec.result}"] if manifest.spec.result != "mask" else []
     blocks = manifest.options.get("fp32_blocks")

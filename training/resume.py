@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
@@ -59,7 +59,7 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
         raise UserError(
             f"{last} does not say how its run stood",
             expected=f"the {LAST} of a run, or its folder",
-            hint=f"--load {last}   starts a new run from its weights",
+            hint=f"--load {as_word(last)}   starts a new run from its weights",
         )
     stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
     asked = _asked(options, given, checkpoint.resume)
@@ -87,7 +87,7 @@ def _require_folders(options: TrainOptions, run: Path) -> None:
             "the data of the run is not where it was",
             seen=", ".join(f"no folder {path.absolute()}" for path in gone.values()),
             expected="the images and masks that the run began with",
-            hint=f"unetrt train --resume {run} {flags}   where they are now",
+            hint=f"unetrt train --resume {as_word(run)} {flags}   where they are now",
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.files import atomic_path
 from ..contract.locks import lock_file
 from ..contract.log import log
@@ -51,7 +51,8 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds the checkpoints of another run",
                 expected="a new folder",
-                hint=f"--out {self.path}-2   or, to go on with that run, --resume {self.path}",
+                hint=f"--out {self._other()}   or, to go on with that run, "
+                f"--resume {as_word(self.path)}",
             )
         foreign = [path.name for path in (self.metrics, self.curve) if _is_filled(path)]
         if foreign:
@@ -59,8 +60,11 @@ class RunFolder:
                 f"{self.path} holds files that a run would write over",
                 seen=", ".join(foreign),
                 expected="a new folder",
-                hint=f"--out {self.path}-2",
+                hint=f"--out {self._other()}",
             )
+
+    def _other(self) -> str:
+        return as_word(self.path.with_name(f"{self.path.name}-2"))
 
     def create(self, epochs: int = 0) -> None:
         """Make the folder, and metrics.csv with the lines of the first `epochs` if it has them.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..contract.errors import UserError, first_line
+from ..contract.errors import UserError, as_word, first_line
 from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
@@ -96,7 +96,7 @@ def _finished(options: TrainOptions, folder: RunFolder) -> Path:
     if is_main_process():
         log.info(
             f"the run in {folder.path} is already finished, all {options.recipe.epochs} epochs; "
-            f"unetrt train --load {folder.last} …   starts a new one from its weights"
+            f"unetrt train --load {as_word(folder.last)} …   starts a new one from its weights"
         )
     return folder.result
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contract.errors import DeviceMemoryError, UserError, first_line
+from ..contract.errors import DeviceMemoryError, UserError, as_word, first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
 from .average import WeightAverage
@@ -142,7 +142,7 @@ class Trainer:
             self._write_last()
             failed = False
             if self._ranks.is_main:
-                resume = f"unetrt train --resume {self._folder.path}"
+                resume = f"unetrt train --resume {as_word(self._folder.path)}"
                 log.info(f"interrupted: {resume}   goes on from here")
             raise
         except DeviceMemoryError as error:
@@ -239,7 +239,7 @@ class Trainer:
 
     def _diverged(self, what: str, seen: str) -> DivergedError:
         """--resume keeps the run's rate: the weights are what a new run can start from."""
-        last, rate = self._folder.last, f"-l {self._options.recipe.learning_rate / 10:g}"
+        last, rate = as_word(self._folder.last), f"-l {self._options.recipe.learning_rate / 10:g}"
         amp = ", without --amp" if self._stepper.amp else ""
         return DivergedError(
             f"{what} is not finite at {self._place()}; {self._told_last()}",
@@ -254,7 +254,7 @@ class Trainer:
         return DeviceMemoryError(
             f"{error.message}, at {self._place()}; {self._told_last()}",
             seen=error.seen,
-            hint=f"unetrt train --load {self._folder.last} …   with {error.hint}",
+            hint=f"unetrt train --load {as_word(self._folder.last)} …   with {error.hint}",
         )
 
     def _cut_short(self, error: UserError | OSError) -> UserError | None:
@@ -267,11 +267,12 @@ class Trainer:
             return None
         found = error if isinstance(error, UserError) else UserError(first_line(error))
         first = f"{found.hint}; then " if found.hint else ""
+        run = as_word(self._folder.path)
         return UserError(
             f"{found.message}, after step {step} (epoch {self._at.epoch + 1}); {self._told_last()}",
             seen=found.seen,
             expected=found.expected,
-            hint=f"{first}unetrt train --resume {self._folder.path}   goes on from there",
+            hint=f"{first}unetrt train --resume {run}   goes on from there",
         )
 
     def _place(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -328,9 +329,10 @@ class Instant:
 def test_a_point_of_the_sweep_runs_the_batches_that_a_percentile_needs() -> None:
     job = SweepJob(model="x", device="cpu", images=[], seconds=0.02, fewest=30)
     batch = Batch([steel(0, 16, 16)], (16, 16))
-    times, _ = _keep_in_flight([Instant(), Instant()], batch, replace(job, fewest=0))  # type: ignore[list-item]
+    two: list[Any] = [Instant(), Instant()]
+    times, _ = _keep_in_flight(two, batch, replace(job, fewest=0), 1)
     assert len(times) < 30
-    times, _ = _keep_in_flight([Instant(), Instant()], batch, job)  # type: ignore[list-item]
+    times, _ = _keep_in_flight(two, batch, job, 1)
     assert len(times) >= 30
-    times, spent = _keep_in_flight([Instant()], batch, replace(job, fewest=10**6))  # type: ignore[list-item]
+    times, spent = _keep_in_flight(two[:1], batch, replace(job, fewest=10**6), 1)
     assert spent < 1

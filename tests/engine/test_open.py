@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import steel
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import SpecOverrides
+from unetrt.contract.spec import SpecOverrides, _say_threshold
 from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
 from unetrt.engine.levels import Difference
@@ -120,24 +120,24 @@ class TestOverrides:
     ) -> None:
         with (
             caplog.at_level(logging.WARNING, "unetrt"),
-            open_engine(
-                bare, device="cpu", overrides=SpecOverrides(scale=0.25, threshold=0.3)
-            ) as engine,
+            open_engine(bare, device="cpu", overrides=SpecOverrides(scale=0.25)) as engine,
         ):
-            assert (engine.spec.scale, engine.spec.threshold) == (0.25, 0.3)
+            assert engine.spec.scale == 0.25
         assert not caplog.records
 
     def test_a_checkpoint_of_ours_takes_them_with_a_warning(
         self, checkpoint_file: Export, caplog: pytest.LogCaptureFixture
     ) -> None:
+        _say_threshold.cache_clear()
         with (
             caplog.at_level(logging.WARNING, "unetrt"),
             open_engine(checkpoint_file(), device="cpu", overrides=self.ASKED) as engine,
         ):
-            assert engine.spec.scale == 0.5
+            assert (engine.spec.scale, engine.spec.threshold) == (0.5, 0.5)
         messages = [record.getMessage() for record in caplog.records]
-        assert len(messages) == 1, "a threshold means nothing to four classes, as in predict.py"
+        assert len(messages) == 2
         assert "scale 1.0" in messages[0]
+        assert "a threshold counts for one logit alone" in messages[1]
         caplog.clear()
         one = checkpoint_file(classes=1)
         with caplog.at_level(logging.WARNING, "unetrt"):

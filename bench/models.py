@@ -1,0 +1,60 @@
+"""Models that a bench is given, looked at before the first row: a row may take many minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..contract.errors import UserError
+from ..contract.spec import ModelSpec, SpecOverrides
+from ..engine.manifest import read_manifest, verify_files
+from ..engine.onnxfile import is_onnx, metadata_from_onnx
+from ..engine.open import check_overrides
+from ..training.checkpoint import read_checkpoint
+from .machine import cuda_device, wants_cuda
+
+ALIKE = ("channels", "classes", "mask_values")
+"""What networks have in common whose masks are compared."""
+
+
+def check_device(device: str) -> None:
+    """Raise UserError for a GPU that PyTorch, the baseline, cannot use."""
+    if not wants_cuda(device):
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int((cuda_device(device) or "cuda:0").partition(":")[2] or 0) >= count:
+        raise UserError(
+            f"no device {device} for PyTorch, which the bench compares with",
+            seen=f"{count} GPUs",
+            expected="auto, cpu, or a GPU that is there",
+            hint="unetrt doctor   says what this machine can run",
+        )
+
+
+def check_models(
+    models: Sequence[Path], checkpoint: Path, spec: ModelSpec, overrides: SpecOverrides
+) -> None:
+    """Raise UserError for what is no model, a damaged engine, and one of another network.
+
+    spec: the checkpoint's.
+    """
+    for model in (model for model in models if model != checkpoint):
+        if model.is_dir():
+            manifest = read_manifest(model)
+            verify_files(model, manifest)
+            found = manifest.spec
+        elif is_onnx(model):
+            found = metadata_from_onnx(model)[0]
+        else:
+            found = read_checkpoint(model).with_overrides(overrides).spec
+        check_overrides(model, found, overrides)
+        differ = [name for name in ALIKE if getattr(found, name) != getattr(spec, name)]
+        if differ:
+            raise UserError(
+                f"{model} is of another network than {checkpoint}",
+                seen=", ".join(f"{name} {getattr(found, name)}" for name in differ),
+                expected=", ".join(f"{name} {getattr(spec, name)}" for name in differ),
+                hint="unetrt bench CHECKPOINT ENGINE_DIR …   with the engines of that checkpoint",
+            )
