@@ -26,15 +26,15 @@ def test_it_is_the_moving_average_with_its_warm_up() -> None:
     """Steps of known weights against the recursion, in float64."""
     torch.manual_seed(0)
     net = UNet(1, 2, 4)
-    average = WeightAverage(net, 0.5)
+    average = WeightAverage(net, 0.2)
     expected = {name: net.state_dict()[name].double() for name in (WEIGHT, VARIANCE)}
     for step in range(1, 13):
         with torch.no_grad():
             for tensor in (*net.parameters(), *net.buffers()):
                 tensor.add_(torch.rand_like(tensor) if tensor.is_floating_point() else 1)
         average.follow()
-        decay = min(0.5, (1 + step) / (10 + step))
-        assert (decay < 0.5) == (step < 8)
+        decay = min(0.2, step / (30 + step))
+        assert (decay < 0.2) == (step < 8)
         for name in expected:
             now = net.state_dict()[name].double()
             expected[name] = decay * expected[name] + (1 - decay) * now
