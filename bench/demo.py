@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contract.files import BEST
 from ..contract.images import read_image
 from ..contract.log import log
 from ..contract.masks import class_indices, read_mask
@@ -24,7 +25,7 @@ from ..runtime.plan import plan_tasks
 from ..runtime.predict import PredictOptions, predict_masks
 from ..runtime.viz import coloured_mask
 from ..training.options import RECIPES, TrainOptions
-from ..training.rundir import BEST, CURVE, LAST, METRICS
+from ..training.rundir import CURVE, LAST, METRICS
 from ..training.synthetic import CLASS_NAMES, write_dataset
 from ..training.train import train
 from .report_files import write_report

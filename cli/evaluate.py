@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
         options = PipelineOptions(batch=args.batch)
         evaluation = evaluate_engine(engine, args.images, args.masks, options, args.bit_depth)
     show_failures(evaluation.failures)
-    if str(args.json) != "-" and len(evaluation.failures) < evaluation.images:
+    scored = evaluation.images - len(evaluation.failures)
+    if scored and str(args.json) != "-":
         sys.stdout.write(_table(evaluation.scores))
         if evaluation.failures:
-            scored = evaluation.images - len(evaluation.failures)
             sys.stdout.write(f"of {scored} images; {len(evaluation.failures)} have no score\n")
     write_json(args.json, evaluation.to_dict())
     expected = "images that can be read, with masks of their size and of the model's values"

@@ -13,13 +13,16 @@ from pathlib import Path, PurePath
 from typing import IO
 
 from .addresses import files_below, is_address, store_errors
-from .errors import UserError
+from .errors import UserError, as_word
 from .log import log
 
 UNREAD = "lost+found"
 """What a file system keeps for itself, which nobody may read."""
 
+BEST = "best.pth"
+"""A training's best checkpoint, in its folder."""
 ARRAY = ".npy"
+OVERLAY_SUFFIX = ".jpg"
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"),
@@ -117,6 +120,12 @@ def read_whole(path: Path, size: int) -> bytes:
 def sha256_from_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hint_of_run(folder: Path) -> str | None:
+    """For a training's folder in place of a model; None for another one."""
+    best = folder / BEST
+    return f"{as_word(best)}   is its best checkpoint" if best.is_file() else None
 
 
 def require_file(path: Path, what: str, hint: str | None = None) -> None:

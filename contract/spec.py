@@ -232,12 +232,17 @@ class SpecOverrides:
         """
         _check_apart(self.mask_values or (), spec)
         palette = spec.palette if self.mask_values in (None, spec.mask_values) else ()
-        given = self.given()
-        if spec.classes > 1 and given.pop("threshold", spec.threshold) != spec.threshold:
+        counted = self._counted(spec)
+        if "threshold" not in counted and self.threshold not in (None, spec.threshold):
             _say_threshold(spec.classes)
-        return replace(spec, **{**given, "palette": palette})
+        return replace(spec, **{**counted, "palette": palette})
 
     def conflicts_with(self, spec: ModelSpec) -> list[str]:
         """List the names whose values differ from those of `spec`, and tell in its masks."""
-        differ = [name for name, value in self.given().items() if value != getattr(spec, name)]
-        return [name for name in differ if name != "threshold" or spec.classes == 1]
+        counted = self._counted(spec)
+        return [name for name, value in counted.items() if value != getattr(spec, name)]
+
+    def _counted(self, spec: ModelSpec) -> dict[str, Any]:
+        """What is given and tells in the masks of `spec`: no threshold of several classes does."""
+        given = self.given()
+        return {n: value for n, value in given.items() if n != "threshold" or spec.classes == 1}

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import UserError, as_word
-from ..contract.files import sha256_from_file
+from ..contract.files import hint_of_run, sha256_from_file
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 
 FORMAT = "unetrt-engine-1"
 MANIFEST, GOLDEN, GATE = "engine.json", "golden.npz", "gate.json"
-HALF = (GOLDEN, GATE)
-"""What nobody else calls a file: a folder with one of them and no manifest is half an engine."""
 GRAPH = "model.onnx"
 """In every directory that was made of one, beside the model file where that is another."""
 DIGEST = "sha256"
@@ -158,17 +156,17 @@ def read_manifest(directory: Path) -> Manifest:
     """Raise UserError unless `directory` holds a manifest of this format."""
     path = directory / MANIFEST
     if not path.is_file():
-        if (run := directory / "best.pth").is_file():
+        if hint := hint_of_run(directory):
             raise UserError(
                 f"{directory} is not an engine directory",
                 seen="the folder of a training",
                 expected="a model",
-                hint=f"{run}   is its best checkpoint",
+                hint=hint,
             )
         raise UserError(
             f"{directory} is not an engine directory",
             seen=f"no {MANIFEST} in it" if directory.is_dir() else "a file",
-            hint=rebuild_hint(directory) if _was_engine(directory) else BUILD,
+            hint=rebuild_hint(directory) if is_part_of_engine(directory) else BUILD,
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -188,9 +186,9 @@ def read_manifest(directory: Path) -> Manifest:
     )
 
 
-def _was_engine(directory: Path) -> bool:
-    """Whether it is half of one; over anything else nobody should be told to build."""
-    return any((directory / name).is_file() for name in HALF)
+def is_part_of_engine(directory: Path) -> bool:
+    """Whether it holds what nobody else calls a file, as a copy that was cut short does."""
+    return any((directory / name).is_file() for name in (GOLDEN, GATE))
 
 
 def _check_digest(raw: dict[str, Any]) -> None:

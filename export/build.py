@@ -10,7 +10,7 @@ from pathlib import Path
 from ..contract.errors import GateError, UserError
 from ..contract.log import log
 from ..contract.spec import SpecOverrides
-from ..engine.manifest import FORMAT, HALF, MANIFEST, Manifest
+from ..engine.manifest import FORMAT, MANIFEST, Manifest, is_part_of_engine
 from ..engine.onnxfile import EXPORT_HINT
 from ..engine.open import NO_OVERRIDES
 from ..engine.probe import choose_backend, default_precision
@@ -297,8 +297,8 @@ def _checked_target(directory: Path) -> Path:
         raise UserError(f"{file} is a file", expected="a folder to write the engine to")
     entries = list(directory.iterdir()) if directory.is_dir() else []
     others = [p.name for p in entries if p.name not in OUR_FILES or p.is_symlink() or p.is_dir()]
-    half = any((directory / name).is_file() for name in HALF)  # as a copy that was cut short
-    if others or (entries and not half and not _is_ours(directory / MANIFEST)):
+    ours = is_part_of_engine(directory) or _is_ours(directory / MANIFEST)
+    if others or (entries and not ours):
         raise UserError(
             f"{directory} holds other files",
             seen=", ".join(sorted(others or [p.name for p in entries])[:4]),

@@ -111,19 +111,19 @@ def _write_floats(
     elif source.precision == graph:
         path.write_bytes(source.path.read_bytes())
     else:
+        export = f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other"
         raise UserError(
             f"{source.path} is a graph in {source.precision}",
             expected=f"{graph}, or a checkpoint",
-            hint=f"{as_it_is(source, then='; ')}"
-            f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other",
+            hint="; ".join(filter(None, (as_it_is(source), export))),
         )
 
 
-def as_it_is(source: Source, backend: str = "", then: str = "") -> str:
+def as_it_is(source: Source, backend: str = "") -> str:
     """Flags that build from the file's own graph; none do from an int8 one."""
     if source.precision == "int8":
         return ""
-    return f"{backend}--precision {source.precision}   takes its graph as it is{then}"
+    return f"{backend}--precision {source.precision}   takes its graph as it is"
 
 
 def backend_version(backend: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import GateError, UserError, as_word
-from ..contract.files import sha256_from_file
+from ..contract.files import hint_of_run, sha256_from_file
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..engine.manifest import Manifest, read_manifest, verify_files
@@ -45,13 +45,11 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
             hint=rebuild,
         )
     if checkpoint is None:
-        best = model / "best.pth"
-        of_folder = f"{as_word(best)}   is its best checkpoint" if best.is_file() else None
         raise UserError(
             f"{model} is not a checkpoint",
             seen="a folder" if model.is_dir() else "an ONNX file",
             expected="a checkpoint (.pth)",
-            hint=of_folder if model.is_dir() else rebuild,
+            hint=hint_of_run(model) if model.is_dir() else rebuild,
         )
     source = _same_net(directory, model, checkpoint, manifest.spec, rebuild)
     if manifest.backend.startswith("tensorrt"):

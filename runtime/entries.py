@@ -82,12 +82,13 @@ def overlays_in(path: Path) -> set[str]:
 class Plans:
     """What a journal's plans name: images, all of them together; last, the last one.
 
-    whole: there is one, and the last has its end.
+    whole: there is one, and the last has its end. overlays: the folders that they were written to.
     """
 
     images: dict[str, None] = field(default_factory=dict)
     last: list[str] = field(default_factory=list)
     whole: bool = False
+    overlays: set[str] = field(default_factory=set)
 
     def add(self, part: Any, start: object, of: object) -> bool:
         """False for what is no part of a plan."""
@@ -110,6 +111,8 @@ def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, 
             told = plans.add(entry["planned"], entry.get("from"), entry.get("of"))
             if not told:
                 raise damaged(path, number, "a plan without its beginning")
+        if "overlays" in entry and plans is not None:
+            plans.overlays.add(entry["overlays"])
         if start == 0 or any(name in entry for name in _OTHERS):
             continue
         kinds = _KINDS | (_STAMP_KINDS if entry.get("status") == "done" else {})

@@ -20,7 +20,13 @@ from ..contract.addresses import (
     store_errors,
 )
 from ..contract.errors import UserError
-from ..contract.files import folders_below, image_paths, names_below, without_outputs
+from ..contract.files import (
+    OVERLAY_SUFFIX,
+    folders_below,
+    image_paths,
+    names_below,
+    without_outputs,
+)
 from ..contract.log import log
 from .entries import JOURNAL_FOLDER, journals_below, overlays_in, owners_in
 
@@ -147,33 +153,30 @@ def _listed_file(line: str) -> Path:
 
 
 def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) -> list[Input]:
-    """Leave out what an earlier run has written below `root`, in an output folder there."""
+    """Leave out what this job's earlier runs, and other jobs, have written below `root`."""
     place = root.resolve()
+    placed = list(zip(located(item.path for item in items), items, strict=True))
     for folder in (output.resolve() for output in outputs if not is_address(output)):
         # A folder elsewhere may be linked to from here; where the root lies in it, it is meant.
         if folder != place and folder not in place.parents:
-            places = located(item.path for item in items)
-            written = map(inside(folder), places)
-            items = [item for item, ours in zip(items, written, strict=True) if not ours]
-    return _without_others(items, str(place))
+            ours = inside(folder)
+            placed = [(path, item) for path, item in placed if not ours(path)]
+    others = _written_below(str(place), [path for path, _ in placed])
+    kept = [item for path, item in placed if path not in others]
+    if len(kept) < len(placed):
+        told = "masks and overlays that other jobs wrote below %s are no images: %d"
+        log.warning(told, place, len(placed) - len(kept))
+    return kept
 
 
-def _without_others(items: list[Input], root: str) -> list[Input]:
-    """Leave out what other jobs have written below `root`; what they have in it is asked for."""
-    places = list(located(item.path for item in items))
-    own = {os.path.dirname(place) for place in places}  # noqa: PTH120  text, as `located` gives
+def _written_below(root: str, places: Iterable[str]) -> set[str]:
+    """What jobs have written, by their journals in the folders of `places` and in those above."""
+    folders = {os.path.dirname(place) for place in places}  # noqa: PTH120  text, as `located` gives
     written: set[str] = set()
-    for above in {above for folder in own for above in _up_to(folder, root)}:
+    for above in {above for folder in folders for above in _up_to(folder, root)}:
         if os.path.isdir(os.path.join(above, JOURNAL_FOLDER)):  # noqa: PTH112, PTH118  text
             written |= _written_by_job(above)
-    kept = [item for item, place in zip(items, places, strict=True) if place not in written]
-    if len(kept) < len(items):
-        log.warning(
-            "masks and overlays that other jobs wrote below %s are no images: %d",
-            root,
-            len(items) - len(kept),
-        )
-    return kept
+    return written
 
 
 def _up_to(folder: str, root: str) -> Iterator[str]:
@@ -191,7 +194,7 @@ def _written_by_job(folder: str) -> set[str]:
         found |= {f"{folder}{os.sep}{mask}" for mask in masks}
         stems = [os.path.splitext(mask)[0] for mask in masks]  # noqa: PTH122
         for overlays in overlays_in(journal):
-            found |= {f"{overlays}{os.sep}{stem}.jpg" for stem in stems}
+            found |= {f"{overlays}{os.sep}{stem}{OVERLAY_SUFFIX}" for stem in stems}
     return found
 
 

@@ -70,7 +70,9 @@ class Journal(Closing):
 
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what else must match, as JSON has it; model and format are added."""
-        self.output_dir, self._overlay_dir = options.output_dir, options.overlay_dir
+        self.output_dir = options.output_dir
+        overlays = options.overlay_dir
+        self._overlays = None if overlays is None else str(real_folder(overlays))
         self.shard = options.shard
         self._folders: dict[Path, Path] = {}
         self._header: dict[str, Any] | None = None
@@ -165,7 +167,7 @@ class Journal(Closing):
                     self._owners[output] = source
         self._check_foreign(tasks, plans, whole)
         self._append()
-        self._record_overlays()
+        self._record_overlays(plans)
         self._record_plan([self._source(task) for task in tasks], plans)
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
         self._check_owners(left)
@@ -189,22 +191,19 @@ class Journal(Closing):
             owned = output in self._former or (not first and output in self._owners)
             if not owned and ours.get(self._source(task)) != output:
                 found += [path for path in task.files if is_here(path)]
-        if self._has_new_overlays():
+        if self._has_new_overlays(plans):
             found += [t.overlay for t in tasks if t.overlay is not None and is_here(t.overlay)]
         refuse_foreign(list(dict.fromkeys(found)))
 
-    def _has_new_overlays(self) -> bool:
-        """Whether no run into this folder has written overlays to where this one does."""
-        if self._overlay_dir is None:
+    def _has_new_overlays(self, plans: Plans) -> bool:
+        """Whether no run into this folder, of another shard neither, has written overlays there."""
+        if self._overlays is None or self._overlays in plans.overlays:
             return False
-        before = set().union(*map(overlays_in, journals_below(self.output_dir)))
-        return str(real_folder(self._overlay_dir)) not in before
+        return not any(self._overlays in overlays_in(p) for p in journals_below(self.output_dir))
 
-    def _record_overlays(self) -> None:
-        if self._overlay_dir is not None:
-            folder = str(real_folder(self._overlay_dir))
-            if folder not in overlays_in(self._lines.path):
-                self._append({"overlays": folder})
+    def _record_overlays(self, plans: Plans) -> None:
+        if self._overlays is not None and self._overlays not in plans.overlays:
+            self._append({"overlays": self._overlays})
 
     def owns(self, task: Task) -> bool:
         """Whether the mask in its place was made of this image by a job before."""

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from ..contract.addresses import is_address
 from ..contract.errors import UserError
-from ..contract.files import IMAGE_SUFFIXES, REFERENCE_SUFFIX
+from ..contract.files import IMAGE_SUFFIXES, OVERLAY_SUFFIX, REFERENCE_SUFFIX
 from ..contract.log import log
 from .inputs import Input, expand_inputs, input_roots, inside, located
 
@@ -61,7 +61,7 @@ def plan_tasks(
         masks = _reference_outputs(found, suffix)
     overlays: Sequence[Path | None] = [None] * len(found)
     if overlay_dir is not None:
-        overlays = _tree_outputs(found, overlay_dir, ".jpg", recorded or {})
+        overlays = _tree_outputs(found, overlay_dir, OVERLAY_SUFFIX, recorded or {})
     tasks = [Task(item.path, *paths) for item, *paths in zip(found, masks, overlays, strict=True)]
     _check_sources_kept(tasks)
     _check_overlays_apart(tasks)

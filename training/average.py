@@ -1,4 +1,4 @@
-"""The running average of a network's weights, which scores higher than the last step's."""
+"""The running average of a network's weights, which wavers less than they do."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract.errors import UserError, as_word, first_line
-from ..contract.files import atomic_path, require_file
+from ..contract.errors import UserError, first_line
+from ..contract.files import atomic_path, hint_of_run, require_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
@@ -165,9 +165,7 @@ def unet_from_checkpoint(checkpoint: Checkpoint) -> UNet:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    best = path / "best.pth"
-    of_run = f"{as_word(best)}   is its best checkpoint"
-    require_file(path, "checkpoint", of_run if best.is_file() else TRAIN_HINT)
+    require_file(path, "checkpoint", hint_of_run(path) or TRAIN_HINT)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle versions, in foreign files

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import IO
 
 from ..contract.errors import UserError, as_word
-from ..contract.files import atomic_path
+from ..contract.files import BEST, atomic_path
 from ..contract.locks import lock_file
 from ..contract.log import log
 from ..contract.metrics import Scores
 from .curve import SHOWN_COLUMNS, Row, draw_curve
 
 DEFAULT = Path("runs/train")
-BEST, LAST, METRICS, CURVE = "best.pth", "last.pth", "metrics.csv", "curve.png"
+LAST, METRICS, CURVE = "last.pth", "metrics.csv", "curve.png"
 LOCK = ".unetrt.lock"
 """There while a process writes the run, or after one that was killed; it is empty."""
 
