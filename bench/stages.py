@@ -14,27 +14,29 @@ from ..engine.base import Span
 from ..runtime.trace import NoTrace
 
 START = "start threads and slots"
+ASK = "ask for images"
 LOAD = "wait for loaded images"
 COPY = "copy into the slots"
 SUBMIT = "start batches"
 ENGINE = "wait for the engine"
-COPY_OUT = "copy masks for the writers"
+HAND_OVER = "copy masks and hand them to the writers"
 WRITERS_BUSY = "wait for the writers"
 JOURNAL = "keep the journal"
 REST = "in no step"
-STEPS = (START, LOAD, COPY, SUBMIT, ENGINE, COPY_OUT, WRITERS_BUSY, JOURNAL, REST)
+STEPS = (START, ASK, LOAD, COPY, SUBMIT, ENGINE, HAND_OVER, WRITERS_BUSY, JOURNAL, REST)
 """Of the main thread, in their order; REST was not timed: what the others leave of the wall."""
-ITS_WORK = (START, COPY, SUBMIT, COPY_OUT, JOURNAL, REST)
+ITS_WORK = (START, ASK, COPY, SUBMIT, HAND_OVER, JOURNAL, REST)
 """What the main thread does by itself, where it waits for nobody."""
 LOOSE = 0.05
 """Share of the wall time in no step, above which the table does not say where the time went."""
 
 _SPANS = {
+    ASK: "ask for an image",
     LOAD: "wait for an image",
     COPY: "fill a slot",
     SUBMIT: "start a batch",
     ENGINE: "wait for a batch",
-    COPY_OUT: "copy a mask",
+    HAND_OVER: "hand over a mask",
     WRITERS_BUSY: "wait for a writer",
     JOURNAL: "journal",
 }

@@ -169,12 +169,11 @@ class Pipeline(Closing, Generic[T]):
             raise self.fit.error
 
     def _load_ahead(self, tasks: Iterator[T]) -> None:
-        while len(self.loading) < self.ahead:
-            task = next(tasks, None)
-            if task is None:
-                return
+        while len(self.loading) < self.ahead and (task := next(tasks, None)) is not None:
             ticket = next(self.tickets)
-            self.loading.append((ticket, task, self.loaders.submit(self._load, task, ticket)))
+            with self.trace.span("ask for an image"):
+                future = self.loaders.submit(self._load, task, ticket)
+            self.loading.append((ticket, task, future))
 
     def _load(self, task: T, ticket: int) -> Loaded:
         self.budget.admit(ticket)
@@ -263,13 +262,13 @@ class Pipeline(Closing, Generic[T]):
 
     def _write(self, task: T, mask: U8, batch: int) -> Iterator[Result[T]]:
         try:
-            with self.trace.span("copy a mask"):
+            with self.trace.span("hand over a mask"):
                 copy = mask.copy()
+                future = self.writers.submit(self._consume, task, copy, batch)
         except MemoryError:
             yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
             return
         self.unwritten += copy.nbytes
-        future = self.writers.submit(self._consume, task, copy, batch)
         self.writing.append((task, future, copy.nbytes))
 
     def _take_back(
