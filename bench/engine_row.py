@@ -55,7 +55,7 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
                 job, warm.rate, lambda one: _predict(engine, _tasks(one), options)
             )
             files = _timed_passes(engine, longer, clock)
-        stages = _timed_stages(engine, longer, clock)
+        stages = _timed_stages(engine, longer, clock, len(sizes))
     finally:
         put_rounds_aside(output_folder(job))
     latency = clock.latency()
@@ -77,7 +77,7 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
         engine_only=clock.engine_only,
         with_copies=clock.with_copies,
         files_to_files=files.rates,
-        of_engine=clock.shares(files.rates),
+        of_engine=clock.shares(files.rates) if len(sizes) == 1 else [],
         latency=latency,
         stages=stages,
         host_bytes=held,
@@ -106,12 +106,15 @@ def _timed_passes(engine: Engine, job: RowJob, clock: EngineClock) -> FilePasses
     return files
 
 
-def _timed_stages(engine: Engine, job: RowJob, clock: EngineClock) -> StageTable:
-    """Of one more pass, the engine's own time by its rate with copies on both sides of it."""
+def _timed_stages(engine: Engine, job: RowJob, clock: EngineClock, shapes: int) -> StageTable:
+    """Of one more pass, the engine's own time by its rate with copies on both sides of it.
+
+    That rate is of the commonest size: of several it says nothing of the time of all.
+    """
     clear_outputs(job)
     timed = timed_pass(engine, _tasks(job), _options(job))
     clock.measure()
-    return stage_table(timed, statistics.mean(clock.with_copies[-2:]))
+    return stage_table(timed, statistics.mean(clock.with_copies[-2:]) if shapes == 1 else None)
 
 
 def _tasks(job: RowJob) -> list[Task]:

@@ -62,9 +62,10 @@ class RowResult:
     during files to files; None where that is not known. multiplies: the precision of the products,
     where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
     what each pass of files_to_files reached of the faster of engine_only and with_copies, measured
-    right before and after it; empty for the reference loop. model_bytes: of the model's file on
-    disk. graphs: slots replayed CUDA graphs. shapes: sizes among the images. pass_images: of a
-    timed pass, each as often as it was gone over; 0 in reports that do not tell.
+    right before and after it; empty for the reference loop, and where images are of several sizes:
+    the engine runs the commonest alone. model_bytes: of the model's file on disk. graphs: slots
+    replayed CUDA graphs. shapes: sizes among the images. pass_images: of a timed pass, each as
+    often as it was gone over; 0 in reports that do not tell.
     """
 
     name: str

@@ -81,7 +81,7 @@ def stage_lines(rows: Sequence[Row]) -> list[str]:
                 for cpu in ["" if s.cpu is None else f"{s.cpu:.3f}"]
             ]
             lines += [f"{row.name}: where the time of files to files goes", ""]
-            lines += [*markdown_table([STAGES, *cells]), "", _bound(table), ""]
+            lines += [*markdown_table([STAGES, *cells]), "", _bound(table, row.result.shapes), ""]
     return lines[:-1]
 
 
@@ -114,6 +114,7 @@ def context_lines(bench: Bench) -> list[str]:
         "range; each row in a process of its own; speed-up: files to files, and in brackets the "
         "range that the passes of both rows allow",
         *_baseline_lines(bench.rows[0]),
+        *_size_lines(bench),
         *_pass_lines(bench),
         *(f"{name}: {text}" for name, text in bench.regions.items()),
         bench.warm_up,
@@ -145,6 +146,17 @@ def _pass_lines(bench: Bench) -> list[str]:
         return []
     return [
         f"images of a pass of files to files, where not all {bench.images} once: " + ", ".join(told)
+    ]
+
+
+def _size_lines(bench: Bench) -> list[str]:
+    """Where the engine's own numbers are of some of the images alone."""
+    shapes = max((row.result.shapes for row in bench.rows if row.result), default=1)
+    if shapes == 1:
+        return []
+    return [
+        f"the images are of {shapes} sizes: engine only, with copies and latency are of the "
+        "commonest alone, files to files is of all; neither is told as a share of the other"
     ]
 
 
@@ -229,15 +241,22 @@ def _threads(where: str, threads: int) -> str:
     return f"{threads} {where}" if where.endswith("threads") else where
 
 
-def _bound(table: StageTable) -> str:
+def _bound(table: StageTable, shapes: int) -> str:
     shared = ""
     if table.shared_bound is not None:
         shared = f", with the other threads on its cores {number(table.shared_bound)}"
-    reached = table.images / table.wall / (table.shared_bound or table.bound)
-    return (
+    told = (
         f"{table.images} images in {table.wall:.3f} s, {number(table.images / table.wall)} "
         f"images/s; {table.in_no_step:.1%} of it is in no step of the main thread. Bottleneck: "
-        f"{table.bottleneck}; alone it allows {number(table.bound)} images/s{shared}; the pass "
-        f"reached {reached:.1%} of that. The engine's time is its images over its rate with "
-        "copies right before and after the pass"
+        f"{table.bottleneck}"
+    )
+    if table.bound is not None:
+        reached = table.images / table.wall / (table.shared_bound or table.bound)
+        told += f"; alone it allows {number(table.bound)} images/s{shared}; the pass reached "
+        told += f"{reached:.1%} of that"
+    if shapes > 1:
+        return f"{told}. The engine's time is not known: the images are of several sizes"
+    return (
+        f"{told}. The engine's time is its images over its rate with copies right before and "
+        "after the pass"
     )

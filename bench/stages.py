@@ -51,7 +51,8 @@ LOADERS, WRITERS = (DECODE, RESIZE), (ENCODE, WRITE)
 class Stage:
     """seconds: of all its threads together; busy: of them × the wall time. cpu: of them, computing.
 
-    The engine's seconds are derived: the images that ran, over its rate with copies.
+    The engine's seconds are derived: the images that ran, over its rate with copies. Of images of
+    several sizes there is no such rate, and no such stage.
     """
 
     name: str
@@ -67,14 +68,15 @@ class StageTable:
     """One pass over the files, timed. bound: images a second if `bottleneck` were all there is.
 
     shared_bound: when engine and workers compute on the same cores, without a moment's wait; None
-    for an engine with a device of its own.
+    for an engine with a device of its own. Both None where the engine's rate, which they hang on,
+    is not known.
     """
 
     wall: float
     images: int
     stages: tuple[Stage, ...]
     bottleneck: str
-    bound: float
+    bound: float | None
     shared_bound: float | None = None
 
     @property
@@ -147,8 +149,8 @@ class Pass:
         return {**found, REST: self.wall - sum(found.values())}
 
 
-def stage_table(done: Pass, engine_rate: float) -> StageTable:
-    """engine_rate: images a second, with copies, from which its busy share is derived."""
+def stage_table(done: Pass, engine_rate: float | None) -> StageTable:
+    """engine_rate: images a second, with copies, from which its busy share is derived, if known."""
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
         for step, s in done.spent.items()
@@ -158,9 +160,10 @@ def stage_table(done: Pass, engine_rate: float) -> StageTable:
         (WRITERS, "write threads", done.write_threads),
     ):
         stages += [_worker_stage(done, name, where, threads) for name in names]
-    computing = done.clock.ran / engine_rate
-    busy = computing / done.wall
-    stages.append(Stage(name="compute", where="engine", threads=1, seconds=computing, busy=busy))
+    if engine_rate is not None:
+        spent = done.clock.ran / engine_rate
+        busy = spent / done.wall
+        stages.append(Stage(name="compute", where="engine", threads=1, seconds=spent, busy=busy))
     bottleneck, bound = _bottleneck(done, stages, engine_rate)
     return StageTable(
         wall=done.wall,
@@ -172,9 +175,9 @@ def stage_table(done: Pass, engine_rate: float) -> StageTable:
     )
 
 
-def _shared_bound(done: Pass, engine_rate: float) -> float | None:
+def _shared_bound(done: Pass, engine_rate: float | None) -> float | None:
     """Every image takes the engine all cores for a while, and its threads a core for another."""
-    if done.shared_cores is None:
+    if done.shared_cores is None or engine_rate is None:
         return None
     spent, workers = done.spent, sum(done.clock.cpu[name] for name in LOADERS + WRITERS)
     beside = workers + spent[COPY] + spent[SUBMIT]
@@ -188,7 +191,9 @@ def _worker_stage(done: Pass, name: str, where: str, threads: int) -> Stage:
     return Stage(name=name, where=where, threads=threads, seconds=seconds, busy=busy, cpu=cpu)
 
 
-def _bottleneck(done: Pass, stages: list[Stage], engine_rate: float) -> tuple[str, float]:
+def _bottleneck(
+    done: Pass, stages: list[Stage], engine_rate: float | None
+) -> tuple[str, float | None]:
     """What the main thread waits for longest, or its own work; and the rate that it allows."""
     spent = done.spent
     waits = {

@@ -17,6 +17,8 @@ from unetrt.bench.file_passes import FilePasses
 from unetrt.bench.filled import Batch, FilledSlots, commonest_batch, paths_by_size
 from unetrt.bench.job import REFERENCE
 from unetrt.bench.reference import ReferenceLoop
+from unetrt.bench.report import context_lines, stage_lines
+from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import measure_again, measure_row
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
@@ -68,6 +70,23 @@ def test_rows_and_reference_loop_are_measured_on_it(
     for place, backend in enumerate((REFERENCE, "auto")):
         result = measure_row(job_of(checkpoint_file(), mixed, tmp_path / str(place), backend))
         assert (result.input_size, result.mask_size, result.shapes) == (MANY, MANY, 2)
+
+
+def test_what_was_measured_on_one_size_is_no_share_of_all(
+    checkpoint_file: CheckpointFile, mixed: Path, tmp_path: Path
+) -> None:
+    """Files of all sizes over the engine's rate on the commonest is a number of nothing."""
+    result = measure_row(job_of(checkpoint_file(), mixed, tmp_path / "o"))
+    assert (result.of_engine, result.share_text) == ([], "")
+    table = result.stages
+    assert table is not None
+    assert "engine" not in [stage.where for stage in table.stages]
+    assert table.shared_bound is None
+    bound = replace(table, bottleneck="engine", bound=None)
+    row = Row(name="x", result=replace(result, stages=bound))
+    assert "Bottleneck: engine. The engine's time is not known" in stage_lines([row])[-1]
+    bench = Bench(rows=(row,), images=44, machine={}, versions={})
+    assert "the images are of 2 sizes: engine only" in "\n".join(context_lines(bench))
 
 
 @pytest.mark.parametrize("again", [False, True])

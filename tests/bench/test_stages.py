@@ -112,6 +112,7 @@ def test_a_slow_stage_is_the_bottleneck_and_bounds_the_rate(
     options = PredictOptions(pipeline=pipeline)
     table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 1e6)
     assert table.bottleneck == bottleneck
+    assert table.bound is not None
     assert 5 < table.bound <= 20
     busiest = max((s for s in table.stages if s.cpu is not None), key=lambda s: s.busy)
     assert busiest.name == stage
@@ -178,6 +179,17 @@ def test_a_wait_for_threads_that_did_nothing_is_bound_by_the_engine() -> None:
     table = stage_table(done, 10.0)
     assert (table.bottleneck, table.bound) == ("load threads", 10.0)
     json.dumps(asdict(table), allow_nan=False)
+
+
+def test_an_engine_whose_rate_is_not_known_allows_no_rate() -> None:
+    clock = StageClock()
+    clock.seconds["wait for a batch"], clock.first, clock.ran = 0.9, 0.0, 1
+    done = Pass(
+        clock=clock, start=0.0, wall=1.0, images=1, load_threads=1, write_threads=1, shared_cores=2
+    )
+    table = stage_table(done, None)
+    assert (table.bottleneck, table.bound, table.shared_bound) == ("engine", None, None)
+    assert "compute" not in [stage.name for stage in table.stages]
 
 
 def test_a_pass_that_skips_images_is_no_measurement(engine: TorchEngine, tmp_path: Path) -> None:
