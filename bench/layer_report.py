@@ -22,7 +22,7 @@ def layer_lines(rows: Sequence[Row], peaks: Peaks) -> list[str]:
         if row.result is not None and row.result.layers is not None:
             table = row.result.layers
             lines += [f"{row.name}: layer by layer, from {table.profiler}", ""]
-            lines += markdown_table([HEAD, *_cells(table, peaks)])
+            lines += markdown_table([HEAD, *_cells(table, peaks.of_device(row.result.on_gpu))])
             lines += ["", _sum(table, row.result), ""]
     return lines[:-1]
 

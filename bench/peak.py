@@ -56,13 +56,19 @@ class Peaks:
     """copy: bytes a second that a copy reads and writes together; 0 when not probed.
 
     reason: why a probe that was asked for has found nothing. others: share of the cores that they
-    kept busy meanwhile, as for a row; None where it is not known, or on a GPU.
+    kept busy meanwhile, as for a row; None where it is not known, or on a GPU. on_gpu: they are of
+    a GPU, and say nothing of a row that ran on the CPU beside it.
     """
 
     products: tuple[Peak, ...] = ()
     copy: float = 0.0
     reason: str = ""
     others: float | None = None
+    on_gpu: bool = False
+
+    def of_device(self, on_gpu: bool) -> Peaks:
+        """These, or none for a row that ran where they were not probed."""
+        return self if on_gpu == self.on_gpu else Peaks()
 
     @property
     def crowd(self) -> str:
@@ -107,7 +113,7 @@ def probe_peaks(
 
 def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
     products = tuple(Peak(**peak) for peak in raw["products"])
-    return Peaks(products, raw["copy"], raw.get("reason", ""), raw.get("others"))
+    return Peaks(**{**raw, "products": products})
 
 
 def measure_peaks(
@@ -128,7 +134,8 @@ def measure_peaks(
                 best[peak.precision] = peak
     with clock.watching():
         copy = _copy_rate(seconds, place)
-    return Peaks(tuple(best.values()), copy, others=None if on_gpu else clock.share())
+    others = None if on_gpu else clock.share()
+    return Peaks(tuple(best.values()), copy, others=others, on_gpu=on_gpu)
 
 
 def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:

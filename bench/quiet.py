@@ -22,7 +22,7 @@ def warnings(bench: Bench) -> list[str]:
     found += [throttled] if throttled else []
     for row in bench.rows:
         if row.result:
-            told = [*_unquiet(row.result), *_impossible(row.result, bench.peaks)]
+            told = [*_unquiet(row.result), *_impossible(row.result, bench)]
             found += [f"{row.name}: {text}" for text in told]
     return found
 
@@ -52,7 +52,7 @@ def _unquiet(result: RowResult) -> list[str]:
     return found
 
 
-def _impossible(result: RowResult, peaks: Peaks) -> list[str]:
+def _impossible(result: RowResult, bench: Bench) -> list[str]:
     """Numbers that contradict one another: what was measured is not what the table says."""
     found = []
     if result.files_rate > (1 + NOISY) * result.fastest_rate:
@@ -67,12 +67,13 @@ def _impossible(result: RowResult, peaks: Peaks) -> list[str]:
             f"{result.stages.in_no_step:.0%} of the pass whose stages were timed is in no step of "
             "the main thread: the table does not say where that time went"
         )
-    return [*found, *_above_the_peak(result, peaks)]
+    return [*found, *_above_the_peak(result, bench)]
 
 
-def _above_the_peak(result: RowResult, peaks: Peaks) -> list[str]:
+def _above_the_peak(result: RowResult, bench: Bench) -> list[str]:
     found = []
-    if peaks.share(result.achieved, result.peak_precision).reason == ABOVE:
+    peaks = bench.peaks.of_device(result.on_gpu)
+    if bench.peak_share(result).reason == ABOVE:
         found.append("its arithmetic is")
     layers = result.layers.layers if result.layers else ()
     above = [

@@ -122,7 +122,8 @@ def context_lines(bench: Bench) -> list[str]:
     ]
     if peaks:
         copy = f"copy {bench.peaks.copy / 1e9:.3g} GB/s"
-        lines.append(f"measured peak: {peaks}; {copy}")
+        where = "the GPU" if bench.peaks.on_gpu else "the processor"
+        lines.append(f"measured peak of {where}: {peaks}; {copy}")
     return [*lines, *(f"warning: {text}" for text in warnings(bench))]
 
 
@@ -218,7 +219,7 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
         f"{latency.p50:.3g} / {latency.p95:.3g} / {latency.p99:.3g} ({latency.count} × "
         f"batch {result.batch})",
         f"{result.achieved / 1e12:.3g}",
-        bench.peaks.share(result.achieved, result.peak_precision).text,
+        bench.peak_share(result).text,
         " / ".join("–" if s is None else f"{s:.2f}" for s in before),
         f"{result.model_bytes / 1e6:.3g}" if result.model_bytes else "",
         f"{result.host_bytes / 2**20:.0f}",

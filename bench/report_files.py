@@ -100,7 +100,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "p95_ms": result and result.latency.p95,
         "p99_ms": result and result.latency.p99,
         "flops_per_s": result and result.achieved,
-        "of_peak": result and bench.peaks.share(result.achieved, result.peak_precision).value,
+        "of_peak": result and bench.peak_share(result).value,
         "build_s": row.build_seconds,
         "open_s": result and result.open_seconds,
         "first_batch_s": result and result.first_seconds,

@@ -10,7 +10,7 @@ from .job import RowResult
 from .judge import Judgement
 from .machine import cuda_device
 from .measure import WARM_UP_RULE
-from .peak import Peaks
+from .peak import Peaks, PeakShare
 from .peers import Peer
 from .samples import Samples
 from .slo import SloAnswer
@@ -86,6 +86,11 @@ class Bench:
     def on_gpu(self) -> bool:
         """Whether a row ran on CUDA: then the numbers are the GPU's, not the processor's."""
         return any(row.result and cuda_device(row.result.device) for row in self.rows)
+
+    def peak_share(self, result: RowResult) -> PeakShare:
+        """What a row's arithmetic reaches of the peak of the device that it ran on."""
+        peaks = self.peaks.of_device(result.on_gpu)
+        return peaks.share(result.achieved, result.peak_precision)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the pictures."""

@@ -13,11 +13,12 @@ from tests.bench.conftest import row_result
 from tests.bench.test_report import cells_of
 from unetrt.bench import peak as peak_module
 from unetrt.bench import throttle
+from unetrt.bench.layer_report import layer_lines
 from unetrt.bench.layers import Layer, LayerTable
 from unetrt.bench.machine import OthersClock
 from unetrt.bench.peak import Peak, Peaks, measure_peaks, peaks_from_dict
 from unetrt.bench.quiet import warnings
-from unetrt.bench.report import detail_lines
+from unetrt.bench.report import context_lines, detail_lines
 from unetrt.bench.report_files import csv_text
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.throttle import ThrottleClock
@@ -68,6 +69,21 @@ def test_a_peak_of_a_crowded_machine_gives_no_share(bench: Bench) -> None:
     crowded = replace(bench, peaks=replace(bench.peaks, others=0.5))
     assert shares_of(crowded) == ("peak unknown", "")
     assert any("probed: no share of it is told" in text for text in warnings(crowded))
+
+
+def test_a_row_is_held_against_the_peak_of_its_own_device(bench: Bench) -> None:
+    """A GPU's peak beside rows of the CPU, as `--device auto` has both, and the other way round."""
+    gpu = replace(bench, peaks=replace(bench.peaks, on_gpu=True))
+    assert shares_of(gpu) == ("", ""), "8 % of the GPU is nothing that a processor reached"
+    layer = Layer(name="a", kind="Conv", precision="fp32", ms=1.0, block="b", flops=3 * 10**9)
+    table = LayerTable(profiler="p", batch=1, runs=1, streams=1, wall=9.0, layers=(layer,))
+    result = replace(row_result("x", [1.0, 1.0]), layers=table)
+    on_cuda = replace(result, device="NVIDIA X (cuda:0)", flops=10**12)
+    for found, peaks in ((result, gpu.peaks), (on_cuda, bench.peaks)):
+        row = Row(name="x", result=found)
+        assert "%" not in cells_of(layer_lines([row], peaks))[4][6]
+        assert not warnings(replace(bench, rows=(row,), peaks=peaks)), "no impossible share either"
+    assert "measured peak of the GPU: fp32" in "\n".join(context_lines(gpu))
 
 
 def test_layers_above_the_peak_are_counted(bench: Bench) -> None:
