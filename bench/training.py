@@ -170,8 +170,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table; exit status 2 where it could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m unetrt.bench.training", description=__doc__)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--masks", type=Path, required=True)
     for name, default in (("classes", 2), ("channels", 3), ("width", 64), ("batch-size", 1)):
@@ -183,7 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(arguments)
-    rows = measure_training(_options(args), args.seconds, args.repeats)
+    try:
+        rows = measure_training(_options(args), args.seconds, args.repeats)
+    except UserError as error:
+        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        return error.status
     machine = describe_bench_machine()
     sys.stdout.write("".join(f"{key}: {machine[key]}\n" for key in sorted(machine)))
     for row in rows:

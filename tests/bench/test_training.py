@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unetrt.bench import training
 from unetrt.bench.training import IN_MEMORY, LOOP, REFERENCE, ReferenceSamples
 from unetrt.training.options import RECIPES, TrainOptions
 from unetrt.training.samples import load_training_data
@@ -30,6 +31,14 @@ def test_the_reference_s_way_of_reading_gives_the_same_pairs(folders: tuple[Path
     for sample, (image, truth) in zip(samples, ReferenceSamples(samples), strict=True):
         np.testing.assert_array_equal(image.numpy(), sample.load()[0])
         np.testing.assert_array_equal(truth.numpy(), sample.load()[1])
+
+
+def test_a_wrong_request_is_told_without_a_traceback(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--images", str(folders[0]), "--masks", str(folders[1]), "--channels", "1"]
+    assert training.main([*arguments, "--classes", "2", "--width", "4"]) == 2
+    assert "Hint: --classes 4" in capsys.readouterr().err
 
 
 def test_every_source_is_timed(folders: tuple[Path, Path]) -> None:
