@@ -169,6 +169,15 @@ def truth_masks(
     return found
 
 
+def partial_truth(known: int, images: int) -> list[str]:
+    """That scores are not of all images, where they are of some; as a note of the report."""
+    if known in (0, images):
+        return []
+    have = "has" if known == 1 else "have"
+    whose = f"{known} of the {images} images {have} a mask in --masks"
+    return [f"{whose}: the mIoU and the IoU to the truth are of no others"]
+
+
 def _wrong_truth(image: Path, mask: Path, spec: ModelSpec) -> str:
     """What is wrong with a mask, or ''."""
     try:

@@ -18,7 +18,7 @@ from ..contract.spec import ModelSpec
 from ..contract.types import Size
 from .file_passes import output_folder, remove_aside
 from .job import RowJob, RowResult, result_from_dict
-from .judge import Judgement, judge_masks, verdict
+from .judge import Judgement, judge_masks, partial_truth, verdict
 from .options import BenchOptions
 from .pass_length import put_rounds_aside
 from .peers import Peer, measure_peer
@@ -45,7 +45,7 @@ class Run:
         self.baseline: Judgement | None = None
         self.rows: list[Row] = []
         self.peers: list[Peer] = []
-        self.notes: list[str] = []
+        self.notes = partial_truth(len(truth), len(images))
         self.sweep: Sweep | None = None
         self.interrupted = False
 

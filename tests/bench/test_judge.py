@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from unetrt.bench.judge import Judgement, judge_masks, truth_masks, verdict
+from unetrt.bench.options import BenchOptions
+from unetrt.bench.run import Run
 from unetrt.contract.errors import UserError
 from unetrt.contract.masks import mask_pixels
 from unetrt.contract.spec import ModelSpec
@@ -78,6 +80,14 @@ def test_masks_are_matched_to_images_by_their_names(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be judged by") as caught:
             truth_masks(paths, images, masks, spec)
         assert "b.png" in str(caught.value.seen)
+
+
+def test_scores_of_some_images_alone_are_told(tmp_path: Path) -> None:
+    images = [tmp_path / f"{i}.png" for i in range(3)]
+    options = BenchOptions(images=tmp_path)
+    for known, told in ((0, []), (2, ["2 of the 3 images"]), (1, ["1 of the 3 images"]), (3, [])):
+        run = Run(images, dict(enumerate(images[:known])), tmp_path, options, ModelSpec())
+        assert [note.partition(" ha")[0] for note in run.notes] == told
 
 
 def test_the_bounds_of_the_gate_decide() -> None:
