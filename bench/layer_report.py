@@ -36,7 +36,7 @@ def _cells(table: LayerTable, peaks: Peaks) -> list[tuple[str, ...]]:
         spent = sum(layer.ms for layer in rest)
         name = f"{len(rest)} others, each below {LEAST_SHARE:.0%}"
         flops = sum(layer.flops or 0 for layer in rest)
-        cells.append((name, "", "", f"{spent:.3g}", f"{spent / total:.1%}", _giga(flops), ""))
+        cells.append((name, "", "", number(spent), f"{spent / total:.1%}", _giga(flops), ""))
     return cells
 
 
@@ -46,7 +46,7 @@ def _layer_cells(layer: Layer, total: float, peaks: Peaks) -> tuple[str, ...]:
         f"{layer.block} ({layer.name})" if layer.block else layer.name,
         layer.kind,
         layer.precision,
-        f"{layer.ms:.3g}",
+        number(layer.ms),
         f"{layer.ms / total:.1%}",
         _giga(layer.flops or 0),
         peaks.share(achieved, layer.precision).text if achieved else "",
@@ -54,7 +54,7 @@ def _layer_cells(layer: Layer, total: float, peaks: Peaks) -> tuple[str, ...]:
 
 
 def _giga(flops: int) -> str:
-    return f"{flops / 1e9:.3g}" if flops else ""
+    return number(flops / 1e9) if flops else ""
 
 
 def _sum(table: LayerTable, result: RowResult) -> str:
@@ -68,7 +68,7 @@ def _sum(table: LayerTable, result: RowResult) -> str:
     )
     streams = f", {table.streams} streams at once" if table.streams > 1 else ""
     return (
-        f"The layers take {table.total:.3g} ms of a batch of {table.batch}{streams}; {told}. A "
+        f"The layers take {number(table.total)} ms of a batch of {table.batch}{streams}; {told}. A "
         f"batch took {number(table.wall)} ms under the profiler ({table.runs} runs) and "
         f"{number(batch)} ms engine only: the sum is {table.total / table.wall:.0%} and "
         f"{table.total / batch:.0%} of it"

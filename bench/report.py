@@ -91,7 +91,7 @@ def sweep_lines(sweep: Sweep) -> list[str]:
         return [f"sweep of {sweep.model}: {sweep.reason}"]
     cells = []
     for p in sweep.points:
-        times = (f"{t:.3g}" for t in (p.latency.p50, p.latency.p95, p.latency.p99))
+        times = (number(t) for t in (p.latency.p50, p.latency.p95, p.latency.p99))
         mark = "← knee" if p == sweep.knee(p.size) else ""
         size = f"{p.size[0]}×{p.size[1]}"
         cells.append((size, str(p.batch), str(p.slots), number(p.rate), *times, mark))
@@ -107,7 +107,7 @@ def context_lines(bench: Bench) -> list[str]:
     machine = "; ".join(f"{key} {value}" for key, value in bench.machine.items())
     versions = ", ".join(f"{key} {value}" for key, value in bench.versions.items() if value)
     peaks = "; ".join(
-        f"{p.precision} {p.ops / 1e12:.3g} Tops/s ({p.by})" for p in bench.peaks.products
+        f"{p.precision} {number(p.ops / 1e12)} Tops/s ({p.by})" for p in bench.peaks.products
     )
     lines = [
         f"{bench.images} images, network input {size[0]}×{size[1]}; median of repeats ± half their "
@@ -121,7 +121,7 @@ def context_lines(bench: Bench) -> list[str]:
         f"machine: {machine}; {versions}",
     ]
     if peaks:
-        copy = f"copy {bench.peaks.copy / 1e9:.3g} GB/s"
+        copy = f"copy {number(bench.peaks.copy / 1e9)} GB/s"
         where = "the GPU" if bench.peaks.on_gpu else "the processor"
         lines.append(f"measured peak of {where}: {peaks}; {copy}")
     return [*lines, *(f"warning: {text}" for text in warnings(bench))]
@@ -216,12 +216,12 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
     return (
         row.name,
         result.share_text,
-        f"{latency.p50:.3g} / {latency.p95:.3g} / {latency.p99:.3g} ({latency.count} × "
+        f"{number(latency.p50)} / {number(latency.p95)} / {number(latency.p99)} ({latency.count} × "
         f"batch {result.batch})",
-        f"{result.achieved / 1e12:.3g}",
+        number(result.achieved / 1e12),
         bench.peak_share(result).text,
         " / ".join("–" if s is None else f"{s:.2f}" for s in before),
-        f"{result.model_bytes / 1e6:.3g}" if result.model_bytes else "",
+        number(result.model_bytes / 1e6) if result.model_bytes else "",
         f"{result.host_bytes / 2**20:.0f}",
         "" if result.device_bytes is None else f"{result.device_bytes / 2**20:.0f}",
         _power(result),

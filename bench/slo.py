@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..contract.errors import UserError
 from .measure import Latency
 from .sweep import Sweep, SweepPoint
+from .text import number
 
 FEWEST = {"p50": 10, "p95": 20, "p99": 100}
 """Batches without which a percentile is little else than the slowest: then that one counts."""
@@ -37,7 +38,7 @@ class Slo:
         return self.value_of(point.latency) <= self.milliseconds
 
     def told(self, latency: Latency) -> str:
-        value = f"{self.value_of(latency):.3g} ms"
+        value = f"{number(self.value_of(latency))} ms"
         if self.believed(latency):
             return f"{self.percentile} {value} over {latency.count} batches"
         few = f"of fewer than {FEWEST[self.percentile]} a {self.percentile} is not believed"
@@ -80,7 +81,7 @@ def answer_slo(sweep: Sweep | None, slo: Slo, interrupted: bool = False) -> SloA
     best = best_under(sweep, slo)
     if best is None:
         return _unmet(slo, _nearest(sweep, slo))
-    found = f"{best.rate:.3g} images/s, {slo.told(best.latency)}"
+    found = f"{number(best.rate)} images/s, {slo.told(best.latency)}"
     line = f"{slo.text}: {found}, at batch {best.batch}, slots {best.slots}"
     return SloAnswer(bound=slo.text, met=True, lines=(line, *_commands(sweep, best)))
 

@@ -13,7 +13,9 @@ import pytest
 from tests.bench.conftest import row_result
 from tests.conftest import ROOT
 from unetrt.bench.compare import Change, compare_lines, compare_reports, read_report
+from unetrt.bench.measure import Latency
 from unetrt.bench.readme import BEGIN, END, main, readme_block, readme_with_block
+from unetrt.bench.report import detail_lines, sweep_lines
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench
 from unetrt.bench.rows import (
@@ -262,6 +264,21 @@ def test_a_bound_that_is_not_met_says_what_is_nearest(sweep: Sweep) -> None:
     cut = answer_slo(None, slo_from_text("p50=1s"), interrupted=True)
     assert cut.lines == ("p50 ≤ 1000 ms: the bench was interrupted before it had swept",)
     assert not cut.met
+
+
+def test_large_numbers_are_written_out(sweep: Sweep, bench: Bench) -> None:
+    """Seconds of a slow network, and images/s of a fast one: no 4.28e+03."""
+    slow = Latency(p50=4280.0, p95=4640.0, p99=4700.0, count=200)
+    point = replace(sweep.points[0], rate=1234.5, latency=slow)
+    swept = replace(sweep, points=(point,))
+    answer = answer_slo(swept, slo_from_text("p99=5s")).lines[0]
+    assert answer.startswith("p99 ≤ 5000 ms: 1234 images/s, p99 4700 ms over 200 batches")
+    assert any("| 4280" in line and "| 4700" in line for line in sweep_lines(swept))
+    first = bench.rows[0]
+    assert first.result is not None
+    row = replace(first, result=replace(first.result, latency=slow))
+    told = detail_lines(replace(bench, rows=(row,)))
+    assert "4280 / 4640 / 4700 (200 × batch 1)" in told[2]
 
 
 def test_a_p99_of_few_batches_is_the_slowest_of_them(sweep: Sweep) -> None:
