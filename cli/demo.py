@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from .shared import WHOLE_COPY, local
+from .shared import WHOLE_COPY, local, patient_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..bench.demo import DemoOptions, run_demo
+    with patient_threads():
+        from ..bench.demo import DemoOptions, run_demo
     from ..bench.report import context_lines, table_lines
     from ..contract.log import log
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -241,6 +242,22 @@ def overrides_from_args(args: argparse.Namespace, bit_depth: int | None = None) 
         bit_depth=bit_depth,
         result=result,
     )
+
+
+@contextmanager
+def patient_threads() -> Iterator[None]:
+    """For the first import of PyTorch: its threads are not to spin while they wait.
+
+    Beside another busy process 45 images/s became 3. It is read at that import alone, and not left
+    to the processes that are started later: bench measures PyTorch as it comes.
+    """
+    given = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 def engine_from_args(args: argparse.Namespace) -> Engine:

@@ -9,7 +9,15 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from .shared import images, mask_values, model_path, names, number, writable_dir
+from .shared import (
+    images,
+    mask_values,
+    model_path,
+    names,
+    number,
+    patient_threads,
+    writable_dir,
+)
 
 if TYPE_CHECKING:
     from ..training.options import RecipeOptions, TrainOptions
@@ -120,11 +128,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # PyTorch's threads spin while they wait: beside another busy process, 45 images/s became 3.
-    # It has to be set before PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with patient_threads():
+        from ..training.train import train
     from ..contract.log import log
-    from ..training.train import train
 
     log.setLevel(logging.INFO)
     found = train(options_from_arguments(args), given_options(args))

@@ -177,6 +177,36 @@ def test_a_name_that_is_no_unicode_is_shown_escaped(
     assert b"caf\\udce9/x.pth" in done.stdout
 
 
+PATIENCE = """
+import os, sys
+class Seen:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Seen)
+from unetrt.cli.main import main
+main(sys.argv[1:])
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize("given", ["", "ACTIVE"])
+@pytest.mark.parametrize("arguments", [["train", "--images", "x"], ["demo", "--out", "x"]])
+def test_what_trains_lets_others_compute(given: str, arguments: list[str], tmp_path: Path) -> None:
+    """PyTorch's library of threads reads it as it is loaded; bench's rows are not to inherit it."""
+    (tmp_path / "x").touch()
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", PATIENCE, *arguments],
+        env=environment | ({"OMP_WAIT_POLICY": given} if given else {}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [given or "PASSIVE", given or "None"]
+
+
 def test_every_verb_has_one_module_with_the_two_functions() -> None:
     for module in (doctor, inspect, predict):
         assert callable(module.add_arguments)
