@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contract.errors import UserError
 from ..contract.files import BEST
 from ..contract.images import read_image
 from ..contract.log import log
@@ -65,8 +66,10 @@ class DemoResult:
 def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     """Fill `folder` with data, checkpoint, ONNX file, engine, masks, report and picture.
 
-    What an earlier demo left there is written over.
+    What an earlier demo left there is written over. Raises UserError where pictures of somebody's
+    own would be among those that are drawn.
     """
+    _require_own(folder)
     if (folder / "train" / "imgs" / "steel-00000.png").exists():
         for name in (BEST, LAST, METRICS, CURVE):  # training never writes over another run
             (folder / "run" / name).unlink(missing_ok=True)
@@ -101,6 +104,18 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     folders = [images, masks, folder / "masks-pytorch", folder / "masks-engine"]
     _draw_picture(folders, built.manifest.spec, picture)
     return DemoResult(scores[0], scores[1], bench, picture)
+
+
+def _require_own(folder: Path) -> None:
+    for kind in ("imgs", "masks"):
+        for path in (p for part in ("train", "test") for p in folder.glob(f"{part}/{kind}/*")):
+            if not path.match("steel-*.png") and not path.name.startswith("."):
+                raise UserError(
+                    f"the demo would draw its pictures among those of {path.parent}",
+                    seen=path,
+                    expected="a new folder, or one of an earlier demo",
+                    hint="unetrt demo --out demo-2",
+                )
 
 
 def _train_options(folder: Path, data: tuple[Path, Path], options: DemoOptions) -> TrainOptions:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unetrt.bench.demo import DemoOptions, run_demo
+from unetrt.contract.errors import UserError
 
 
 @pytest.mark.slow
@@ -31,3 +32,14 @@ def test_the_demo_runs_whole_and_twice(tmp_path: Path) -> None:
         assert picture.convert("L").getextrema() == (0, 255)
     again = run_demo(folder, DemoOptions(48, 3, width=4, epochs=1, bench=False), "unetrt demo")
     assert again.bench is None
+
+
+@pytest.mark.parametrize("place", ["train/imgs", "test/masks"])
+def test_the_demo_draws_nothing_among_pictures_of_ones_own(tmp_path: Path, place: str) -> None:
+    """They would be learnt from, and judged on, with the drawn ones, and be hard to tell apart."""
+    (tmp_path / place).mkdir(parents=True)
+    own = tmp_path / place / "car.png"
+    own.write_bytes(b"mine")
+    with pytest.raises(UserError, match="among those of"):
+        run_demo(tmp_path, DemoOptions(), "unetrt demo")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own]
