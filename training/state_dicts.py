@@ -17,8 +17,8 @@ WRAPPED_BY = ("state_dict", "model_state_dict", "model")
 """Keys below which other training scripts keep the state_dict."""
 
 WHOLE_HINT = (
-    "where the model was made: "
-    'torch.save(torch.load("old.pth", weights_only=False).state_dict(), "weights.pth")'
+    'where it was made: old = torch.load("old.pth", weights_only=False); torch.save('
+    'old["state_dict"] if isinstance(old, dict) else old.state_dict(), "weights.pth")'
 )
 TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
 

@@ -287,6 +287,21 @@ def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, 
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["a whole model", "a score of NumPy beside the weights"])
+def test_the_hint_writes_what_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    net = UNet(3, 2, 2)
+    content = {"state_dict": net.state_dict(), "best": np.float64(0.9)}
+    torch.save(net if kind == "a whole model" else content, tmp_path / "old.pth")
+    with pytest.raises(UserError, match="would run code") as caught:
+        read_checkpoint(tmp_path / "old.pth")
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value.hint).partition(": ")[2], {"torch": torch})
+    read = read_checkpoint(tmp_path / "weights.pth")
+    assert torch.equal(read.state["outc.conv.bias"], net.state_dict()["outc.conv.bias"])
+
+
 def test_an_archive_whose_directory_is_damaged(tmp_path: Path) -> None:
     """Its end says that it is an archive, and its directory is none."""
     torch.save({"a": torch.ones(3)}, tmp_path / "c.pth")
