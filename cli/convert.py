@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .shared import (
     WHOLE_COPY,
@@ -13,6 +14,9 @@ from .shared import (
     model_path,
     overrides_from_args,
 )
+
+if TYPE_CHECKING:
+    from ..training.checkpoint import Checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from ..contract.log import log
     from ..training.checkpoint import bare_differences, read_checkpoint, write_bare
 
-    _check_output(args.output)
     checkpoint = read_checkpoint(args.checkpoint).with_overrides(overrides_from_args(args))
+    _check_output(args.output, checkpoint)
     write_bare(args.output, checkpoint)
     spec = checkpoint.spec
     for difference in bare_differences(spec):
@@ -39,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(path: Path) -> None:
-    """Raise UserError where the bare form, which says less, would take the place of what is there.
+def _check_output(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise UserError where the bare form would take the place of anything but itself.
 
-    A checkpoint of a run cannot be made again from it.
+    A checkpoint of a run cannot be made again from it, nor can a network of Pytorch-UNet's own.
     """
-    from ..contract.errors import UserError
-    from ..training.checkpoint import is_bare
+    from ..contract.errors import UserError, as_word
+    from ..training.checkpoint import is_bare_of
 
     if not path.parent.is_dir():
         raise UserError(
@@ -54,10 +58,10 @@ def _check_output(path: Path) -> None:
             expected="a file in a folder that is there",
             hint=f"mkdir -p {path.parent}",
         )
-    if path.exists() and not is_bare(path):
+    if path.exists() and not is_bare_of(path, checkpoint):
         raise UserError(
             f"convert would replace {path}",
-            seen="a file that is no bare checkpoint",
-            expected="a new file, or one that convert has written",
-            hint=f"-o {path.with_name('bare.pth')}",
+            seen="a file that is not the bare form of these weights",
+            expected="a new file, or one that convert has written of this checkpoint",
+            hint=f"-o {as_word(path.with_name(f'{path.stem}-bare.pth'))}",
         )

@@ -21,7 +21,6 @@ from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
 from .state_dicts import (
-    FIRST_WEIGHT,
     TRAIN_HINT,
     WHOLE_HINT,
     not_a_checkpoint,
@@ -125,6 +124,8 @@ def bare_differences(spec: ModelSpec) -> list[str]:
         )
     if spec.resize != "pil-bicubic":
         found.append(f"it resizes images by pil-bicubic, this network learnt from {spec.resize}")
+    if spec.bit_depth:
+        found.append(f"it knows of no bit depth, this network learnt from {spec.bit_depth} bits")
     if spec.classes == 1 and spec.threshold != 0.5:
         found.append(f"its threshold is 0.5 unless -t {spec.threshold} is given")
     return found
@@ -148,12 +149,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def is_bare(path: Path) -> bool:
-    """Whether a file is a state_dict of Pytorch-UNet and nothing more."""
+def is_bare_of(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a file is the bare form of these weights and nothing more."""
     try:
-        return FIRST_WEIGHT in _load(path)
+        found = _load(path)
     except UserError:
         return False
+    return found.keys() - {"mask_values"} == checkpoint.state.keys() and all(
+        isinstance(found[name], Tensor)
+        and found[name].dtype == tensor.dtype
+        and torch.equal(found[name], tensor)
+        for name, tensor in checkpoint.state.items()
+    )
 
 
 def unet_from_checkpoint(checkpoint: Checkpoint) -> UNet:

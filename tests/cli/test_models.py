@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from unetrt.contract.masks import read_mask
 from unetrt.contract.modules import is_installed
 from unetrt.engine import probe
 from unetrt.engine.probe import PROBES
+from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
+from unetrt.training.unet import UNet
 
 
 def test_export_says_what_it_wrote(
@@ -144,12 +147,26 @@ def test_convert_replaces_nothing_but_what_it_has_written(
     photo.write_bytes(b"a photo")
     wrapped = tmp_path / "training.pth"
     torch.save({"state_dict": torch.load(own, weights_only=True)["model"], "epoch": 3}, wrapped)
-    for path in (own, photo, wrapped):
+    theirs = tmp_path / "MODEL.pth"  # of Pytorch-UNet, with its own training behind it
+    torch.save({**UNet(3, 2, 2).state_dict(), "mask_values": [0, 1]}, theirs)
+    for path in (own, photo, wrapped, theirs):
         before = path.read_bytes()
         assert "would replace" in unetrt("convert", own, "-o", path).error
         assert path.read_bytes() == before
     for _ in range(2):
         assert unetrt("convert", own, "-o", tmp_path / "bare.pth").status == 0
+
+
+def test_convert_says_that_the_bit_depth_is_lost(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """predict.py divides by 255, whatever the bits."""
+    ours = read_checkpoint(checkpoint_file())
+    ours.spec = replace(ours.spec, bit_depth=12)
+    write_checkpoint(tmp_path / "deep.pth", ours)
+    outcome = unetrt("convert", tmp_path / "deep.pth", "-o", tmp_path / "bare.pth")
+    assert outcome.status == 0
+    assert "learnt from 12 bits" in outcome.err
 
 
 def test_convert_needs_a_folder_to_write_to(
