@@ -124,13 +124,13 @@ def _bytes_from_values(values: MaskPixels, path: Path) -> U8:
 def class_indices(pixels: MaskPixels, spec: ModelSpec, path: Path | None = None) -> U8:
     """Turn what `read_mask` gives into indices uint8 (H, W); `ignore_index` gives NO_CLASS.
 
-    A bool mask is the two classes of a two-class spec in their order, whatever their values.
+    A bool mask is the two classes of a two-class spec, whatever their values: see `spec.black`.
     Raises ImageError naming the values that no class has.
     """
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
         if spec.mask_classes == 2:
-            return pixels
+            return pixels ^ np.uint8(spec.black)
     if pixels.ndim == 3 and not spec.rgb_masks and _is_grey(pixels):
         pixels = pixels[:, :, 0]
     if (pixels.ndim == 3) != spec.rgb_masks:

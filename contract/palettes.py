@@ -117,7 +117,8 @@ def values_for_spec(
     if _means_greys(colours, spec):
         return in_colour(indices, colours)
     if spec.mask_classes == 2 and set(colours.values()) <= {BLACK, WHITE}:
-        values = np.array([spec.mask_values[colours.get(i) == WHITE] for i in range(256)], np.uint8)
+        classes = [(colours.get(i) == WHITE) ^ spec.black for i in range(256)]
+        values = np.array([spec.mask_values[place] for place in classes], np.uint8)
         return np.asarray(values[indices])
     if list(colours) == [0] and colours[0] != (0, 0, 0):
         raise ImageError(

@@ -142,6 +142,11 @@ class ModelSpec:
     def rgb_masks(self) -> bool:
         return isinstance(self.mask_values[0], tuple)
 
+    @property
+    def black(self) -> int:
+        """Of two classes the one that is 0 in a 1-bit mask: that of value 0, or black; else 0."""
+        return int(self.mask_values[1] in (0, (0, 0, 0)))
+
     def input_size(self, size: Size) -> Size:
         """Give the network's input size for an image of `size`, truncated as the reference does."""
         height, width = size

@@ -128,7 +128,7 @@ def encode_mask(mask: U8, spec: ModelSpec, fmt: MaskFormat, suffix: str = ".png"
         return _encode_with_pillow(mask, spec, fmt, suffix.lower())
     height, width = mask.shape
     if fmt == "bilevel":
-        return _png(np.packbits(mask.astype(bool), axis=1), width, height, 1, _GREY)
+        return _png(np.packbits(mask != spec.black, axis=1), width, height, 1, _GREY)
     pixels = mask_pixels(mask, spec)
     if fmt == "palette":
         table = colour_table(spec)
@@ -200,7 +200,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _encode_with_pillow(mask: U8, spec: ModelSpec, fmt: MaskFormat, suffix: str) -> bytes:
     if fmt == "bilevel":
-        image = Image.fromarray(mask.astype(bool))
+        image = Image.fromarray(mask != spec.black)
         image = image.convert("L") if suffix in LOSSY else image
     else:
         image = Image.fromarray(mask_pixels(mask, spec))

@@ -100,7 +100,7 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(path), np.rot90(VALUES, -1))
 
 
-@pytest.mark.parametrize("values", [(0, 255), (0, 1), ((0, 0, 0), (255, 0, 0)), (255, 0)])
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), ((0, 0, 0), (255, 0, 0)), (7, 3)])
 def test_one_bit_files_are_two_classes_in_order(
     tmp_path: Path, values: tuple[MaskValue, ...]
 ) -> None:
@@ -110,6 +110,23 @@ def test_one_bit_files_are_two_classes_in_order(
     indices = class_indices(pixels, ModelSpec(mask_values=values))
     assert indices.dtype == np.uint8
     np.testing.assert_array_equal(indices, bits)
+
+
+@pytest.mark.parametrize("values", [(255, 0), (1, 0), ((255, 255, 255), (0, 0, 0))])
+def test_black_of_one_bit_files_is_the_class_of_value_0(
+    tmp_path: Path, values: tuple[MaskValue, ...]
+) -> None:
+    """--mask-values 255,0: the object is black, in grey files, 1-bit files and palettes alike."""
+    spec = ModelSpec(mask_values=values)
+    bits = written(tmp_path, Image.fromarray(VALUES > 1), "bits.png")
+    np.testing.assert_array_equal(true_classes(bits, spec), VALUES <= 1)
+    palette = Image.fromarray(np.array([[0, 255]], np.uint8), "P")
+    palette.putpalette([0] * 765 + [255] * 3)
+    shown = true_classes(written(tmp_path, palette, "palette.png"), spec)
+    np.testing.assert_array_equal(shown, [[1, 0]])
+    again = tmp_path / "again.png"
+    again.write_bytes(encode_mask(true_classes(bits, spec), spec, "bilevel"))
+    np.testing.assert_array_equal(read_mask(again), VALUES > 1)
 
 
 def test_one_bit_files_among_more_classes_are_0_and_1() -> None:

@@ -30,6 +30,7 @@ SPECS = {
     "one class": ModelSpec(classes=1),
     "two classes": ModelSpec(classes=2),
     "two classes, 0 and 255": ModelSpec(classes=2, mask_values=(0, 255)),
+    "two classes, 255 and 0": ModelSpec(classes=2, mask_values=(255, 0)),
     "two colours": ModelSpec(classes=2, mask_values=((0, 0, 0), (9, 200, 30))),
     "four classes": ModelSpec(classes=4),
     "values apart": ModelSpec(classes=3, mask_values=(7, 255, 3)),
@@ -74,8 +75,9 @@ def test_pillow_and_cv2_read_the_same_values(
     by_cv2 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert by_cv2 is not None
     if fmt == "bilevel":
-        np.testing.assert_array_equal(by_pillow, mask.astype(bool))
-        np.testing.assert_array_equal(by_cv2, mask * 255)
+        white = mask == (0 if spec.mask_values == (255, 0) else 1)
+        np.testing.assert_array_equal(by_pillow, white)
+        np.testing.assert_array_equal(by_cv2, white * 255)
         return
     values = mask_pixels(mask, spec)
     np.testing.assert_array_equal(by_pillow, values)

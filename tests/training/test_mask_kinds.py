@@ -106,3 +106,13 @@ def test_mixed_sizes_train_with_any_batch_size(
         Image.fromarray(truth).save(options.masks / f"x{index}.png")
     recipe = replace(options.recipe, batch_size=batch_size, augment=True)
     train(replace(options, recipe=recipe, crop=crop, validation=25))
+
+
+def test_a_black_object_is_the_object_in_every_kind(tmp_path: Path) -> None:
+    """--mask-values 255,0 on 1-bit masks took white for it, and on the same masks in grey black."""
+    for kind in ("grey 0 and 255", "one bit"):
+        options = folders(tmp_path / kind, ".png", KINDS[kind][1])
+        data = load_training_data(replace(options, mask_values=(255, 0)), None)
+        samples = [*data.train, *data.validation]
+        for index, sample in enumerate(sorted(samples, key=lambda s: s.pair.name)):
+            assert np.array_equal(sample.truth(), 1 - truth_of(index))
