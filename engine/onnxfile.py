@@ -86,21 +86,29 @@ def require_runnable(path: Path, precision: str) -> None:
 def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
     """Raise UserError where our metadata lie on a graph that is not ours."""
     weights = {value.name for value in graph.initializer}
-    found = (
-        {value.name: _form(value) for value in graph.input if value.name not in weights},
-        {value.name: _form(value) for value in graph.output},
+    inputs = {value.name: _form(value) for value in graph.input if value.name not in weights}
+    outputs = {value.name: _form(value) for value in graph.output}
+    rank = 4 if spec.planes else 3
+    wanted = (
+        {"image": (_UINT8, (0, 0, 0, spec.channels)), "size_like": (_UINT8, (0, 0))},
+        {spec.result: (_UINT8, rank)},
     )
-    planes = 4 if spec.planes else 3
-    if found != ({"image": (_UINT8, 4), "size_like": (_UINT8, 2)}, {spec.result: (_UINT8, planes)}):
+    if (inputs, {name: (kind, len(sides)) for name, (kind, sides) in outputs.items()}) != wanted:
         raise UserError(
             f"{path} has the metadata of our graphs and is none",
-            seen=f"inputs {', '.join(found[0])}; outputs {', '.join(found[1])}",
-            expected=f"inputs image, size_like; output {spec.result}, all uint8",
+            seen=f"inputs {_text(inputs)}; outputs {_text(outputs)}",
+            expected=f"inputs image (?×?×?×{spec.channels}), size_like (?×?); "
+            f"output {spec.result}, all uint8, of any size",
             hint=EXPORT_HINT,
         )
 
 
-def _form(value: Any) -> tuple[int, int]:
-    """(element type, number of sides)."""
+def _form(value: Any) -> tuple[int, tuple[int, ...]]:
+    """(element type, sides), 0 for a side of any length."""
     kind = value.type.tensor_type
-    return kind.elem_type, len(kind.shape.dim)
+    return kind.elem_type, tuple(side.dim_value for side in kind.shape.dim)
+
+
+def _text(ends: dict[str, tuple[int, tuple[int, ...]]]) -> str:
+    shapes = [(name, (str(side or "?") for side in sides)) for name, (_, sides) in ends.items()]
+    return ", ".join(f"{name} ({'×'.join(shape)})" for name, shape in shapes)

@@ -261,6 +261,23 @@ class TestBadFiles:
         with pytest.raises(UserError, match="and is none"):
             open_engine(edited(retype))
 
+    @pytest.mark.parametrize(
+        ("end", "side", "length"), [(0, 0, 1), (0, 2, 100), (0, 3, 3), (1, 0, 200)]
+    )
+    def test_our_metadata_on_a_graph_of_one_size(
+        self, edited: Callable[..., Path], end: int, side: int, length: int
+    ) -> None:
+        """Tools fix sides and keep the metadata; such a graph runs no other image."""
+
+        def fix(model: onnx.ModelProto) -> None:
+            shape = model.graph.input[end].type.tensor_type.shape
+            shape.dim[side].ClearField("dim_param")
+            shape.dim[side].dim_value = length
+
+        with pytest.raises(UserError, match="and is none") as caught:
+            open_engine(edited(fix))
+        assert str(length) in str(caught.value.seen)
+
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
     def test_onnx_cut_short(
