@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_a_failure_says_what_and_what_helps() -> None:
     assert isinstance(error, GateError)
     assert error.status == 1
     assert "50.0000% of the pixels equal, not 99.9900%" in str(error)
+    assert "--force" in str(error.hint)
+    assert "--gate-images" not in str(error.hint)
+
+
+def test_on_drawn_pictures_a_failure_asks_for_images_first() -> None:
+    """A trained net decides them by a hair: bf16 failed there and passed on its own images."""
+    error = replace(judge(Painter(500)), inputs="synthetic").error(Path("engine"))
+    assert str(error.hint).startswith("--gate-images DIR")
     assert "--force" in str(error.hint)
 
 
