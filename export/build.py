@@ -115,7 +115,9 @@ def _with_ranges(plan: PlanOptions, inputs: GateInputs) -> PlanOptions:
 
 
 def _warn_of_ranges(options: BuildOptions, wanted: ModelOptions, inputs: GateInputs) -> None:
-    if wanted.calibration is not None and options.calibration is None:
+    own, judged = options.calibration, options.gate.images
+    alike = own is None or (judged is not None and own.resolve() == judged.resolve())
+    if wanted.calibration is not None and alike:
         log.warning(
             "int8 ranges are measured on what the gate judges by (%s), which flatters its verdict: "
             "--calibration DIR takes other images",

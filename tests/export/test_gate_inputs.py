@@ -185,11 +185,20 @@ def test_each_is_read_once_before(exported: Export, pictures: tuple[Path, Path])
     assert len(found.pairs) == 8
 
 
-def test_int8_without_calibration_says_so(
-    exported: Export, pictures: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("named", [False, True])
+def test_int8_without_images_of_its_own_says_so(
+    exported: Export,
+    pictures: tuple[Path, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    named: bool,
 ) -> None:
+    """Whether --calibration is left out, or names the folder of the gate."""
     gate = GateOptions(images=pictures[0], min_agreement=0.5)
-    options = BuildOptions(backend="onnxruntime", precision="int8", gate=gate)
+    calibration = pictures[0].parent / "." / pictures[0].name if named else None
+    options = BuildOptions(
+        backend="onnxruntime", precision="int8", gate=gate, calibration=calibration
+    )
     build_engine(exported(), tmp_path / "e", options)
     assert "measured on what the gate judges by (images)" in caplog.text
 
