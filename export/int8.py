@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.files import image_paths
 from ..contract.log import log
 from ..contract.modules import import_module
@@ -108,6 +108,8 @@ def int8_from_onnx(
     Raises UserError when the graph cannot be quantised.
     """
     quantization = import_module("onnxruntime.quantization")
+    # Of a copy of its own that a full disk cut short: what writes it does not tell.
+    decode_error = import_module("google.protobuf.message").DecodeError
     kind = quantization.QuantType
     with show_progress("calibrate", len(calibration.inputs)) as advance, _quiet():
         try:
@@ -124,8 +126,13 @@ def int8_from_onnx(
                 nodes_to_exclude=_in_floats(source, scheme),
                 extra_options=scheme.extra_options(),
             )
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"ONNX Runtime cannot quantise {source}", seen=error) from error
+        except (RuntimeError, ValueError, decode_error) as error:
+            raise UserError(
+                f"ONNX Runtime cannot quantise {source}",
+                seen=error,
+                hint=f"df -h {as_word(target.parent.parent)}   says whether the disk is full; "
+                "else --precision fp32",
+            ) from error
     _finish(source, target)
 
 

@@ -160,6 +160,23 @@ class TestGraph:
                 tmp_path / "text.onnx", tmp_path / "o.onnx", Calibration("golden", [], ModelSpec())
             )
 
+    def test_a_disk_that_is_full(
+        self, exported: Export, pictures: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """It takes the graph, and half of the copy that the quantiser works on."""
+        resource = pytest.importorskip("resource", reason="no limits of a process here")
+        graph = tmp_path / "floats.onnx"
+        graph.write_bytes(exported().read_bytes())
+        calibration = calibration_inputs(read_source(exported()), pictures[0], None)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (graph.stat().st_size // 2, before[1]))
+        try:
+            with pytest.raises(UserError, match="cannot quantise") as caught:
+                int8_from_onnx(graph, tmp_path / "m.onnx", calibration)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert str(caught.value.hint).startswith("df -h ")
+
 
 class TestEngine:
     def test_the_directory_says_how_it_was_made(self, built: tuple[Path, Built]) -> None:
