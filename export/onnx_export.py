@@ -65,6 +65,8 @@ def export_checkpoint(
     """Read a checkpoint file and write it as ONNX; return its spec."""
     if path.suffix.lower() != ".onnx":
         raise UserError(f"an ONNX file ends in .onnx, {path.name} does not", seen=path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", expected="a file to write")
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent} to write to")
     content = read_checkpoint(checkpoint).with_overrides(overrides)

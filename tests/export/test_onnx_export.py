@@ -227,6 +227,11 @@ class TestFailures:
         with pytest.raises(UserError, match=r"ends in \.onnx"):
             export_checkpoint(checkpoint_file(), tmp_path / "model.pth", "fp32", SpecOverrides())
 
+    def test_a_folder_of_that_name(self, checkpoint_file: Export, tmp_path: Path) -> None:
+        (tmp_path / "net.onnx").mkdir()
+        with pytest.raises(UserError, match=r"net\.onnx is a folder"):
+            export_checkpoint(checkpoint_file(), tmp_path / "net.onnx", "fp32", SpecOverrides())
+
     def test_a_folder_that_is_not_there(self, checkpoint_file: Export, tmp_path: Path) -> None:
         target = tmp_path / "none" / "model.onnx"
         with pytest.raises(UserError, match="no folder"):
