@@ -73,6 +73,8 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     if (folder / "train" / "imgs" / "steel-00000.png").exists():
         for name in (BEST, LAST, METRICS, CURVE):  # training never writes over another run
             (folder / "run" / name).unlink(missing_ok=True)
+        for path in (folder / "report").glob("bench_*"):  # nor a bench over another report
+            path.unlink()
     with _step("draw pictures of steel with three kinds of defects"):
         train_data = write_dataset(
             folder / "train", options.train_pairs, (SIDE, SIDE), options.seed

@@ -17,15 +17,15 @@ from .gain import gain_of, speed_up
 from .page import html_page
 from .report import report_lines
 from .result import Bench, Row
+from .text import free_name
 
 
 def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
     """Write JSON, CSV, Markdown and HTML; return their paths.
 
-    Their names carry device, precisions, versions, input size and batch.
-    Raises UserError when they cannot be written.
+    Their names carry device, precisions, versions, input size and batch, and where a report of
+    that name is there a number. Raises UserError when they cannot be written.
     """
-    stem = report_stem(bench)
     content = {"command": command, **bench.to_dict()}
     texts: dict[str, Callable[[], str]] = {
         "json": lambda: json.dumps(content, indent=2) + "\n",
@@ -33,9 +33,11 @@ def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
         "md": lambda: "\n".join(report_lines(bench, command)) + "\n",
         "html": lambda: html_page(bench, command),
     }
-    paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        names = {path.stem for path in folder.iterdir() if path.suffix[1:] in texts}
+        stem = free_name(report_stem(bench), names.__contains__)
+        paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
         for suffix, text in texts.items():  # each is safe before the next, as a plot, can fail
             write_atomically(paths[suffix], text().encode())
     except OSError as error:

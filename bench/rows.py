@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import sys
 import time
@@ -26,6 +25,7 @@ from ..export.gate import GateOptions
 from ..export.tensorrt_build import PlanOptions
 from .job import REFERENCE, VARIANTS
 from .machine import wants_cuda
+from .text import free_name
 
 
 class EngineRow(NamedTuple):
@@ -122,15 +122,11 @@ def entries_from_models(models: Sequence[Path], checkpoint: Path) -> list[Entry]
     """The reference loop, then the models as they are; one that comes again as `eng (2)`."""
     entries = [reference_entry(checkpoint)]
     for model in models:
-        name = _numbered(str(model), [entry.name for entry in entries])
+        # Rows, masks, peers and comparisons are found by their names: no two are alike.
+        taken = [entry.name for entry in entries]
+        name = free_name(str(model), taken.__contains__, "{} ({})")
         entries.append(Entry(name=name, model=model))
     return entries
-
-
-def _numbered(name: str, taken: Sequence[str]) -> str:
-    """Rows, masks, peers and comparisons are found by their names: no two are alike."""
-    names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
-    return next(name for name in names if name not in taken)
 
 
 def reference_entry(checkpoint: Path) -> Entry:
@@ -269,12 +265,6 @@ def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: boo
     return shlex.join([*parts, *["--force"] * forced])
 
 
-def free_name(name: str) -> str:
-    """A name that is not taken in the working folder: `build` replaces no other folder."""
-    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    return next(name for name in names if not Path(name).exists())
-
-
 def _no_variant(name: str, device: str) -> str:
     """Why one of PyTorch's own rows would tell nothing here, or ''."""
     from ..training.step import cpu_computes_bf16
@@ -316,7 +306,8 @@ def _built_entry(checkpoint: Path, directory: Path, options: BuildOptions) -> En
         built = build_engine(checkpoint, directory, options)
     except UserError as error:
         return Entry(name=directory.name, model=checkpoint, reason=error.reason, failed=True)
-    target = free_name(f"engine-{directory.name}")
+    # In the working folder: `build` replaces no other folder.
+    target = free_name(f"engine-{directory.name}", lambda name: Path(name).exists())
     return Entry(
         name=directory.name,
         model=directory,

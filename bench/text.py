@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .measure import spread
 
@@ -19,6 +20,12 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [f" {cell:{width}} " for cell, width in zip(cells, widths, strict=True)]
     return "|" + "|".join(padded) + "|"
+
+
+def free_name(name: str, is_taken: Callable[[str], bool], form: str = "{}-{}") -> str:
+    """`name`, or its first form with a number, from 2 on, that is not taken."""
+    names = itertools.chain([name], (form.format(name, n) for n in itertools.count(2)))
+    return next(found for found in names if not is_taken(found))
 
 
 def rates_text(rates: Sequence[float]) -> str:

@@ -23,12 +23,12 @@ from unetrt.bench.rows import (
     build_line,
     build_options,
     entries_from_models,
-    free_name,
 )
 from unetrt.bench.run import predict_flags
 from unetrt.bench.slo import answer_slo, best_under, slo_from_text
 from unetrt.bench.sweep import Sweep, sweep_from_dict
 from unetrt.bench.table import BenchOptions
+from unetrt.bench.text import free_name
 from unetrt.cli import build
 from unetrt.contract.errors import UserError
 
@@ -295,7 +295,7 @@ def test_the_command_builds_what_the_bench_has_built(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "engine-a").mkdir()
-    target = free_name("engine-a")
+    target = free_name("engine-a", lambda name: Path(name).exists())
     assert target == "engine-a-2"
     options = build_options("tensorrt", "fp16", [(200, 90), (100, 300)], 0.5)
     line = build_line(tmp_path / "my net.pth", target, options, forced=True)

@@ -195,6 +195,10 @@ def test_the_report_is_four_files_named_by_what_was_measured(bench: Bench, tmp_p
     text = paths[2].read_text()
     assert "`unetrt bench a.pth`" in text
     assert all(line in text for line in (*table_lines(bench), *detail_lines(bench)))
+    kept = {path: path.read_bytes() for path in paths}
+    others = write_report(bench, tmp_path / "new" / "report", "unetrt bench b.pth")
+    assert [path.stem for path in others] == [f"{stem}-2"] * 4
+    assert kept == {path: path.read_bytes() for path in paths}
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the report"):
         write_report(bench, tmp_path / "file" / "report", "x")
