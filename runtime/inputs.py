@@ -100,7 +100,9 @@ def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     if not images:
         raise UserError(f"no image matches {path}", seen="0 files")
     items = [Input(image, PurePosixPath(str(image.relative_to(root)))) for image in images]
-    folders = [folder for folder in outputs if is_address(folder) and folder != root]
+    # As for folders here: where the root lies in an output folder, it is meant.
+    meant = (root, *root.parents)
+    folders = [folder for folder in outputs if is_address(folder) and folder not in meant]
     return [item for item in items if not any(f in item.path.parents for f in folders)]
 
 

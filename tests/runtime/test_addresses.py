@@ -263,3 +263,10 @@ def test_masks_beside_the_images_are_no_images_for_a_pattern(store: Any) -> None
 def test_masks_below_the_images_are_no_images(job: Callable[..., Summary], store: Any) -> None:
     assert counts(job(out="memory://in/masks")) == (PICTURES - 1, 1, 0)
     assert counts(job(out="memory://in/masks")) == (0, 1, PICTURES - 1)
+
+
+def test_masks_above_the_images(job: Callable[..., Summary], store: Any) -> None:
+    for name in store.find("/in"):
+        store.pipe(name.replace("/in/", "/above/images/", 1), store.cat_file(name))
+    for expected in ((PICTURES - 1, 1, 0), (0, 1, PICTURES - 1)):
+        assert counts(job("memory://above/images", "memory://above")) == expected
