@@ -81,8 +81,10 @@ class ShippedModel:
 
 
 def ship_model(path: Path) -> ShippedModel:
+    """What links lead to, under their names: on another machine they lead nowhere."""
+    path = path.absolute()  # the working folder's own path has no name
     buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
+    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
         archive.add(path, path.name)
     return ShippedModel(path.name, buffer.getvalue())
 
