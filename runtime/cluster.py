@@ -22,6 +22,7 @@ from ..engine.onnxfile import is_onnx
 from .cluster_work import (
     ROW,
     InferRows,
+    everywhere,
     load_row,
     open_once,
     packed,
@@ -118,6 +119,9 @@ class Cluster(Closing):
         self.device = "cuda" if use_gpu else "cpu"
         largest = max(node.get("CPU", 1.0) for node in alive)
         self._threads = max(1, int(min(largest, cpus / self.engines)))
+        # An engine takes its half for as long as the job runs: a task that asked for more than
+        # the other half of a machine would wait for ever.
+        self._task_cpus = min(1.0, largest / 2)
         self._shares: dict[str, Any] = {"num_cpus": min(largest, cpus / self.engines) / 2}
         if use_gpu:
             self._shares = {"num_cpus": min(1.0, cpus / self.engines / 2), "num_gpus": 1}
@@ -149,7 +153,8 @@ class Cluster(Closing):
             return
         pipeline = replace(options.pipeline, trace=NO_TRACE)
         options = replace(options, journal=None, pipeline=pipeline)
-        puller = Puller(self._dataset(tasks, options))
+        task_of = {everywhere(task): task for task in tasks}
+        puller = Puller(self._dataset(list(task_of), options))
         try:
             while not stop():
                 with self._ray_errors():
@@ -157,20 +162,20 @@ class Cluster(Closing):
                 if row is None:
                     return
                 if row is not WAIT:
-                    yield self._checked(unpacked(row[ROW]))
+                    yield self._checked(unpacked(row[ROW]), task_of)
             for row in puller.held():  # their masks are in place
-                yield self._checked(unpacked(row[ROW]))
+                yield self._checked(unpacked(row[ROW]), task_of)
         finally:
             if not puller.end():  # it waits for a row that may take long
                 self.close()
             remove_temporaries_of({path for task in tasks for path in task.files})
 
     @staticmethod
-    def _checked(outcome: Any) -> Outcome:
+    def _checked(outcome: Any, task_of: dict[Task, Task]) -> Outcome:
         if isinstance(outcome, UserError):
             raise outcome
         found: Outcome = outcome
-        return found
+        return replace(found, task=task_of[found.task])
 
     @contextmanager
     def _ray_errors(self) -> Iterator[None]:
@@ -187,7 +192,10 @@ class Cluster(Closing):
     def _dataset(self, tasks: Sequence[Task], options: PredictOptions) -> Any:
         data, spec = self._ray.data, self.opened.spec
         blocks = -(-len(tasks) // BLOCK)
-        often = {"ray_remote_args_fn": lambda: {"max_retries": RETRIES}}  # by name: deprecated
+        often: dict[str, Any] = {
+            "num_cpus": self._task_cpus,
+            "ray_remote_args_fn": lambda: {"max_retries": RETRIES},  # by name: deprecated
+        }
         rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
         rows = rows.map(partial(load_row, spec=spec, options=options), **often)
         rows = rows.map_batches(

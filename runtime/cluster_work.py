@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..contract.addresses import is_address
 from ..contract.errors import ImageError, UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
@@ -54,6 +55,16 @@ Ray would wrap an error that is raised, with its traceback, in one of its own.
 """
 
 RayRow: TypeAlias = dict[str, bytes]
+
+
+def everywhere(task: Task) -> Task:
+    """Its paths absolute: a process of the cluster has the working folder of who started it."""
+    source, output, overlay = (
+        path if path is None or is_address(path) else path.absolute()
+        for path in (task.source, task.output, task.overlay)
+    )
+    assert source is not None
+    return Task(source, output, overlay)
 
 
 def packed(row: Row) -> RayRow:

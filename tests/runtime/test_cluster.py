@@ -117,6 +117,36 @@ def test_two_engines_of_which_one_is_killed(
     assert counts(again) == (0, 2, PICTURES - 2)
 
 
+def test_names_are_those_of_the_folder_that_the_command_runs_in(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a cluster are where it was started, which is elsewhere."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/in").symlink_to(whole.images)
+    monkeypatch.chdir(tmp_path)
+    with Cluster(EngineOptions(model=model), ClusterOptions(address="local")) as cluster:
+        monkeypatch.chdir("here")
+        tasks = plan_tasks(["in"], output_dir=Path("out"))
+        summary = run_job(cluster, tasks, options_of(Path("out")), threading.Event())
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+    assert {failure["input"] for failure in summary.failures} <= {str(t.source) for t in tasks}
+    check_same(tmp_path / "here/out", whole)
+
+
+def test_a_machine_of_one_cpu(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
+    ended, options = threading.Event(), ClusterOptions(address="local")
+    waited = threading.Timer(60, ended.set)  # it would wait for ever
+    waited.start()
+    with Cluster(EngineOptions(model=model), options) as cluster:
+        tasks = plan_tasks([str(whole.images)], output_dir=tmp_path / "out")
+        summary = run_job(cluster, tasks, options_of(tmp_path / "out"), ended)
+    waited.cancel()
+    assert counts(summary) == (PICTURES - 2, 2, 0)
+
+
 def test_an_output_that_cannot_be_written_ends_the_job(
     model: Path, whole: Undisturbed, tmp_path: Path
 ) -> None:
