@@ -16,6 +16,7 @@ from typing import Any
 
 from ..contract.closing import Closing
 from ..contract.errors import UserError, first_line
+from ..contract.log import log
 from ..contract.modules import import_module
 from ..engine.manifest import read_manifest
 from ..engine.onnxfile import is_onnx
@@ -134,10 +135,12 @@ class Cluster(Closing):
             while not ray.wait([told], timeout=TICK)[0]:
                 if stop():
                     raise KeyboardInterrupt
-            found = ray.get(told)
+            found: tuple[Opened, list[str]] | UserError = ray.get(told)
         if isinstance(found, UserError):
             raise found
-        opened: Opened = found
+        opened, warnings = found
+        for text in warnings:
+            log.warning("%s", text)
         return opened
 
     @property
@@ -231,7 +234,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _told(*arguments: Any) -> Opened | UserError:
+def _told(*arguments: Any) -> tuple[Opened, list[str]] | UserError:
     """A UserError as a value: Ray would wrap it and its traceback in an error of its own."""
     try:
         return open_once(*arguments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import numpy as np
 
 from ..contract.addresses import is_address
 from ..contract.errors import ImageError, UserError
+from ..contract.log import log
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from ..engine.base import Engine
@@ -27,6 +30,10 @@ from .worker import EngineOptions, Opened, opened_from_engine, travelling
 
 ROW = "row"
 """The one column: what follows, pickled. Arrow has no type for images of many shapes."""
+
+
+PREFIX = "unetrt-model-"
+"""Of the folder that a model is unpacked into."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class ShippedModel:
 
     def open(self, options: EngineOptions, device: str, threads: int) -> Engine:
         """Unpack into a folder of this process, and open. Raises UserError as open_engine does."""
-        with tempfile.TemporaryDirectory(prefix="unetrt-model-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             with tarfile.open(fileobj=BytesIO(self.archive)) as archive:
                 archive.extractall(folder, filter="data")
             path = Path(folder, self.name)
@@ -100,10 +107,31 @@ def ship_model(path: Path) -> ShippedModel:
     return ShippedModel(path.name, buffer.getvalue())
 
 
-def open_once(model: ShippedModel, options: EngineOptions, device: str, threads: int) -> Opened:
-    """What the model is, said by a machine that can run it."""
-    with model.open(options, device, threads) as engine:
-        return opened_from_engine(engine)
+class _Kept(logging.Handler):
+    """Keeps warnings: what a process of the cluster logs is seen by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def open_once(
+    model: ShippedModel, options: EngineOptions, device: str, threads: int
+) -> tuple[Opened, list[str]]:
+    """What the model is and what is to be warned of, said by a machine that can run it."""
+    kept = _Kept()
+    log.addHandler(kept)
+    try:
+        with model.open(options, device, threads) as engine:
+            opened = opened_from_engine(engine)
+    finally:
+        log.removeHandler(kept)
+    # Named as the user knows it: where it was unpacked is gone.
+    unpacked_at = rf"\S*/{PREFIX}[^/\s]+/{re.escape(model.name)}"
+    return opened, [re.sub(unpacked_at, lambda _: str(options.model), t) for t in kept.texts]
 
 
 def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
