@@ -56,7 +56,7 @@ def _check_output(path: Path, checkpoint: Checkpoint) -> None:
             f"no folder {path.parent} to write to",
             seen=path,
             expected="a file in a folder that is there",
-            hint=f"mkdir -p {path.parent}",
+            hint=f"mkdir -p {as_word(path.parent)}",
         )
     if path.exists() and not is_bare_of(path, checkpoint):
         raise UserError(

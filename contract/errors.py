@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+UPGRADE_HINT = "git pull && pip install -c constraints.txt .   in a clone of unetrt"
+"""What a file of a newer version asks for."""
+
 
 def first_line(found: object) -> str:
     """Of a message that may fill a page and begin with empty lines; an error may have no words."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal, get_args
 
-from .errors import UserError
+from .errors import UPGRADE_HINT, UserError
 from .log import log
 from .types import NO_CLASS, Size
 
@@ -178,7 +178,7 @@ class ModelSpec:
             raise UserError(
                 "the model spec has fields that this version does not know",
                 seen=", ".join(sorted(unknown)),
-                hint="pip install --upgrade unetrt",
+                hint=UPGRADE_HINT,
             )
         values = tuple(tuple(v) if isinstance(v, list) else v for v in raw.get("mask_values", ()))
         names = tuple(raw.get("class_names", ()))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.errors import UserError, as_word
+from ..contract.errors import UPGRADE_HINT, UserError, as_word
 from ..contract.files import hint_of_run, sha256_from_file
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
@@ -182,7 +182,7 @@ def read_manifest(directory: Path) -> Manifest:
         f"{path} has a format that this version does not know",
         seen=raw["format"],
         expected=FORMAT,
-        hint="pip install --upgrade unetrt",
+        hint=UPGRADE_HINT,
     )
 
 

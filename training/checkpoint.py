@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract.errors import UserError, first_line
+from ..contract.errors import UPGRADE_HINT, UserError, first_line
 from ..contract.files import atomic_path, hint_of_run, require_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
@@ -141,7 +141,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} has a checkpoint format that this version does not know",
             seen=content["format"],
             expected=FORMAT,
-            hint="pip install --upgrade unetrt",
+            hint=UPGRADE_HINT,
         )
     else:
         checkpoint = Checkpoint(*read_state_dict(path, content), bare=True)

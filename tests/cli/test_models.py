@@ -34,12 +34,20 @@ def test_export_says_what_it_wrote(
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("x.bin", "ends in .onnx"), ("no/x.onnx", "no folder")]
+    ("output", "said", "hint"),
+    [("x.bin", "ends in .onnx", "-o {}/x.bin.onnx"), ("no/x.onnx", "no folder", "mkdir -p {}/no")],
 )
 def test_export_refuses_a_place_it_cannot_write(
-    output: str, said: str, unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+    output: str,
+    said: str,
+    hint: str,
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    tmp_path: Path,
 ) -> None:
-    assert said in unetrt("export", checkpoint_file(), "-o", tmp_path / output).error
+    outcome = unetrt("export", checkpoint_file(), "-o", tmp_path / output)
+    assert said in outcome.error
+    assert f"Hint: {hint.format(tmp_path)}" in outcome.whole_error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -140,7 +140,7 @@ def test_fields_of_a_later_version_are_named() -> None:
     with pytest.raises(UserError, match="does not know") as caught:
         ModelSpec.from_json('{"colour": 1, "channels": 3}')
     assert caught.value.seen == "colour"
-    assert "upgrade" in str(caught.value.hint)
+    assert "git pull" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
