@@ -82,9 +82,9 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--learning-rate", "-l", type=float)
     recipe.add_argument("--optimizer", choices=("rmsprop", "adamw"))
     recipe.add_argument("--schedule", choices=("plateau", "onecycle", "cosine"))
-    recipe.add_argument("--loss", choices=("ce+dice", "ce+lovasz", "focal+dice"))
+    recipe.add_argument("--loss", choices=("ce+dice", "focal+dice"))
     recipe.add_argument(
-        "--dice", choices=("all", "foreground"), help="classes that the Dice or Lovász loss counts"
+        "--dice", choices=("all", "foreground"), help="classes that the Dice loss counts"
     )
     recipe.add_argument(
         "--loss-size",

@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy plus Dice or Lovász, over pixels that have a class."""
+"""What training makes small: cross-entropy plus Dice, over the pixels that have a class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract.types import NO_CLASS
-from .lovasz import lovasz_loss
 from .masknet import resize_logits
 from .options import Dice, Loss
 from .ranks import Ranks
@@ -23,8 +22,7 @@ FOCAL_GAMMA = 2.0
 class LossOptions:
     """dice: "all" is the reference's rule, "foreground" its mean over classes above 0.
 
-    Lovász averages the same classes. weights: of each class in the entropy (two of a one-class
-    net), none for equal ones.
+    weights: of each class in the entropy (two of a one-class net), none for equal ones.
     """
 
     loss: Loss = "ce+dice"
@@ -35,7 +33,7 @@ class LossOptions:
 def segmentation_loss(
     logits: Tensor, truth: Tensor, options: LossOptions, ranks: Ranks | None = None
 ) -> Tensor:
-    """Entropy (binary for one logit) plus a Dice or Lovász loss, a scalar, in fp32 at least.
+    """Entropy (binary for one logit) plus a Dice loss, a scalar, in fp32 at least.
 
     logits (N, classes, h, w); truth int64 (N, H, W), NO_CLASS where a pixel does not count. Logits
     of another size than the truth's are resized to it as in prediction.
@@ -46,23 +44,18 @@ def segmentation_loss(
     height, width = truth.shape[1:]
     if logits.shape[2:] != (height, width):
         logits = resize_logits(logits, (height, width))
-    known, counted = truth, truth != NO_CLASS
+    counted = truth != NO_CLASS
     truth = torch.where(counted, truth, 0)
     if logits.shape[1] == 1:
         entropy = F.binary_cross_entropy_with_logits(logits[:, 0], truth.float(), reduction="none")
-        shares = logits.sigmoid()
+        sums = _binary_sums(logits.sigmoid()[:, 0], truth, counted)
     else:
         logs = logits.log_softmax(1)
         entropy = -logs.gather(1, truth[:, None])[:, 0]
-        shares = logs.exp()
-    loss = _mean(entropy, truth, counted, options, ranks)
+        sums = _class_sums(logs.exp(), truth, counted)
     foreground = options.dice == "foreground" and logits.shape[1] > 1
-    if options.loss == "ce+lovasz":
-        return loss + lovasz_loss(shares, known, foreground, ranks)
-    binary = logits.shape[1] == 1
-    sums = (_binary_sums if binary else _class_sums)(shares, truth, counted)
     dice = _dice_of_foreground if foreground else _dice_of_all
-    return loss + 1 - dice(ranks.total(sums))
+    return _mean(entropy, truth, counted, options, ranks) + 1 - dice(ranks.total(sums))
 
 
 def _class_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
@@ -80,9 +73,9 @@ def _class_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
 
 
 def _binary_sums(shares: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-    """(3, 1): as _class_sums, of the object alone; shares (N, 1, H, W)."""
+    """(3, 1): as _class_sums, of the object alone; shares (N, H, W)."""
     weights = counted.to(shares.dtype)
-    true, shares = truth * weights, shares[:, 0]
+    true = truth * weights
     return torch.stack([(shares * true).sum(), (shares * weights).sum(), true.sum()])[:, None]
 
 

@@ -13,7 +13,7 @@ from ..contract.types import NO_CLASS
 
 Optimizer = Literal["rmsprop", "adamw"]
 Schedule = Literal["plateau", "onecycle", "cosine"]
-Loss = Literal["ce+dice", "ce+lovasz", "focal+dice"]
+Loss = Literal["ce+dice", "focal+dice"]
 Dice = Literal["all", "foreground"]
 LossSize = Literal["network", "mask"]
 
@@ -29,8 +29,8 @@ class RecipeOptions:
 
     schedule: "plateau" divides the rate by 10 at the sixth epoch without a better score; "onecycle"
     rises to `learning_rate` and falls to zero, step by step; "cosine" only falls.
-    loss: cross-entropy or its focal form, plus Dice or Lovász. dice: for both, "all" counts the
-    background as one class among others, "foreground" leaves it out.
+    loss: cross-entropy or its focal form, plus Dice. dice: "all" counts the background as one
+    class among others, "foreground" leaves it out.
     loss_size: where the loss is taken: "network", on masks made as small as the network's image by
     their nearest pixels, or "mask", at the masks' own size, on logits resized as in prediction.
     class_weights: of each class in the cross-entropy; "auto" is 1 / √(share of the pixels).

@@ -42,24 +42,6 @@ class Ranks:
         """Sum a tensor over the processes; gradients are summed on the way back."""
         return values if self.world == 1 else cast(Tensor, _Total.apply(values))  # type: ignore[no-untyped-call]
 
-    def joined(self, values: Tensor) -> tuple[Tensor, slice]:
-        """Give the (M,) of all processes one after the other, and where this process's are.
-
-        Their numbers may differ; no gradients.
-        """
-        if self.world == 1:
-            return values, slice(None)
-        counts = [values.new_zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(counts, torch.full_like(counts[0], len(values)))
-        lengths = [int(count) for count in counts]
-        padded = values.new_zeros(max(lengths))
-        padded[: len(values)] = values
-        parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded)
-        start = sum(lengths[: self.rank])
-        whole = torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
-        return whole, slice(start, start + len(values))
-
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether one process at least says so, the same answer for all."""
         if self.world == 1:

@@ -11,7 +11,7 @@ import torch
 from unetrt.training.batches import Batches, BatchOptions
 from unetrt.training.losses import LossOptions
 from unetrt.training.masknet import MaskNet
-from unetrt.training.options import TrainOptions
+from unetrt.training.options import Dice, TrainOptions
 from unetrt.training.ranks import Ranks, joined_ranks, sync_batchnorms
 from unetrt.training.samples import TrainingData, load_training_data
 from unetrt.training.step import StepOptions, Stepper
@@ -19,11 +19,6 @@ from unetrt.training.unet import UNet
 from unetrt.training.validate import validate
 
 CPU = torch.device("cpu")
-LOSSES = {
-    "all": LossOptions(dice="all", weights=(1, 2, 3, 4)),
-    "foreground": LossOptions(dice="foreground", weights=(1, 2, 3, 4)),
-    "lovasz": LossOptions(loss="ce+lovasz", dice="foreground"),
-}
 
 
 def main(images: str, masks: str, out: str) -> None:
@@ -34,7 +29,8 @@ def main(images: str, masks: str, out: str) -> None:
     )  # fmt: skip
     data = load_training_data(options, None)
     with joined_ranks(cuda=False) as ranks:
-        results = {name: three_steps(data, loss, ranks) for name, loss in LOSSES.items()}
+        rules: tuple[Dice, ...] = ("all", "foreground")
+        results: dict[str, dict[str, Any]] = {d: three_steps(data, d, ranks) for d in rules}
         results["any"] = {"yes": ranks.any(ranks.rank == ranks.world - 1, CPU)}
         if ranks.is_main:
             torch.save(results, out)
@@ -47,7 +43,7 @@ def gloo_threads() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
-def three_steps(data: TrainingData, loss: LossOptions, ranks: Ranks) -> dict[str, Any]:
+def three_steps(data: TrainingData, dice: Dice, ranks: Ranks) -> dict[str, Any]:
     """In float64: what differs then is no rounding."""
     torch.manual_seed(0)
     net = UNet(1, 4, 4).train().double()
@@ -55,7 +51,7 @@ def three_steps(data: TrainingData, loss: LossOptions, ranks: Ranks) -> dict[str
     net.double()
     masknet = MaskNet(ranks.wrapped(net), data.spec)
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    options = StepOptions(loss=loss)
+    options = StepOptions(loss=LossOptions(dice=dice, weights=(1, 2, 3, 4)))
     stepper = Stepper(net, masknet, optimizer, options, ranks)
     batches = Batches(data.train, BatchOptions(size=4, augment=True), ranks)
     losses = [stepper.step(batch)[0] for batch in batches.epoch(0)]

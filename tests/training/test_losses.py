@@ -6,12 +6,9 @@ import torch.nn.functional as F
 
 from unetrt.contract.types import NO_CLASS
 from unetrt.training.losses import LossOptions, _class_sums, segmentation_loss
-from unetrt.training.lovasz import lovasz_loss
-from unetrt.training.options import Dice, Loss
-from unetrt.training.ranks import Ranks
+from unetrt.training.options import Dice
 
 RULES: tuple[Dice, Dice] = ("all", "foreground")
-LOSSES: tuple[Loss, ...] = ("ce+dice", "ce+lovasz")
 
 
 def certain(truth: torch.Tensor, classes: int) -> torch.Tensor:
@@ -19,10 +16,9 @@ def certain(truth: torch.Tensor, classes: int) -> torch.Tensor:
     return 60 * (F.one_hot(truth, classes).permute(0, 3, 1, 2) - 0.5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dice", RULES)
-def test_a_certain_and_right_answer_costs_nothing(dice: Dice, loss: Loss) -> None:
-    truth, options = torch.randint(0, 4, (2, 8, 8)), LossOptions(dice=dice, loss=loss)
+def test_a_certain_and_right_answer_costs_nothing(dice: Dice) -> None:
+    truth, options = torch.randint(0, 4, (2, 8, 8)), LossOptions(dice=dice)
     right = segmentation_loss(certain(truth, 4), truth, options)
     assert right.item() == pytest.approx(0, abs=1e-5)
     assert segmentation_loss(certain((truth + 1) % 4, 4), truth, options).item() > 50
@@ -62,16 +58,14 @@ def test_one_logit_is_binary() -> None:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("classes", [1, 2, 4])
 @pytest.mark.parametrize("dice", RULES)
-def test_ignored_pixels_change_nothing(classes: int, dice: Dice, name: Loss) -> None:
+def test_ignored_pixels_change_nothing(classes: int, dice: Dice) -> None:
     logits, truth = torch.randn(2, classes, 6, 6), torch.randint(0, max(2, classes), (2, 6, 6))
-    options = LossOptions(dice=dice, loss=name)
-    whole = segmentation_loss(logits[:, :, :4], truth[:, :4], options)
+    whole = segmentation_loss(logits[:, :, :4], truth[:, :4], LossOptions(dice=dice))
     truth[:, 4:] = NO_CLASS
     logits.requires_grad_()
-    loss = segmentation_loss(logits, truth, options)
+    loss = segmentation_loss(logits, truth, LossOptions(dice=dice))
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
     assert logits.grad is not None
@@ -79,13 +73,12 @@ def test_ignored_pixels_change_nothing(classes: int, dice: Dice, name: Loss) -> 
     assert (logits.grad[:, :, :4] != 0).any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("dice", RULES)
-def test_a_batch_without_counted_pixels_is_finite(classes: int, dice: Dice, name: Loss) -> None:
+def test_a_batch_without_counted_pixels_is_finite(classes: int, dice: Dice) -> None:
     truth = torch.full((1, 4, 4), NO_CLASS)
     logits = torch.randn(1, classes, 4, 4, requires_grad=True)
-    loss = segmentation_loss(logits, truth, LossOptions(dice=dice, loss=name))
+    loss = segmentation_loss(logits, truth, LossOptions(dice=dice))
     loss.backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(loss)
     assert logits.grad is not None
@@ -112,37 +105,6 @@ def test_the_focal_loss_turns_away_from_what_is_right(classes: int) -> None:
     expected = plain + (entropy * (1 - p) ** 2).mean()
     loss = segmentation_loss(logits, truth, LossOptions(loss="focal+dice"))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("foreground", [False, True])
-def test_of_masks_the_lovasz_loss_is_one_minus_the_mean_iou(foreground: bool) -> None:
-    """Where the shares are 0 and 1; of the classes that are true somewhere."""
-    truth, mask = torch.randint(0, 3, (2, 9, 7)), torch.randint(0, 4, (2, 9, 7))
-    truth[:, :2] = NO_CLASS
-    counted, ious = truth != NO_CLASS, []
-    for value in range(int(foreground), 3):
-        both = ((truth == value) & (mask == value)).sum()
-        ious.append(both / (counted & ((truth == value) | (mask == value))).sum())
-    shares = F.one_hot(mask, 4).permute(0, 3, 1, 2).double()
-    loss = lovasz_loss(shares, truth, foreground, Ranks())
-    assert loss.item() == pytest.approx(1 - torch.stack(ious).mean().item(), abs=1e-6)
-
-
-def test_between_masks_the_lovasz_loss_is_the_paper_s_sum() -> None:
-    """By hand: errors in falling order, each times what it adds to 1 - IoU; one class of one."""
-    shares, truth = torch.rand(1, 1, 3, 4, dtype=torch.float64), torch.randint(0, 2, (1, 3, 4))
-    truth[0, 0, 0] = 1
-    errors, true = (truth - shares[:, 0]).abs().flatten().tolist(), truth.flatten().tolist()
-    wrong: list[int] = []
-    expected = before = 0.0
-    for place in sorted(range(12), key=lambda i: -errors[i]):
-        wrong.append(place)
-        missed = sum(true[i] for i in wrong)
-        after = 1 - (sum(true) - missed) / (sum(true) + len(wrong) - missed)
-        expected += errors[place] * (after - before)
-        before = after
-    loss = lovasz_loss(shares, truth, False, Ranks())
-    assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_logits_are_resized_to_the_truth_as_in_prediction() -> None:
