@@ -34,6 +34,8 @@ from .result import Bench
 from .table import BenchOptions, bench_models
 
 SIDE = 128
+DRAWN = "steel-[0-9][0-9][0-9][0-9][0-9].png"
+"""What write_dataset calls its pictures."""
 SHOWN = 4
 """Rows of the picture."""
 
@@ -73,8 +75,6 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
     if (folder / "train" / "imgs" / "steel-00000.png").exists():
         for name in (BEST, LAST, METRICS, CURVE):  # training never writes over another run
             (folder / "run" / name).unlink(missing_ok=True)
-        for path in (folder / "report").glob("bench_*"):  # nor a bench over another report
-            path.unlink()
     with _step("draw pictures of steel with three kinds of defects"):
         train_data = write_dataset(
             folder / "train", options.train_pairs, (SIDE, SIDE), options.seed
@@ -101,7 +101,7 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
         with _step("bench"):
             bench_options = BenchOptions(images=images, seconds=0.5, repeats=3)
             bench = bench_models([checkpoint, engine_folder], bench_options)
-            write_report(bench, folder / "report", command)
+            write_report(bench, folder / "report", command, over=True)
     picture = folder / "demo.png"
     folders = [images, masks, folder / "masks-pytorch", folder / "masks-engine"]
     _draw_picture(folders, built.manifest.spec, picture)
@@ -111,7 +111,7 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
 def _require_own(folder: Path) -> None:
     for kind in ("imgs", "masks"):
         for path in (p for part in ("train", "test") for p in folder.glob(f"{part}/{kind}/*")):
-            if not path.match("steel-*.png") and not path.name.startswith("."):
+            if not path.match(DRAWN) and not path.name.startswith("."):
                 raise UserError(
                     f"the demo would draw its pictures among those of {path.parent}",
                     seen=path,

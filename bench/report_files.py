@@ -20,11 +20,12 @@ from .result import Bench, Row
 from .text import free_name
 
 
-def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
+def write_report(bench: Bench, folder: Path, command: str, over: bool = False) -> list[Path]:
     """Write JSON, CSV, Markdown and HTML; return their paths.
 
     Their names carry device, precisions, versions, input size and batch, and where a report of
-    that name is there a number. Raises UserError when they cannot be written.
+    that name is there a number, unless it is to be written `over`. Raises UserError when they
+    cannot be written.
     """
     content = {"command": command, **bench.to_dict()}
     texts: dict[str, Callable[[], str]] = {
@@ -36,7 +37,8 @@ def write_report(bench: Bench, folder: Path, command: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.stem for path in folder.iterdir() if path.suffix[1:] in texts}
-        stem = free_name(report_stem(bench), names.__contains__)
+        stem = report_stem(bench)
+        stem = stem if over else free_name(stem, names.__contains__)
         paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
         for suffix, text in texts.items():  # each is safe before the next, as a plot, can fail
             write_atomically(paths[suffix], text().encode())

@@ -68,8 +68,8 @@ class StageTable:
     """One pass over the files, timed. bound: images a second if `bottleneck` were all there is.
 
     shared_bound: when engine and workers compute on the same cores, without a moment's wait; None
-    for an engine with a device of its own. Both None where the engine's rate, which they hang on,
-    is not known.
+    for an engine with a device of its own. Without the engine's rate it is None, and `bound` is
+    where the engine is the bottleneck.
     """
 
     wall: float

@@ -49,15 +49,10 @@ def _check_output(path: Path, checkpoint: Checkpoint) -> None:
     A checkpoint of a run cannot be made again from it, nor can a network of Pytorch-UNet's own.
     """
     from ..contract.errors import UserError, as_word
+    from ..contract.files import require_place
     from ..training.checkpoint import is_bare_of
 
-    if not path.parent.is_dir():
-        raise UserError(
-            f"no folder {path.parent} to write to",
-            seen=path,
-            expected="a file in a folder that is there",
-            hint=f"mkdir -p {as_word(path.parent)}",
-        )
+    require_place(path, "bare.pth")
     if path.exists() and not is_bare_of(path, checkpoint):
         raise UserError(
             f"convert would replace {path}",

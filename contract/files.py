@@ -135,6 +135,24 @@ def require_file(path: Path, what: str, hint: str | None = None) -> None:
         raise UserError(f"no {what} at {path}", seen=seen, expected=f"a {what} file", hint=hint)
 
 
+def require_place(path: Path, name: str) -> None:
+    """Raise UserError where no file can be written; name: what one in a folder might be called."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder",
+            seen=path,
+            expected="the name of a file to write",
+            hint=f"-o {as_word(path / name)}",
+        )
+    if not path.parent.is_dir():
+        raise UserError(
+            f"no folder {path.parent} to write to",
+            seen=path,
+            expected="a file in a folder that is there",
+            hint=f"mkdir -p {as_word(path.parent)}",
+        )
+
+
 def image_paths(folder: Path) -> list[Path]:
     """Image files below `folder`, sorted; hidden files and folders are passed over.
 

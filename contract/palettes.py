@@ -114,12 +114,16 @@ def values_for_spec(
         return indices
     if all(class_colour(index) == colour for index, colour in colours.items()):
         return indices
-    if _means_greys(colours, spec):
+    if _are_greys_of(colours, spec):
         return in_colour(indices, colours)
     if spec.mask_classes == 2 and set(colours.values()) <= {BLACK, WHITE}:
         classes = [(colours.get(i) == WHITE) ^ spec.black for i in range(256)]
         values = np.array([spec.mask_values[place] for place in classes], np.uint8)
         return np.asarray(values[indices])
+    # Numbered from 0 on, and the classes are not: the order in the file, and no class's number.
+    counted = sorted(colours) == list(range(len(colours)))
+    if counted and spec.mask_values != tuple(range(spec.mask_classes)):
+        return in_colour(indices, colours)
     if list(colours) == [0] and colours[0] != (0, 0, 0):
         raise ImageError(
             f"{name} is of one colour, and says not of which class",
@@ -129,14 +133,10 @@ def values_for_spec(
     return indices
 
 
-def _means_greys(colours: Colours, spec: ModelSpec) -> bool:
-    """Whether the greys are values; of others, whether at least the indices cannot be."""
+def _are_greys_of(colours: Colours, spec: ModelSpec) -> bool:
+    """Whether the greys are values."""
     values = {*spec.mask_values, spec.ignore_index}
-    if all(grey in values for grey, _, _ in colours.values()):
-        return True
-    # Numbered from 0 on, and the classes are not: the order in the file, and no class's number.
-    counted = sorted(colours) == list(range(len(colours)))
-    return counted and spec.mask_values != tuple(range(spec.mask_classes))
+    return all(grey in values for grey, _, _ in colours.values())
 
 
 def _by_known_palette(

@@ -110,5 +110,9 @@ def _form(value: Any) -> tuple[int, tuple[int, ...]]:
 
 
 def _text(ends: dict[str, tuple[int, tuple[int, ...]]]) -> str:
-    shapes = [(name, (str(side or "?") for side in sides)) for name, (_, sides) in ends.items()]
-    return ", ".join(f"{name} ({'×'.join(shape)})" for name, shape in shapes)
+    type_name = import_module("onnx").TensorProto.DataType.Name
+    told = []
+    for name, (kind, sides) in ends.items():
+        other = "" if kind == _UINT8 else f" {type_name(kind).lower()}"
+        told.append(f"{name}{other} ({'×'.join(str(side or '?') for side in sides)})")
+    return ", ".join(told)

@@ -148,19 +148,26 @@ class GateResult:
         return RefusedError(self, directory)
 
 
+def judged_hint(inputs: str) -> str:
+    """What begins the hint of an engine that was refused: '', or that drawn pictures judge ill.
+
+    On what a network has not learned it hardly decides: rounding shows more than on its own.
+    """
+    drawn = inputs == "synthetic"
+    return "--gate-images DIR   judges on yours, not on drawn pictures; or " if drawn else ""
+
+
 class RefusedError(GateError):
     """An engine that did not pass, with what was found."""
 
     def __init__(self, result: GateResult, directory: Path) -> None:
-        # On what a network has not learned it hardly decides: rounding shows more than on its own.
-        drawn = result.inputs == "synthetic"
-        judged = "--gate-images DIR   judges on yours, not on drawn pictures; or " if drawn else ""
         super().__init__(
             f"the gate did not pass: {directory} was not written",
             seen="; ".join(result.failures),
             expected=f"masks like those of {result.reference}",
-            hint=f"{judged}--precision fp32, or --min-agreement / --min-class-iou / "
-            "--max-iou-drop, or --force to publish it with this verdict",
+            hint=judged_hint(result.inputs)
+            + "--precision fp32, or --min-agreement / --min-class-iou / --max-iou-drop, "
+            "or --force to publish it with this verdict",
         )
         self.result = result
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import UserError, as_word
-from ..contract.files import atomic_path, sha256_from_file
+from ..contract.files import atomic_path, require_place, sha256_from_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import NO_CLASS, U8, Size
@@ -63,21 +63,13 @@ def export_checkpoint(
     checkpoint: Path, path: Path, precision: Precision, overrides: SpecOverrides
 ) -> ModelSpec:
     """Read a checkpoint file and write it as ONNX; return its spec."""
+    require_place(path, "model.onnx")
     if path.suffix.lower() != ".onnx":
         raise UserError(
             f"an ONNX file ends in .onnx, {path.name} does not",
             seen=path,
             expected="a name that does",
             hint=f"-o {as_word(path.with_name(f'{path.name}.onnx'))}",
-        )
-    if path.is_dir():
-        raise UserError(f"{path} is a folder", expected="the name of a file to write")
-    if not path.parent.is_dir():
-        raise UserError(
-            f"no folder {path.parent} to write to",
-            seen=path,
-            expected="a file in a folder that is there",
-            hint=f"mkdir -p {as_word(path.parent)}",
         )
     content = read_checkpoint(checkpoint).with_overrides(overrides)
     onnx_from_checkpoint(content, path, precision, sha256_from_file(checkpoint))

@@ -19,7 +19,7 @@ from ..engine.open import FLAGS, as_typed
 from ..engine.probe import describe_device, package_version
 from ..training.checkpoint import Checkpoint, read_checkpoint
 from .current import request_of_gate
-from .gate import GateOptions, GateResult
+from .gate import GateOptions, GateResult, judged_hint
 from .gate_inputs import read_gate_inputs
 from .modelfile import backend_version
 from .onnx_export import folded_masknet
@@ -67,7 +67,8 @@ def refit_engine(directory: Path, model: Path, gate: GateOptions) -> tuple[Manif
     try:
         return publish_engine(directory, Draft(source, gate, request, inputs, blocks), write)
     except GateError as error:
-        error.hint = f"{rebuild}   judges a new engine; --force publishes this one"
+        judged = judged_hint(inputs.kind)
+        error.hint = f"{judged}{rebuild}   judges a new engine; --force publishes this one"
         raise
 
 

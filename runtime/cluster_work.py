@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import tarfile
@@ -30,7 +31,6 @@ from .worker import EngineOptions, Opened, opened_from_engine, travelling
 
 ROW = "row"
 """The one column: what follows, pickled. Arrow has no type for images of many shapes."""
-
 
 PREFIX = "unetrt-model-"
 """Of the folder that a model is unpacked into."""
@@ -100,7 +100,7 @@ class ShippedModel:
 
 def ship_model(path: Path) -> ShippedModel:
     """What links lead to, under their names: on another machine they lead nowhere."""
-    path = path.absolute()  # the working folder's own path has no name
+    path = Path(os.path.normpath(path.absolute()))  # that of the working folder has no name
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
         archive.add(path, path.name)

@@ -20,7 +20,7 @@ from ..contract.log import log
 from ..engine.base import Span
 
 MOST_EVENTS = 200_000
-"""Spans kept, the first ones: some 20,000 images, 70 MB of memory. A longer job is cut there."""
+"""Spans kept, the first ones: some 15,000 images, 70 MB of memory. A longer job is cut there."""
 
 SLOT_ROWS = 1_000_000
 """Rows of slots are numbered from here, those of threads from 1."""

@@ -18,7 +18,8 @@ WRAPPED_BY = ("state_dict", "model_state_dict", "model")
 
 WHOLE_HINT = (
     'where it was made: old = torch.load("old.pth", weights_only=False); torch.save('
-    'old["state_dict"] if isinstance(old, dict) else old.state_dict(), "weights.pth")'
+    f"next((old[k] for k in {WRAPPED_BY} if k in old), old) "
+    'if isinstance(old, dict) else old.state_dict(), "weights.pth")'
 )
 TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
 

@@ -32,13 +32,14 @@ def test_the_demo_runs_whole_and_twice(tmp_path: Path) -> None:
         assert picture.convert("L").getextrema() == (0, 255)
     again = run_demo(folder, DemoOptions(48, 3, width=4, epochs=1, bench=False), "unetrt demo")
     assert again.bench is None
+    assert report.is_file()
 
 
 @pytest.mark.parametrize("place", ["train/imgs", "test/masks"])
 def test_the_demo_draws_nothing_among_pictures_of_ones_own(tmp_path: Path, place: str) -> None:
     """They would be learnt from, and judged on, with the drawn ones, and be hard to tell apart."""
     (tmp_path / place).mkdir(parents=True)
-    own = tmp_path / place / "car.png"
+    own = tmp_path / place / "steel-mine.png"
     own.write_bytes(b"mine")
     with pytest.raises(UserError, match="among those of"):
         run_demo(tmp_path, DemoOptions(), "unetrt demo")

@@ -17,8 +17,13 @@ from tests.conftest import balanced_checkpoint, steel
 from unetrt.bench.quiet import warnings
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.stages import (
+    ASK,
+    COPY,
+    HAND_OVER,
+    JOURNAL,
     REST,
     STEPS,
+    SUBMIT,
     Pass,
     StageClock,
     StageTable,
@@ -58,7 +63,8 @@ def tasks_in(folder: Path, count: int = 6) -> list[Task]:
 def test_every_stage_is_timed_and_what_is_in_no_step_is_told(
     engine: TorchEngine, tmp_path: Path
 ) -> None:
-    options = PredictOptions(pipeline=PipelineOptions(load_threads=1))
+    journal = JournalOptions(output_dir=tmp_path, model="0" * 64)
+    options = PredictOptions(pipeline=PipelineOptions(load_threads=1), journal=journal)
     table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 100.0)
     assert [s.name for s in table.stages if s.where == "main thread"] == list(STEPS)
     assert table.images == 6
@@ -66,6 +72,8 @@ def test_every_stage_is_timed_and_what_is_in_no_step_is_told(
     assert by_name["compute"].seconds == pytest.approx(6 / 100)
     assert table.main_seconds < table.wall, "what is left over is not counted as a step"
     assert by_name[REST].seconds == pytest.approx(table.wall * table.in_no_step)
+    for name in (ASK, COPY, SUBMIT, HAND_OVER, JOURNAL):
+        assert by_name[name].seconds > 0, name
     for name in ("decode", "encode", "write"):
         assert 0 < by_name[name].seconds < table.wall
         assert by_name[name].cpu is not None

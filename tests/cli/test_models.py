@@ -51,6 +51,23 @@ def test_export_refuses_a_place_it_cannot_write(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("verb", ["export", "convert"])
+def test_a_folder_is_no_file_to_write(
+    verb: str,
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = checkpoint_file()
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "..", str(tmp_path)):
+        text = unetrt(verb, checkpoint, "-o", place).whole_error
+        assert f"{place} is a folder" in text
+        assert Path(text.split("Hint: -o ")[1].strip()).parent.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_build_judges_and_says_so(
     unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
 ) -> None:

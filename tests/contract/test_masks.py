@@ -112,16 +112,17 @@ def test_one_bit_files_are_two_classes_in_order(
     np.testing.assert_array_equal(indices, bits)
 
 
+@pytest.mark.parametrize("white", [1, 255])
 @pytest.mark.parametrize("values", [(255, 0), (1, 0), ((255, 255, 255), (0, 0, 0))])
 def test_black_of_one_bit_files_is_the_class_of_value_0(
-    tmp_path: Path, values: tuple[MaskValue, ...]
+    tmp_path: Path, values: tuple[MaskValue, ...], white: int
 ) -> None:
     """--mask-values 255,0: the object is black, in grey files, 1-bit files and palettes alike."""
     spec = ModelSpec(mask_values=values)
     bits = written(tmp_path, Image.fromarray(VALUES > 1), "bits.png")
     np.testing.assert_array_equal(true_classes(bits, spec), VALUES <= 1)
-    palette = Image.fromarray(np.array([[0, 255]], np.uint8), "P")
-    palette.putpalette([0] * 765 + [255] * 3)
+    palette = Image.fromarray(np.array([[0, white]], np.uint8), "P")
+    palette.putpalette([0] * 3 * white + [255] * 3)
     shown = true_classes(written(tmp_path, palette, "palette.png"), spec)
     np.testing.assert_array_equal(shown, [[1, 0]])
     again = tmp_path / "again.png"

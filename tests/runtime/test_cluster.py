@@ -139,6 +139,7 @@ def test_a_machine_of_one_cpu(
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
     ended, options = threading.Event(), ClusterOptions(address="local")
     waited = threading.Timer(60, ended.set)  # it would wait for ever
+    waited.daemon = True
     waited.start()
     with Cluster(EngineOptions(model=model), options) as cluster:
         tasks = plan_tasks([str(whole.images)], output_dir=tmp_path / "out")

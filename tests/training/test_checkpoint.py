@@ -23,6 +23,7 @@ from unetrt.training.checkpoint import (
     write_bare,
     write_checkpoint,
 )
+from unetrt.training.state_dicts import WRAPPED_BY
 from unetrt.training.unet import UNet
 
 
@@ -287,13 +288,14 @@ def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("kind", ["a whole model", "a score of NumPy beside the weights"])
+@pytest.mark.parametrize("key", ["", *WRAPPED_BY])
 def test_the_hint_writes_what_can_be_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
+    """Of a whole model, and of weights with a score of NumPy beside them."""
     net = UNet(3, 2, 2)
-    content = {"state_dict": net.state_dict(), "best": np.float64(0.9)}
-    torch.save(net if kind == "a whole model" else content, tmp_path / "old.pth")
+    content = {key: net.state_dict(), "best": np.float64(0.9)}
+    torch.save(content if key else net, tmp_path / "old.pth")
     with pytest.raises(UserError, match="would run code") as caught:
         read_checkpoint(tmp_path / "old.pth")
     monkeypatch.chdir(tmp_path)

@@ -116,3 +116,7 @@ def test_a_black_object_is_the_object_in_every_kind(tmp_path: Path) -> None:
         samples = [*data.train, *data.validation]
         for index, sample in enumerate(sorted(samples, key=lambda s: s.pair.name)):
             assert np.array_equal(sample.truth(), 1 - truth_of(index))
+    write_white: Write = lambda t, p: Image.fromarray(np.ones_like(t, bool)).save(p)  # noqa: E731
+    options = folders(tmp_path / "white", ".png", write_white)
+    with pytest.raises(UserError, match="nothing but value 255"):
+        load_training_data(replace(options, mask_values=(255, 0)), None)
