@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..contract.errors import UserError, first_line
 from ..contract.images import shown
+from ..contract.log import log
 from ..contract.modules import is_installed
 from ..contract.resize import resize_mask
 from ..contract.types import NO_CLASS
@@ -55,7 +56,12 @@ def _told(wandb: Any) -> Iterator[None]:
 
 
 class Tracker:
-    """One run of wandb; its mode, project and key are wandb's own settings and variables."""
+    """One run of wandb; its mode, project and key are wandb's own settings and variables.
+
+    Once wandb fails it is told nothing more: the training goes on without it.
+    """
+
+    _lost = False
 
     def __init__(self, options: TrainOptions, folder: Path, run_id: str | None) -> None:
         """run_id: of the run that goes on; None starts one."""
@@ -82,11 +88,28 @@ class Tracker:
 
         And, of the network that the steps move, histograms of weights and the last gradients.
         """
+        if self._lost:
+            return
         numbers = {name: value for name, value in row.items() if value is not None}
-        self._run.log(numbers | self._histograms(trained) | self._masks(masknet, samples))
+        content = numbers | self._histograms(trained) | self._masks(masknet, samples)
+        with self._lasting():
+            # Offline wandb does not know how far a resumed run had come: it would count from 0.
+            self._run.log(content, step=row["epoch"], commit=True)
 
     def close(self, failed: bool = False) -> None:
-        self._run.finish(exit_code=int(failed))
+        if not self._lost:
+            with self._lasting():
+                self._run.finish(exit_code=int(failed))
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  of wandb: there is no class for all
+            self._lost = True
+            log.warning(
+                f"wandb takes nothing more of this run, which goes on without: {first_line(error)}"
+            )
 
     def _histograms(self, net: nn.Module) -> dict[str, Any]:
         found = {}

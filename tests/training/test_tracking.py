@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -137,3 +139,48 @@ def test_a_resumed_run_is_the_same_run(
     assert read_checkpoint(folder / "last.pth").resume["epoch"] == 2
     runs = list((folder / "wandb").glob("offline-run-*"))
     assert {Path(run).name.split("-")[3] for run in runs} == {before["wandb"]}
+    steps = [_steps(log) for run in sorted(runs) for log in run.glob("run-*.wandb")]
+    assert sorted(steps) == [[1, 2], [2]], "the second epoch is the second step in both"
+
+
+def _steps(log: Path) -> list[int]:
+    """Of the epochs that a run's file holds, each of one digit."""
+    found = re.findall(rb"_step\x82\x01\x01([0-9])", log.read_bytes())
+    return sorted({int(number) for number in found})
+
+
+CUT = """
+import os, subprocess, sys
+from unetrt.cli.main import main
+from unetrt.training.trainer import Trainer
+
+def epoch(self, whole=Trainer._run_epoch):
+    whole(self)
+    subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "-f", "wandb-core"])
+
+Trainer._run_epoch = epoch
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("pkill") is None, reason="there is no pkill")
+def test_a_run_goes_on_where_wandbs_own_process_ends(quick_options: TrainOptions) -> None:
+    """As where the system is short of memory. In a process of its own: wandb has one for all."""
+    pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
+    out = quick_options.out
+    assert out is not None
+    words = [
+        "train", "--wandb", "--images", str(quick_options.images), "--masks",
+        str(quick_options.masks), "--classes", "4", "--channels", "1", "--width", "2",
+        "--epochs", "5", "--out", str(out),
+    ]  # fmt: skip
+    own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}  # no other's process
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, *words], env={**own, "WANDB_MODE": "offline"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wandb takes nothing more of this run, which goes on without") == 1
+    assert len((out / "metrics.csv").read_text().splitlines()) == 6
+    last = read_checkpoint(out / "last.pth").resume
+    assert (last["epoch"], bool(last["wandb"])) == (5, True)
