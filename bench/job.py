@@ -41,6 +41,7 @@ class RowJob:
     repeats: int
     batch: int | None = None
     scale: float | None = None
+    threshold: float | None = None
     layers: bool = False
     slots: int | None = None
     graphs: bool | None = None

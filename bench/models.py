@@ -61,3 +61,10 @@ def check_models(
                 expected=", ".join(f"{name} {getattr(spec, name)}" for name in differ),
                 hint="unetrt bench CHECKPOINT ENGINE_DIR …   with the engines of that checkpoint",
             )
+        if spec.classes == 1 and found.threshold != spec.threshold:
+            raise UserError(
+                f"{model} was made with another threshold than {checkpoint} is compared at",
+                seen=f"threshold {found.threshold:g}",
+                expected=f"threshold {spec.threshold:g}",
+                hint=f"unetrt bench … --mask-threshold {found.threshold:g}   compares at that one",
+            )

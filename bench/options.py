@@ -29,6 +29,7 @@ class BenchOptions:
     batch: int | None = None
     device: str = "auto"
     scale: float | None = None
+    threshold: float | None = None
     peers: bool = False
     sweep: bool = False
     sizes: tuple[Size, ...] = ()

@@ -107,13 +107,17 @@ def _open(job: RowJob) -> Engine:
         return VariantEngine(checkpoint, job.backend, job.device)
     from ..engine.open import open_engine
 
-    return open_engine(Path(job.model), job.backend, job.device, SpecOverrides(scale=job.scale))
+    return open_engine(Path(job.model), job.backend, job.device, _overrides(job))
 
 
 def _checkpoint(job: RowJob) -> Checkpoint:
     from ..training.checkpoint import read_checkpoint
 
-    return read_checkpoint(Path(job.model)).with_overrides(SpecOverrides(scale=job.scale))
+    return read_checkpoint(Path(job.model)).with_overrides(_overrides(job))
+
+
+def _overrides(job: RowJob) -> SpecOverrides:
+    return SpecOverrides(scale=job.scale, threshold=job.threshold)
 
 
 def _require_few_shapes(job: RowJob) -> None:

@@ -169,6 +169,7 @@ def entries_from_checkpoint(
     scale: float | None,
     skip: Sequence[str] = (),
     calibration: Path | None = None,
+    threshold: float | None = None,
 ) -> list[Entry]:
     """Every row of the waterfall, the engines built below `folder`, those that cannot run too.
 
@@ -197,7 +198,9 @@ def entries_from_checkpoint(
             entry = Entry(name=row.name, model=checkpoint, reason=reason)
         else:
             sys.stderr.write(f"bench: build {row.name}\n")
-            options = build_options(row.backend, row.precision, sizes, scale, calibration)
+            options = build_options(
+                row.backend, row.precision, sizes, scale, calibration, threshold
+            )
             entry = _built_entry(checkpoint, folder / row.name, options)
             entry = replace(entry, device=_device_of(row, device))
         entries += entry_steps(entry, row.backend, row.precision)
@@ -215,12 +218,13 @@ def build_options(
     sizes: Sequence[Size],
     scale: float | None,
     calibration: Path | None = None,
+    threshold: float | None = None,
 ) -> BuildOptions:
     """Published whatever its gate says, and built anew: the time of a build is a column."""
     return BuildOptions(
         backend=backend,
         precision=precision,
-        overrides=SpecOverrides(scale=scale),
+        overrides=SpecOverrides(scale=scale, threshold=threshold),
         gate=GateOptions(force=True),
         plan=PlanOptions(sizes=tuple(sizes)),
         calibration=calibration if precision == "int8" else None,
@@ -256,6 +260,8 @@ def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: boo
     parts += ["--backend", options.backend, "--precision", options.precision]
     if options.overrides.scale is not None:
         parts += ["--scale", f"{options.overrides.scale:g}"]
+    if options.overrides.threshold is not None:
+        parts += ["--mask-threshold", f"{options.overrides.threshold:g}"]
     if options.calibration is not None:
         parts += ["--calibration", str(options.calibration)]
     if options.backend.startswith("tensorrt") and options.plan.sizes:

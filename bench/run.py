@@ -161,6 +161,7 @@ class Run:
             slots=entry.slots,
             graphs=entry.graphs,
             scale=self.options.scale,
+            threshold=self.options.threshold,
             layers=self.options.layers,
             bit_depth=self.options.bit_depth,
             until=time.time() + self.options.row_timeout,
@@ -204,6 +205,7 @@ class Run:
             images=[str(path) for path in self.images],
             seconds=self.options.seconds,
             scale=self.options.scale,
+            threshold=self.options.threshold,
             sizes=self.options.sizes,
             fewest=self.options.sweep_batches,
             bit_depth=self.options.bit_depth,
@@ -211,10 +213,11 @@ class Run:
 
 
 def predict_flags(options: BenchOptions, built: bool) -> str:
-    """What `predict` must be told as the bench was; an engine that was built knows its scale."""
+    """What `predict` must be told as the bench was; an engine that was built knows the rest."""
     given = {
         "--device": None if options.device == "auto" else options.device,
         "--scale": None if built else options.scale,
+        "--mask-threshold": None if built else options.threshold,
         "--bit-depth": options.bit_depth,
     }
     return shlex.join(part for flag, v in given.items() if v is not None for part in (flag, str(v)))

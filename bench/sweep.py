@@ -45,6 +45,7 @@ class SweepJob:
     images: list[str]
     seconds: float
     scale: float | None = None
+    threshold: float | None = None
     batches: tuple[int, ...] = BATCHES
     slots: tuple[int, ...] = SLOTS
     sizes: tuple[Size, ...] = ()
@@ -120,7 +121,7 @@ def run_sweep(job: SweepJob) -> Sweep:
 
     Raises UserError when the model does not run.
     """
-    overrides = SpecOverrides(scale=job.scale)
+    overrides = SpecOverrides(scale=job.scale, threshold=job.threshold)
     with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
         sizes = paths_by_size(job.images)
         own = next(iter(sizes))

@@ -55,7 +55,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
     check_device(options.device)
-    check_models(models, checkpoint, spec, SpecOverrides(scale=options.scale))
+    check_models(models, checkpoint, spec, _overrides(options))
     check_skipped(options.skip, alone)
     check_calibration(options.calibration, alone)
     with (
@@ -73,6 +73,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
                 options.scale,
                 options.skip,
                 options.calibration,
+                options.threshold,
             )
             run.notes += [UNCALIBRATED] * is_uncalibrated(entries, options.calibration)
         else:
@@ -95,8 +96,11 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
 
 
 def _spec(checkpoint: Path, options: BenchOptions) -> ModelSpec:
-    overrides = SpecOverrides(scale=options.scale)
-    return read_checkpoint(checkpoint).with_overrides(overrides).spec
+    return read_checkpoint(checkpoint).with_overrides(_overrides(options)).spec
+
+
+def _overrides(options: BenchOptions) -> SpecOverrides:
+    return SpecOverrides(scale=options.scale, threshold=options.threshold)
 
 
 def _versions() -> dict[str, str]:

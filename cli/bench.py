@@ -13,6 +13,7 @@ from .shared import (
     add_bit_depth_argument,
     add_device_argument,
     add_scale_argument,
+    add_threshold_argument,
     images,
     local,
     model_path,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=positive, help="images a batch (default: the engine's)")
     add_device_argument(parser)
     add_scale_argument(parser)
+    add_threshold_argument(parser)
     add_bit_depth_argument(parser)
     help_text = "also run benchmark_app or trtexec on the engines; always with a checkpoint alone"
     add("--peers", action="store_true", help=help_text)
@@ -165,6 +167,7 @@ def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
         batch=args.batch,
         device=args.device,
         scale=args.scale,
+        threshold=args.mask_threshold,
         bit_depth=args.bit_depth,
         peers=args.peers,
         sweep=args.sweep or slo is not None or bool(args.sizes),

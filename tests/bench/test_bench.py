@@ -33,6 +33,8 @@ from unetrt.contract.masks import class_indices, read_mask
 from unetrt.contract.resize import network_input
 from unetrt.contract.types import U8
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.export.onnx_export import onnx_from_checkpoint
+from unetrt.training.checkpoint import write_checkpoint
 
 CheckpointFile = Callable[..., Path]
 
@@ -292,3 +294,28 @@ def test_a_checkpoint_alone_is_measured_against_every_engine_of_its_own(
     assert len(steps) == 4
     peer = next(peer for peer in bench.peers if peer.of == "openvino-fp32")
     assert peer.reason or peer.rate > 0
+
+
+def test_a_model_is_compared_at_its_own_threshold_or_not_at_all(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """At another one PyTorch's masks are others, and a right model would be told to be wrong."""
+    checkpoint = balanced_checkpoint(classes=1)
+    write_checkpoint(tmp_path / "net.pth", checkpoint)
+    wary = replace(checkpoint, spec=replace(checkpoint.spec, threshold=0.55))
+    onnx_from_checkpoint(wary, tmp_path / "net.onnx", "fp32")
+    models = [tmp_path / "net.pth", tmp_path / "net.onnx"]
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False
+    )
+    with pytest.raises(UserError, match="was made with another threshold") as caught:
+        bench_models(models, options)
+    assert "--mask-threshold 0.55" in caught.value.hint
+    at_half = replace(options, threshold=0.5)
+    with pytest.raises(UserError, match="was made with another threshold"):
+        bench_models(models, at_half)
+    bench = bench_models(models, replace(options, threshold=0.55))
+    found = {row.name: row.judgement for row in bench.rows}
+    judgement = found[str(models[1])]
+    assert judgement is not None
+    assert judgement.agreement > 0.9999

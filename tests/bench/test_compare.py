@@ -315,6 +315,11 @@ def test_the_command_builds_what_the_bench_has_built(
     flags = BenchOptions(images=tmp_path, device="cuda:1", scale=0.5, bit_depth=12)
     assert predict_flags(flags, built=True) == "--device cuda:1 --bit-depth 12"
     assert predict_flags(flags, built=False) == "--device cuda:1 --scale 0.5 --bit-depth 12"
+    assert predict_flags(replace(flags, threshold=0.3), built=False).endswith(
+        "--scale 0.5 --mask-threshold 0.3 --bit-depth 12"
+    )
+    wary = build_options("openvino", "fp32", [(8, 8)], None, None, 0.3)
+    assert build_line(Path("a.pth"), "x", wary, False).endswith("--mask-threshold 0.3")
 
 
 @pytest.mark.parametrize("text", ["p99", "p98=1ms", "p99=1", "p99=0ms", "p99=-1ms", "99=1ms"])
