@@ -38,11 +38,13 @@ def check_device(device: str) -> None:
 
 def check_models(
     models: Sequence[Path], checkpoint: Path, spec: ModelSpec, overrides: SpecOverrides
-) -> None:
-    """Raise UserError for what is no model, a damaged engine, and one of another network.
+) -> list[str]:
+    """Give notes of models of another scale, whose masks are others without being wrong.
 
-    spec: the checkpoint's.
+    spec: the checkpoint's. Raises UserError for what is no model, a damaged engine, and one of
+    another network or threshold.
     """
+    notes = []
     for model in (model for model in models if model != checkpoint):
         if model.is_dir():
             manifest = read_manifest(model)
@@ -68,3 +70,9 @@ def check_models(
                 expected=f"threshold {spec.threshold:g}",
                 hint=f"unetrt bench … --mask-threshold {found.threshold:g}   compares at that one",
             )
+        if found.scale != spec.scale:
+            notes.append(
+                f"{model} is of scale {found.scale:g}, the baseline of {spec.scale:g}: they see "
+                f"other images, and differ by that too; --scale {found.scale:g} compares alike"
+            )
+    return notes

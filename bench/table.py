@@ -55,7 +55,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
     check_device(options.device)
-    check_models(models, checkpoint, spec, _overrides(options))
+    notes = check_models(models, checkpoint, spec, _overrides(options))
     check_skipped(options.skip, alone)
     check_calibration(options.calibration, alone)
     with (
@@ -63,6 +63,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
         tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
     ):
         run = Run(images, truth, Path(name), options, spec)
+        run.notes += notes
         peaks = probe_peaks(options.device, options.seconds) if options.peaks else Peaks()
         if alone:
             entries = entries_from_checkpoint(

@@ -21,7 +21,7 @@ from unetrt.bench.engine_row import measure_engine
 from unetrt.bench.job import REFERENCE, RowJob, result_from_dict
 from unetrt.bench.judge import judge_masks, verdict
 from unetrt.bench.reference import ReferenceLoop
-from unetrt.bench.report import table_lines
+from unetrt.bench.report import context_lines, table_lines
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.row import measure_row
 from unetrt.bench.run import run_job
@@ -319,3 +319,18 @@ def test_a_model_is_compared_at_its_own_threshold_or_not_at_all(
     judgement = found[str(models[1])]
     assert judgement is not None
     assert judgement.agreement > 0.9999
+
+
+def test_a_model_of_another_scale_is_measured_and_named(pictures: Path, tmp_path: Path) -> None:
+    checkpoint = balanced_checkpoint(scale=0.5)
+    write_checkpoint(tmp_path / "net.pth", checkpoint)
+    whole = replace(checkpoint, spec=replace(checkpoint.spec, scale=1.0))
+    onnx_from_checkpoint(whole, tmp_path / "net.onnx", "fp32")
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False
+    )
+    bench = bench_models([tmp_path / "net.pth", tmp_path / "net.onnx"], options)
+    (note,) = [note for note in bench.notes if "scale" in note]
+    assert "net.onnx is of scale 1, the baseline of 0.5" in note
+    assert note.endswith("--scale 1 compares alike")
+    assert note in "\n".join(context_lines(bench))
