@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..contract.types import Size
 from .layers import LayerTable, layer_table_from_dict
 from .machine import cuda_device
@@ -18,6 +20,14 @@ REFERENCE = "reference"
 """The backend name of the baseline row."""
 VARIANTS = ("torch-half", "torch-compile")
 """Of PyTorch, see torch_rows; backends of the bench alone."""
+
+
+def job_fields(text: str) -> dict[str, Any]:
+    """Of a RowJob or a SweepJob, from the JSON of asdict."""
+    raw = json.loads(text)
+    values = raw["overrides"]["mask_values"]
+    values = values and tuple(tuple(v) if isinstance(v, list) else v for v in values)
+    return {**raw, "overrides": SpecOverrides(**{**raw["overrides"], "mask_values": values})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +50,7 @@ class RowJob:
     seconds: float
     repeats: int
     batch: int | None = None
-    scale: float | None = None
-    threshold: float | None = None
+    overrides: SpecOverrides = NO_OVERRIDES
     layers: bool = False
     slots: int | None = None
     graphs: bool | None = None

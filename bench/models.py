@@ -11,6 +11,7 @@ from ..engine.manifest import read_manifest, verify_files
 from ..engine.onnxfile import is_onnx, metadata_from_onnx
 from ..engine.open import check_overrides
 from ..training.checkpoint import read_checkpoint
+from ..training.options import values_text
 from .machine import cuda_device
 
 ALIKE = ("channels", "classes", "mask_values")
@@ -61,7 +62,10 @@ def check_models(
                 f"{model} is of another network than {checkpoint}",
                 seen=", ".join(f"{name} {getattr(found, name)}" for name in differ),
                 expected=", ".join(f"{name} {getattr(spec, name)}" for name in differ),
-                hint="unetrt bench CHECKPOINT ENGINE_DIR …   with the engines of that checkpoint",
+                hint="unetrt bench CHECKPOINT ENGINE_DIR …   with the engines of that checkpoint"
+                if differ != ["mask_values"]
+                else f"unetrt bench … --mask-values {values_text(found.mask_values)}   if the "
+                "checkpoint does not say its own",
             )
         if spec.classes == 1 and found.threshold != spec.threshold:
             raise UserError(

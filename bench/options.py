@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..contract.types import Size
 
 
@@ -28,8 +29,7 @@ class BenchOptions:
     repeats: int = 3
     batch: int | None = None
     device: str = "auto"
-    scale: float | None = None
-    threshold: float | None = None
+    overrides: SpecOverrides = NO_OVERRIDES
     peers: bool = False
     sweep: bool = False
     sizes: tuple[Size, ...] = ()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..contract.errors import UserError
-from ..contract.spec import SpecOverrides
 from ..contract.types import Size
 from ..engine.base import Engine
 from ..engine.manifest import read_manifest
@@ -21,7 +20,7 @@ from .engine_row import measure_engine
 from .file_passes import FilePasses, clear_outputs, time_passes
 from .filled import paths_by_size
 from .flops import count_flops
-from .job import REFERENCE, VARIANTS, RowJob, RowResult
+from .job import REFERENCE, VARIANTS, RowJob, RowResult, job_fields
 from .machine import cuda_device, peak_host_bytes
 from .measure import latency, rate, warm_up
 from .nvml import watch_device
@@ -107,17 +106,13 @@ def _open(job: RowJob) -> Engine:
         return VariantEngine(checkpoint, job.backend, job.device)
     from ..engine.open import open_engine
 
-    return open_engine(Path(job.model), job.backend, job.device, _overrides(job))
+    return open_engine(Path(job.model), job.backend, job.device, job.overrides)
 
 
 def _checkpoint(job: RowJob) -> Checkpoint:
     from ..training.checkpoint import read_checkpoint
 
-    return read_checkpoint(Path(job.model)).with_overrides(_overrides(job))
-
-
-def _overrides(job: RowJob) -> SpecOverrides:
-    return SpecOverrides(scale=job.scale, threshold=job.threshold)
+    return read_checkpoint(Path(job.model)).with_overrides(job.overrides)
 
 
 def _require_few_shapes(job: RowJob) -> None:
@@ -223,7 +218,7 @@ def _reference_rates(
 def main() -> int:
     """Read a job, print {"result": …}, {"passes": …} or {"error": …} as the last line."""
     end_with_parent()
-    job = RowJob(**json.loads(sys.stdin.read()))
+    job = RowJob(**job_fields(sys.stdin.read()))
     answer: dict[str, object]
     try:
         if job.files_only:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..contract.errors import UserError
 from ..contract.files import image_paths
 from ..contract.modules import import_module, is_installed
-from ..contract.spec import SpecOverrides
+from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..contract.types import Size
 from ..engine.onnxfile import is_onnx
 from ..engine.onnxruntime_cuda import CUDA
@@ -23,6 +23,7 @@ from ..engine.tensorrt_backend import cuda_devices
 from ..export.build import PRECISIONS, BuildOptions, build_engine
 from ..export.gate import GateOptions
 from ..export.tensorrt_build import PlanOptions
+from ..training.options import values_text
 from .job import REFERENCE, VARIANTS
 from .machine import wants_cuda
 from .text import free_name
@@ -166,10 +167,9 @@ def entries_from_checkpoint(
     folder: Path,
     sizes: Sequence[Size],
     device: str,
-    scale: float | None,
+    overrides: SpecOverrides = NO_OVERRIDES,
     skip: Sequence[str] = (),
     calibration: Path | None = None,
-    threshold: float | None = None,
 ) -> list[Entry]:
     """Every row of the waterfall, the engines built below `folder`, those that cannot run too.
 
@@ -198,9 +198,7 @@ def entries_from_checkpoint(
             entry = Entry(name=row.name, model=checkpoint, reason=reason)
         else:
             sys.stderr.write(f"bench: build {row.name}\n")
-            options = build_options(
-                row.backend, row.precision, sizes, scale, calibration, threshold
-            )
+            options = build_options(row.backend, row.precision, sizes, overrides, calibration)
             entry = _built_entry(checkpoint, folder / row.name, options)
             entry = replace(entry, device=_device_of(row, device))
         entries += entry_steps(entry, row.backend, row.precision)
@@ -216,15 +214,14 @@ def build_options(
     backend: str,
     precision: str,
     sizes: Sequence[Size],
-    scale: float | None,
+    overrides: SpecOverrides = NO_OVERRIDES,
     calibration: Path | None = None,
-    threshold: float | None = None,
 ) -> BuildOptions:
     """Published whatever its gate says, and built anew: the time of a build is a column."""
     return BuildOptions(
         backend=backend,
         precision=precision,
-        overrides=SpecOverrides(scale=scale, threshold=threshold),
+        overrides=overrides,
         gate=GateOptions(force=True),
         plan=PlanOptions(sizes=tuple(sizes)),
         calibration=calibration if precision == "int8" else None,
@@ -258,10 +255,7 @@ def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: boo
     """The command that builds what `options` has built; forced: although its gate failed."""
     parts = ["unetrt", "build", str(checkpoint), "-o", target]
     parts += ["--backend", options.backend, "--precision", options.precision]
-    if options.overrides.scale is not None:
-        parts += ["--scale", f"{options.overrides.scale:g}"]
-    if options.overrides.threshold is not None:
-        parts += ["--mask-threshold", f"{options.overrides.threshold:g}"]
+    parts += override_flags(options.overrides)
     if options.calibration is not None:
         parts += ["--calibration", str(options.calibration)]
     if options.backend.startswith("tensorrt") and options.plan.sizes:
@@ -269,6 +263,17 @@ def build_line(checkpoint: Path, target: str, options: BuildOptions, forced: boo
         ends = [f"{min(heights)}x{min(widths)}", f"{max(heights)}x{max(widths)}"]
         parts += ["--size", "..".join(dict.fromkeys(ends))]
     return shlex.join([*parts, *["--force"] * forced])
+
+
+def override_flags(overrides: SpecOverrides) -> list[str]:
+    """What `build` and `predict` are told of a checkpoint, as the bench was."""
+    values = overrides.mask_values
+    given = {
+        "--scale": overrides.scale,
+        "--mask-threshold": overrides.threshold,
+        "--mask-values": values and values_text(values),
+    }
+    return [part for flag, v in given.items() if v is not None for part in (flag, str(v))]
 
 
 def _no_variant(name: str, device: str) -> str:

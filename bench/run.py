@@ -24,7 +24,7 @@ from .pass_length import put_rounds_aside
 from .peers import Peer, measure_peer
 from .process import answer_from_process
 from .result import Row, judged_row
-from .rows import Entry
+from .rows import Entry, override_flags
 from .samples import Samples, read_samples
 from .sweep import Sweep, SweepJob, sweep_model
 
@@ -160,8 +160,7 @@ class Run:
             batch=entry.batch or self.options.batch,
             slots=entry.slots,
             graphs=entry.graphs,
-            scale=self.options.scale,
-            threshold=self.options.threshold,
+            overrides=self.options.overrides,
             layers=self.options.layers,
             bit_depth=self.options.bit_depth,
             until=time.time() + self.options.row_timeout,
@@ -204,8 +203,7 @@ class Run:
             device=entry.device or self.options.device,
             images=[str(path) for path in self.images],
             seconds=self.options.seconds,
-            scale=self.options.scale,
-            threshold=self.options.threshold,
+            overrides=self.options.overrides,
             sizes=self.options.sizes,
             fewest=self.options.sweep_batches,
             bit_depth=self.options.bit_depth,
@@ -214,13 +212,10 @@ class Run:
 
 def predict_flags(options: BenchOptions, built: bool) -> str:
     """What `predict` must be told as the bench was; an engine that was built knows the rest."""
-    given = {
-        "--device": None if options.device == "auto" else options.device,
-        "--scale": None if built else options.scale,
-        "--mask-threshold": None if built else options.threshold,
-        "--bit-depth": options.bit_depth,
-    }
-    return shlex.join(part for flag, v in given.items() if v is not None for part in (flag, str(v)))
+    flags = [] if options.device == "auto" else ["--device", options.device]
+    flags += [] if built else override_flags(options.overrides)
+    flags += [] if options.bit_depth is None else ["--bit-depth", str(options.bit_depth)]
+    return shlex.join(flags)
 
 
 def _with_passes(result: RowResult, passes: dict[str, Any]) -> RowResult:

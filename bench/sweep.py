@@ -15,12 +15,13 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.images import MAX_PIXELS
 from ..contract.resize import resize_image
-from ..contract.spec import SpecOverrides
+from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..contract.types import Size
 from ..engine.base import Engine, Slot, memory_errors
 from ..engine.open import open_engine
 from .engine_clock import UNTIMED
 from .filled import Batch, FilledSlots, commonest_batch, paths_by_size
+from .job import job_fields
 from .measure import Latency, latency_from_seconds
 from .process import answer_from_process, end_with_parent
 
@@ -44,8 +45,7 @@ class SweepJob:
     device: str
     images: list[str]
     seconds: float
-    scale: float | None = None
-    threshold: float | None = None
+    overrides: SpecOverrides = NO_OVERRIDES
     batches: tuple[int, ...] = BATCHES
     slots: tuple[int, ...] = SLOTS
     sizes: tuple[Size, ...] = ()
@@ -121,8 +121,7 @@ def run_sweep(job: SweepJob) -> Sweep:
 
     Raises UserError when the model does not run.
     """
-    overrides = SpecOverrides(scale=job.scale, threshold=job.threshold)
-    with open_engine(Path(job.model), "auto", job.device, overrides) as engine:
+    with open_engine(Path(job.model), "auto", job.device, job.overrides) as engine:
         sizes = paths_by_size(job.images)
         own = next(iter(sizes))
         work = _Work(engine, sizes, job)
@@ -265,7 +264,7 @@ def _keep_in_flight(
 def main() -> int:
     """Read a job, print the sweep as JSON in the last line."""
     end_with_parent()
-    job = SweepJob(**json.loads(sys.stdin.read()))
+    job = SweepJob(**job_fields(sys.stdin.read()))
     try:
         found = run_sweep(job)
     except UserError as error:

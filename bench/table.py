@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..contract.files import image_paths
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import ModelSpec
 from ..engine.probe import package_version
 from ..runtime.stop import interrupted_by_signals
 from ..training.checkpoint import read_checkpoint
@@ -55,7 +55,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
     check_device(options.device)
-    notes = check_models(models, checkpoint, spec, _overrides(options))
+    notes = check_models(models, checkpoint, spec, options.overrides)
     check_skipped(options.skip, alone)
     check_calibration(options.calibration, alone)
     with (
@@ -71,10 +71,9 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
                 run.folder,
                 run.sizes(),
                 options.device,
-                options.scale,
+                options.overrides,
                 options.skip,
                 options.calibration,
-                options.threshold,
             )
             run.notes += [UNCALIBRATED] * is_uncalibrated(entries, options.calibration)
         else:
@@ -97,11 +96,7 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
 
 
 def _spec(checkpoint: Path, options: BenchOptions) -> ModelSpec:
-    return read_checkpoint(checkpoint).with_overrides(_overrides(options)).spec
-
-
-def _overrides(options: BenchOptions) -> SpecOverrides:
-    return SpecOverrides(scale=options.scale, threshold=options.threshold)
+    return read_checkpoint(checkpoint).with_overrides(options.overrides).spec
 
 
 def _versions() -> dict[str, str]:

@@ -12,12 +12,12 @@ from .shared import (
     MODEL_HELP,
     add_bit_depth_argument,
     add_device_argument,
-    add_scale_argument,
-    add_threshold_argument,
+    add_override_arguments,
     images,
     local,
     model_path,
     names,
+    overrides_from_args,
     positive,
     seconds,
     share,
@@ -53,8 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=positive, default=3, help="default: 3")
     add("--batch", type=positive, help="images a batch (default: the engine's)")
     add_device_argument(parser)
-    add_scale_argument(parser)
-    add_threshold_argument(parser)
+    add_override_arguments(parser)
     add_bit_depth_argument(parser)
     help_text = "also run benchmark_app or trtexec on the engines; always with a checkpoint alone"
     add("--peers", action="store_true", help=help_text)
@@ -166,8 +165,7 @@ def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
         repeats=args.repeats,
         batch=args.batch,
         device=args.device,
-        scale=args.scale,
-        threshold=args.mask_threshold,
+        overrides=overrides_from_args(args),
         bit_depth=args.bit_depth,
         peers=args.peers,
         sweep=args.sweep or slo is not None or bool(args.sizes),

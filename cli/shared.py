@@ -39,15 +39,11 @@ def add_scale_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", "-s", type=scale, help="for a checkpoint: image to network size")
 
 
-def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    add_scale_argument(parser)
     parser.add_argument(
         "--mask-threshold", "-t", type=threshold, help="for a one-class checkpoint (default: 0.5)"
     )
-
-
-def add_override_arguments(parser: argparse.ArgumentParser) -> None:
-    add_scale_argument(parser)
-    add_threshold_argument(parser)
     help_text = "of the classes in masks, for a checkpoint that does not say them (default: 0,1,…)"
     parser.add_argument("--mask-values", type=mask_values, metavar="VALUE,…", help=help_text)
 

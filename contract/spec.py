@@ -251,3 +251,6 @@ class SpecOverrides:
         """What is given and tells in the masks of `spec`: no threshold of several classes does."""
         given = self.given()
         return {n: value for n, value in given.items() if n != "threshold" or spec.classes == 1}
+
+
+NO_OVERRIDES = SpecOverrides()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..contract.errors import UserError, as_word
 from ..contract.log import log
-from ..contract.spec import ModelSpec, Result, SpecOverrides
+from ..contract.spec import NO_OVERRIDES, ModelSpec, Result, SpecOverrides
 from ..contract.types import NO_CLASS, U8
 from .base import Engine, Slot
 from .levels import MAX_LEVEL_ERROR, Difference, LevelError, mask_from_result
@@ -40,8 +40,6 @@ FLAGS = {
     "bit_depth": "--bit-depth",
 }
 """What is asked for on the command line → by which flag."""
-
-NO_OVERRIDES = SpecOverrides()
 
 
 def open_engine(

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ..contract.errors import GateError, UserError
 from ..contract.log import log
-from ..contract.spec import SpecOverrides
+from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..engine.manifest import FORMAT, MANIFEST, Manifest, is_part_of_engine
 from ..engine.onnxfile import EXPORT_HINT
-from ..engine.open import NO_OVERRIDES
 from ..engine.probe import choose_backend, default_precision
 from ..engine.tensorrt_backend import cuda_devices
 from .current import current_build, request_of_build

@@ -11,11 +11,11 @@ import numpy as np
 from ..contract.errors import UserError
 from ..contract.files import image_paths, sha256_from_file
 from ..contract.resize import network_input, resize_image
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import NO_OVERRIDES, ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
 from ..engine.base import Engine
 from ..engine.onnxfile import is_onnx, metadata_from_onnx, require_runnable
-from ..engine.open import NO_OVERRIDES, check_overrides, open_engine
+from ..engine.open import check_overrides, open_engine
 from ..engine.torch_backend import TorchEngine
 from ..training.checkpoint import Checkpoint, Golden, read_checkpoint
 from .gate import PYTORCH

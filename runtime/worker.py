@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 
 from ..contract.errors import UserError
 from ..contract.log import log, quiet_readers
-from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.spec import NO_OVERRIDES, ModelSpec, SpecOverrides
 from ..engine.base import Engine
-from ..engine.open import NO_OVERRIDES, open_engine
+from ..engine.open import open_engine
 from .plan import Task
 from .stop import SIGNALS
 from .work import Outcome, PredictOptions, write_masks

@@ -18,7 +18,7 @@ from tests.conftest import balanced_checkpoint, steel
 from unetrt.bench import gain
 from unetrt.bench import row as row_module
 from unetrt.bench.engine_row import measure_engine
-from unetrt.bench.job import REFERENCE, RowJob, result_from_dict
+from unetrt.bench.job import REFERENCE, RowJob, job_fields, result_from_dict
 from unetrt.bench.judge import judge_masks, verdict
 from unetrt.bench.reference import ReferenceLoop
 from unetrt.bench.report import context_lines, table_lines
@@ -31,10 +31,12 @@ from unetrt.cli.main import main
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.masks import class_indices, read_mask
 from unetrt.contract.resize import network_input
+from unetrt.contract.spec import SpecOverrides
 from unetrt.contract.types import U8
 from unetrt.engine.torch_backend import TorchEngine
 from unetrt.export.onnx_export import onnx_from_checkpoint
-from unetrt.training.checkpoint import write_checkpoint
+from unetrt.training.checkpoint import write_bare, write_checkpoint
+from unetrt.training.options import values_text
 
 CheckpointFile = Callable[..., Path]
 
@@ -57,8 +59,10 @@ def job_of(model: Path, images: Path, outputs: Path, backend: str = "auto") -> R
 
 
 def test_a_job_and_a_result_survive_the_way_to_another_process(pictures: Path) -> None:
-    job = replace(job_of(Path("m.pth"), pictures, pictures.parent / "o"), batch=3, scale=0.5)
-    assert RowJob(**json.loads(json.dumps(asdict(job)))) == job
+    job = replace(job_of(Path("m.pth"), pictures, pictures.parent / "o"), batch=3)
+    overrides = SpecOverrides(scale=0.5, mask_values=((0, 0, 0), (1, 2, 3)))
+    job = replace(job, overrides=overrides)
+    assert RowJob(**job_fields(json.dumps(asdict(job)))) == job
     result = row_result("x", [1.0, 5.0, 2.0])
     again = result_from_dict(json.loads(json.dumps(asdict(result))))
     assert again == result
@@ -311,14 +315,35 @@ def test_a_model_is_compared_at_its_own_threshold_or_not_at_all(
     with pytest.raises(UserError, match="was made with another threshold") as caught:
         bench_models(models, options)
     assert "--mask-threshold 0.55" in caught.value.hint
-    at_half = replace(options, threshold=0.5)
+    at_half = replace(options, overrides=SpecOverrides(threshold=0.5))
     with pytest.raises(UserError, match="was made with another threshold"):
         bench_models(models, at_half)
-    bench = bench_models(models, replace(options, threshold=0.55))
+    bench = bench_models(models, replace(options, overrides=SpecOverrides(threshold=0.55)))
     found = {row.name: row.judgement for row in bench.rows}
     judgement = found[str(models[1])]
     assert judgement is not None
     assert judgement.agreement > 0.9999
+
+
+def test_a_checkpoint_that_says_no_mask_values_is_compared_with_its_engine(
+    pictures: Path, tmp_path: Path
+) -> None:
+    checkpoint = balanced_checkpoint()
+    write_bare(tmp_path / "bare.pth", checkpoint)
+    values = tuple(10 * value for value in range(checkpoint.spec.mask_classes))
+    other = replace(checkpoint, spec=replace(checkpoint.spec, mask_values=values, scale=1.0))
+    onnx_from_checkpoint(other, tmp_path / "net.onnx", "fp32")
+    models = [tmp_path / "bare.pth", tmp_path / "net.onnx"]
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False,
+        overrides=SpecOverrides(scale=1.0),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="is of another network") as caught:
+        bench_models(models, options)
+    assert f"--mask-values {values_text(values)} " in caught.value.hint
+    told = SpecOverrides(scale=1.0, mask_values=values)
+    bench = bench_models(models, replace(options, overrides=told))
+    assert [row.name for row in bench.rows if not row.result] == []
 
 
 def test_a_model_of_another_scale_is_measured_and_named(pictures: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from unetrt.bench.table import BenchOptions
 from unetrt.bench.text import free_name
 from unetrt.cli import build
 from unetrt.contract.errors import UserError
+from unetrt.contract.spec import SpecOverrides
 
 
 def report_of(bench: Bench, folder: Path) -> Path:
@@ -297,7 +298,7 @@ def test_the_command_builds_what_the_bench_has_built(
     (tmp_path / "engine-a").mkdir()
     target = free_name("engine-a", lambda name: Path(name).exists())
     assert target == "engine-a-2"
-    options = build_options("tensorrt", "fp16", [(200, 90), (100, 300)], 0.5)
+    options = build_options("tensorrt", "fp16", [(200, 90), (100, 300)], SpecOverrides(scale=0.5))
     line = build_line(tmp_path / "my net.pth", target, options, forced=True)
     assert shlex.split(line) == [
         *("unetrt", "build", str(tmp_path / "my net.pth"), "-o", "engine-a-2"),
@@ -307,19 +308,23 @@ def test_the_command_builds_what_the_bench_has_built(
     parser = argparse.ArgumentParser()
     build.add_arguments(parser)
     assert parser.parse_args(shlex.split(line)[2:]).size == [((100, 90), (200, 300))]
-    line = build_line(Path("a.pth"), "x", build_options("openvino", "int8", [(8, 8)], None), False)
+    line = build_line(Path("a.pth"), "x", build_options("openvino", "int8", [(8, 8)]), False)
     assert line == "unetrt build a.pth -o x --backend openvino --precision int8"
-    ranges = build_options("openvino", "int8", [(8, 8)], None, Path("my imgs"))
+    ranges = build_options("openvino", "int8", [(8, 8)], calibration=Path("my imgs"))
     assert build_line(Path("a.pth"), "x", ranges, False).endswith("--calibration 'my imgs'")
-    assert build_options("openvino", "fp32", [(8, 8)], None, Path("imgs")).calibration is None
-    flags = BenchOptions(images=tmp_path, device="cuda:1", scale=0.5, bit_depth=12)
+    assert build_options("openvino", "fp32", [(8, 8)], calibration=Path("imgs")).calibration is None
+    flags = BenchOptions(
+        images=tmp_path, device="cuda:1", overrides=SpecOverrides(scale=0.5), bit_depth=12
+    )
     assert predict_flags(flags, built=True) == "--device cuda:1 --bit-depth 12"
     assert predict_flags(flags, built=False) == "--device cuda:1 --scale 0.5 --bit-depth 12"
-    assert predict_flags(replace(flags, threshold=0.3), built=False).endswith(
-        "--scale 0.5 --mask-threshold 0.3 --bit-depth 12"
+    overrides = SpecOverrides(scale=0.5, threshold=0.3, mask_values=(0, 255))
+    told = "--scale 0.5 --mask-threshold 0.3 --mask-values 0,255"
+    assert predict_flags(replace(flags, overrides=overrides), built=False) == (
+        f"--device cuda:1 {told} --bit-depth 12"
     )
-    wary = build_options("openvino", "fp32", [(8, 8)], None, None, 0.3)
-    assert build_line(Path("a.pth"), "x", wary, False).endswith("--mask-threshold 0.3")
+    wary = build_options("openvino", "fp32", [(8, 8)], overrides)
+    assert build_line(Path("a.pth"), "x", wary, False).endswith(f"--precision fp32 {told}")
 
 
 @pytest.mark.parametrize("text", ["p99", "p98=1ms", "p99=1", "p99=0ms", "p99=-1ms", "99=1ms"])

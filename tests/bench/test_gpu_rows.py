@@ -35,7 +35,7 @@ from unetrt.bench.rows import (
 from unetrt.bench.run import Run
 from unetrt.bench.table import BenchOptions
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import ModelSpec
+from unetrt.contract.spec import ModelSpec, SpecOverrides
 from unetrt.engine import extras
 from unetrt.engine.extras import describe_gpus
 from unetrt.engine.probe import BackendStatus, probe_backends
@@ -141,7 +141,7 @@ def test_steps_that_cannot_run_here_are_listed_with_the_reason(
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     monkeypatch.setattr("unetrt.bench.rows.ENGINES", GPU_ENGINES)
-    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu")
     statuses = {status.name: status for status in probe_backends()}
     for backend in ("tensorrt", "tensorrt-rtx"):
         steps = [entry for entry in entries if entry.name.startswith(f"{backend}-fp16")]
@@ -174,7 +174,7 @@ def test_a_build_is_said_before_it_starts(
 
     monkeypatch.setattr("unetrt.bench.rows.build_engine", build)
     monkeypatch.setattr("unetrt.bench.rows.ENGINES", (EngineRow("onnxruntime", "fp32"),))
-    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None)
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu")
     (entry,) = [entry for entry in entries if entry.name == "onnxruntime-fp32"]
     assert "bench: build onnxruntime-fp32" in entry.reason
 
@@ -230,7 +230,7 @@ def test_onnx_runtimes_row_of_the_gpu_asks_for_the_gpu(
     monkeypatch.setattr(rows, "ENGINES", engines)
     monkeypatch.setattr(rows, "_no_cuda_provider", str)
     monkeypatch.setattr(rows, "_built_entry", lambda c, d, o: Entry(name=d.name, model=d))
-    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "auto", None)
+    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "auto")
     devices = {entry.name: entry.device for entry in built}
     assert devices["onnxruntime-fp32"] == ""
     assert devices["onnxruntime-cuda-fp32"] == "cuda"
@@ -238,7 +238,7 @@ def test_onnx_runtimes_row_of_the_gpu_asks_for_the_gpu(
     jobs = {entry.name: run._job(entry, []) for entry in built}
     assert jobs["onnxruntime-fp32"].device == "auto"
     assert jobs["onnxruntime-cuda-fp32"].device == "cuda"
-    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cuda:1", None)
+    built = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cuda:1")
     entry = next(e for e in built if e.name == "onnxruntime-cuda-fp32")
     assert entry.device == "", "the bench's own"
 
@@ -284,7 +284,7 @@ def test_an_engine_without_cuda_graphs_refuses_them() -> None:
 
 
 def test_a_build_of_the_bench_is_never_taken_from_an_earlier_one() -> None:
-    options = build_options("openvino", "bf16", [(64, 64)], 0.5)
+    options = build_options("openvino", "bf16", [(64, 64)], SpecOverrides(scale=0.5))
     assert options.rebuild, "its time is a column"
     assert options.gate.force
     assert options.overrides.scale == 0.5

@@ -19,7 +19,7 @@ from tests.bench.test_bench import CheckpointFile, job_of
 from tests.conftest import balanced_checkpoint
 from unetrt.bench import engine_row, file_passes, pass_length, run, timed_pass
 from unetrt.bench.engine_clock import EngineClock
-from unetrt.bench.job import RowJob, result_from_dict
+from unetrt.bench.job import RowJob, job_fields, result_from_dict
 from unetrt.bench.measure import WarmUp, warm_up
 from unetrt.bench.options import BenchOptions
 from unetrt.bench.pass_length import job_with_rounds
@@ -242,7 +242,7 @@ def test_the_bench_tells_the_last_passes_what_the_first_had(
     model = checkpoint_file()
     bench_run.measure(entries_from_models([model, model], model), peers=False)
     assert [job.pass_images for job in jobs] == [9]
-    assert RowJob(**json.loads(json.dumps(asdict(jobs[0])))) == jobs[0]
+    assert RowJob(**job_fields(json.dumps(asdict(jobs[0])))) == jobs[0]
 
 
 def counted(bench: Bench, count: int) -> Bench:

@@ -29,7 +29,7 @@ def test_rows_that_are_left_out_are_listed_and_not_built(
 ) -> None:
     monkeypatch.setattr("unetrt.bench.rows.ENGINES", (EngineRow("onnxruntime", "fp32"),))
     skip = ("torch-compile", "onnxruntime-fp32")
-    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", None, skip)
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path, [(64, 64)], "cpu", skip=skip)
     assert {entry.name for entry in entries if entry.reason == SKIPPED} == set(skip)
     assert not list(tmp_path.iterdir())
 
@@ -53,7 +53,7 @@ def test_int8_takes_its_ranges_from_where_it_is_told(
     Image.fromarray(steel(1, 64, 64)[..., 0]).save(tmp_path / "imgs" / "a.png")
     folder = tmp_path / "imgs" if given else None
     out = tmp_path / "engines"
-    entries = entries_from_checkpoint(checkpoint_file(), out, [(64, 64)], "cpu", None, (), folder)
+    entries = entries_from_checkpoint(checkpoint_file(), out, [(64, 64)], "cpu", calibration=folder)
     assert asked == [folder]
     assert is_uncalibrated(entries, folder) != given
 

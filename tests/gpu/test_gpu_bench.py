@@ -127,7 +127,7 @@ def test_graphs_are_as_the_step_asks(plan: Path, graphs: bool, pictures: list[Pa
 def test_the_steps_of_the_waterfall_share_one_plan(
     checkpoint_file: Files, pictures: list[Path], tmp_path: Path
 ) -> None:
-    entries = entries_from_checkpoint(checkpoint_file(), tmp_path / "engines", [SIZE], "cuda", None)
+    entries = entries_from_checkpoint(checkpoint_file(), tmp_path / "engines", [SIZE], "cuda")
     for backend in ("tensorrt", "tensorrt-rtx"):
         steps = [e for e in entries if e.name.startswith(f"{backend}-fp16")]
         assert len(steps) == 4
