@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from .headers import MAX_BYTES, ORIENTATION, check_pixels, is_tiff, open_picture
 from .jpeg import TIFF_JPEG, TIFF_OLD_JPEG, check_ends, check_segments
 from .modules import import_module
 from .types import U8, Size
+
+ARRAY_HEADERS = threading.Lock()
+"""Held while NumPy reads a header of an .npy file, which it does by ast.literal_eval.
+
+Python 3.11 keeps the depth of that recursion once for all threads: two at a time may end in
+"SystemError: AST constructor recursion depth mismatch".
+"""
 
 _NUMPY = b"\x93NUMPY"
 _COLOURS = {"P": "a palette", "PA": "a palette", "CMYK": "inks", "YCbCr": "YCbCr", "LAB": "CIELAB"}
@@ -95,7 +103,8 @@ def _array_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dty
     }.get(version)
     if read is None:
         raise ImageError(f"{name}: an .npy file of version {version}", expected="1.0 or 2.0")
-    shape, fortran, dtype = read(file)
+    with ARRAY_HEADERS:
+        shape, fortran, dtype = read(file)
     if dtype.kind != "u" or dtype.itemsize > 2:
         raise ImageError(
             f"{name} holds {dtype}: the range of its values is not known",

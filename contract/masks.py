@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.PpmImagePlugin import PpmImageFile
 
+from .bands import ARRAY_HEADERS
 from .errors import ImageError
 from .headers import Picture, decoding, open_picture, read_bytes
 from .images import deep_samples, turn_upright
@@ -66,7 +67,9 @@ def read_stored(path: Path) -> StoredMask:
     data = read_bytes(path)
     with decoding(str(path)):
         if path.suffix.lower() == ".npy":
-            array = _plane(np.load(io.BytesIO(data), allow_pickle=False))
+            with ARRAY_HEADERS:
+                array = np.load(io.BytesIO(data), allow_pickle=False)
+            array = _plane(array)
             values = _bytes_from_values(array, path)
             one_bit = array.dtype == np.bool_ and array.ndim == 2
             return StoredMask(path, values.astype(np.bool_) if one_bit else values)

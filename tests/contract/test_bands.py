@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from PIL import Image
 from tests.contract.encodings import saved
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.images import image_size, read_image, read_shown, turn_upright
+from unetrt.contract.masks import read_mask
 from unetrt.contract.resize import resize_image
 from unetrt.contract.types import U8
 
@@ -269,3 +274,25 @@ def test_without_tifffile_the_install_is_named(monkeypatch: pytest.MonkeyPatch) 
         read_image(FORMS["tiff"], BANDS)
     assert "unetrt[bands]" in str(caught.value)
     assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_image(path, 1), read_mask])
+def test_headers_of_arrays_are_read_one_at_a_time(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 ends two ast.literal_eval in two threads in a SystemError, now and then."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 3), np.uint8))
+    real, running, most = ast.literal_eval, [0], [0]
+
+    def slow(text: str) -> object:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        running[0] -= 1
+        return real(text)
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, [path] * 8))
+    assert most == [1]
