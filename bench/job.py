@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..contract.spec import NO_OVERRIDES, SpecOverrides
+from ..contract.spec import NO_OVERRIDES, SpecOverrides, mask_values_from_json
 from ..contract.types import Size
 from .layers import LayerTable, layer_table_from_dict
 from .machine import cuda_device
@@ -26,7 +26,7 @@ def job_fields(text: str) -> dict[str, Any]:
     """Of a RowJob or a SweepJob, from the JSON of asdict."""
     raw = json.loads(text)
     values = raw["overrides"]["mask_values"]
-    values = values and tuple(tuple(v) if isinstance(v, list) else v for v in values)
+    values = values and mask_values_from_json(values)
     return {**raw, "overrides": SpecOverrides(**{**raw["overrides"], "mask_values": values})}
 
 

@@ -1,4 +1,4 @@
-"""Numbers and Markdown tables as every part of the report writes them."""
+"""Numbers, names and Markdown tables as every part of the bench writes them."""
 
 from __future__ import annotations
 

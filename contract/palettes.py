@@ -117,8 +117,7 @@ def values_for_spec(
     if _are_greys_of(colours, spec):
         return in_colour(indices, colours)
     if spec.mask_classes == 2 and set(colours.values()) <= {BLACK, WHITE}:
-        classes = [(colours.get(i) == WHITE) ^ spec.black for i in range(256)]
-        values = np.array([spec.mask_values[place] for place in classes], np.uint8)
+        values = np.array([spec.bit_values[colours.get(i) == WHITE] for i in range(256)], np.uint8)
         return np.asarray(values[indices])
     # Numbered from 0 on, and the classes are not: the order in the file, and no class's number.
     counted = sorted(colours) == list(range(len(colours)))

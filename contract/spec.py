@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal, get_args
@@ -147,6 +148,11 @@ class ModelSpec:
         """Of two classes the one that is 0 in a 1-bit mask: that of value 0, or black; else 0."""
         return int(self.mask_values[1] in (0, (0, 0, 0)))
 
+    @property
+    def bit_values(self) -> tuple[MaskValue, ...]:
+        """Of two classes the values, that of black first."""
+        return self.mask_values[::-1] if self.black else self.mask_values
+
     def input_size(self, size: Size) -> Size:
         """Give the network's input size for an image of `size`, truncated as the reference does."""
         height, width = size
@@ -180,11 +186,16 @@ class ModelSpec:
                 seen=", ".join(sorted(unknown)),
                 hint=UPGRADE_HINT,
             )
-        values = tuple(tuple(v) if isinstance(v, list) else v for v in raw.get("mask_values", ()))
+        values = mask_values_from_json(raw.get("mask_values", ()))
         names = tuple(raw.get("class_names", ()))
         palette = tuple(tuple(entry) for entry in raw.get("palette", ()))
         lists = {"mask_values": values, "class_names": names, "palette": palette}
         return cls(**{**raw, **lists})
+
+
+def mask_values_from_json(values: Iterable[Any]) -> tuple[MaskValue, ...]:
+    """Colours are lists there."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def _require(ok: bool, field: str, seen: object, expected: object) -> None:

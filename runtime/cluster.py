@@ -23,7 +23,7 @@ from ..engine.onnxfile import is_onnx
 from .cluster_work import (
     ROW,
     InferRows,
-    everywhere,
+    absolute_task,
     load_row,
     open_once,
     packed,
@@ -156,7 +156,7 @@ class Cluster(Closing):
             return
         pipeline = replace(options.pipeline, trace=NO_TRACE)
         options = replace(options, journal=None, pipeline=pipeline)
-        task_of = {everywhere(task): task for task in tasks}
+        task_of = {absolute_task(task): task for task in tasks}
         puller = Puller(self._dataset(list(task_of), options))
         try:
             while not stop():

@@ -6,11 +6,13 @@ import logging
 import os
 import pickle
 import re
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,14 +66,14 @@ Ray would wrap an error that is raised, with its traceback, in one of its own.
 RayRow: TypeAlias = dict[str, bytes]
 
 
-def everywhere(task: Task) -> Task:
-    """Its paths absolute: a process of the cluster has the working folder of who started it."""
-    source, output, overlay = (
-        path if path is None or is_address(path) else path.absolute()
-        for path in (task.source, task.output, task.overlay)
-    )
-    assert source is not None
-    return Task(source, output, overlay)
+def absolute_task(task: Task) -> Task:
+    """For processes of the cluster, which have the working folder of who started it."""
+    output, overlay = (path and _absolute(path) for path in (task.output, task.overlay))
+    return Task(_absolute(task.source), output, overlay)
+
+
+def _absolute(path: Path) -> Path:
+    return path if is_address(path) else path.absolute()
 
 
 def packed(row: Row) -> RayRow:
@@ -107,22 +109,12 @@ def ship_model(path: Path) -> ShippedModel:
     return ShippedModel(path.name, buffer.getvalue())
 
 
-class _Kept(logging.Handler):
-    """Keeps warnings: what a process of the cluster logs is seen by nobody."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 def open_once(
     model: ShippedModel, options: EngineOptions, device: str, threads: int
 ) -> tuple[Opened, list[str]]:
     """What the model is and what is to be warned of, said by a machine that can run it."""
-    kept = _Kept()
+    kept = BufferingHandler(sys.maxsize)  # what a process of the cluster logs is seen by nobody
+    kept.setLevel(logging.WARNING)
     log.addHandler(kept)
     try:
         with model.open(options, device, threads) as engine:
@@ -131,7 +123,8 @@ def open_once(
         log.removeHandler(kept)
     # Named as the user knows it: where it was unpacked is gone.
     unpacked_at = rf"\S*/{PREFIX}[^/\s]+/{re.escape(model.name)}"
-    return opened, [re.sub(unpacked_at, lambda _: str(options.model), t) for t in kept.texts]
+    texts = [record.getMessage() for record in kept.buffer]
+    return opened, [re.sub(unpacked_at, lambda _: str(options.model), text) for text in texts]
 
 
 def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:

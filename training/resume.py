@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract.errors import UserError, as_word
 from ..contract.log import log
-from ..contract.spec import ModelSpec
+from ..contract.spec import ModelSpec, mask_values_from_json
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import RecipeOptions, TrainOptions
 from .ranks import is_main_process
@@ -104,7 +104,7 @@ def options_from_json(text: str) -> TrainOptions:
         recipe["class_weights"] = weights if weights == "auto" else tuple(weights)
         raw["class_names"] = tuple(raw["class_names"])
         values = raw.get("mask_values", ())
-        raw["mask_values"] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
+        raw["mask_values"] = mask_values_from_json(values)
         paths = [f.name for f in fields(TrainOptions) if "Path" in str(f.type)]
         raw |= {name: Path(raw[name]) for name in paths if raw[name] is not None}
         return TrainOptions(**raw, recipe=RecipeOptions(**recipe))

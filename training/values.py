@@ -207,6 +207,6 @@ class _Parts:
 def _as_classes(file: MaskFile, spec: ModelSpec) -> Counts:
     """A 1-bit file holds the two classes of two, whatever their values."""
     if file.one_bit and spec.mask_classes == 2:
-        values = spec.mask_values[::-1] if spec.black else spec.mask_values
+        values = spec.bit_values
         return file.with_values(lambda bit: values[bit] if isinstance(bit, int) else bit).counts
     return file.counts

@@ -1,0 +1,78 @@
+"""Models that are compared with a checkpoint: at its threshold, its mask values, its scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import balanced_checkpoint
+from unetrt.bench.report import context_lines
+from unetrt.bench.table import BenchOptions, bench_models
+from unetrt.contract.errors import UserError
+from unetrt.contract.spec import SpecOverrides
+from unetrt.export.onnx_export import onnx_from_checkpoint
+from unetrt.training.checkpoint import write_bare, write_checkpoint
+from unetrt.training.options import values_text
+
+
+def test_a_model_is_compared_at_its_own_threshold_or_not_at_all(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """At another one PyTorch's masks are others, and a right model would be told to be wrong."""
+    checkpoint = balanced_checkpoint(classes=1)
+    write_checkpoint(tmp_path / "net.pth", checkpoint)
+    wary = replace(checkpoint, spec=replace(checkpoint.spec, threshold=0.55))
+    onnx_from_checkpoint(wary, tmp_path / "net.onnx", "fp32")
+    models = [tmp_path / "net.pth", tmp_path / "net.onnx"]
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False
+    )
+    with pytest.raises(UserError, match="was made with another threshold") as caught:
+        bench_models(models, options)
+    assert "--mask-threshold 0.55" in caught.value.hint
+    at_half = replace(options, overrides=SpecOverrides(threshold=0.5))
+    with pytest.raises(UserError, match="was made with another threshold"):
+        bench_models(models, at_half)
+    bench = bench_models(models, replace(options, overrides=SpecOverrides(threshold=0.55)))
+    found = {row.name: row.judgement for row in bench.rows}
+    judgement = found[str(models[1])]
+    assert judgement is not None
+    assert judgement.agreement > 0.9999
+
+
+def test_a_checkpoint_that_says_no_mask_values_is_compared_with_its_engine(
+    pictures: Path, tmp_path: Path
+) -> None:
+    checkpoint = balanced_checkpoint()
+    write_bare(tmp_path / "bare.pth", checkpoint)
+    values = tuple(10 * value for value in range(checkpoint.spec.mask_classes))
+    other = replace(checkpoint, spec=replace(checkpoint.spec, mask_values=values, scale=1.0))
+    onnx_from_checkpoint(other, tmp_path / "net.onnx", "fp32")
+    models = [tmp_path / "bare.pth", tmp_path / "net.onnx"]
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False,
+        overrides=SpecOverrides(scale=1.0),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="is of another network") as caught:
+        bench_models(models, options)
+    assert f"--mask-values {values_text(values)} " in caught.value.hint
+    told = SpecOverrides(scale=1.0, mask_values=values)
+    bench = bench_models(models, replace(options, overrides=told))
+    assert [row.name for row in bench.rows if not row.result] == []
+
+
+def test_a_model_of_another_scale_is_measured_and_named(pictures: Path, tmp_path: Path) -> None:
+    checkpoint = balanced_checkpoint(scale=0.5)
+    write_checkpoint(tmp_path / "net.pth", checkpoint)
+    whole = replace(checkpoint, spec=replace(checkpoint.spec, scale=1.0))
+    onnx_from_checkpoint(whole, tmp_path / "net.onnx", "fp32")
+    options = BenchOptions(
+        images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False
+    )
+    bench = bench_models([tmp_path / "net.pth", tmp_path / "net.onnx"], options)
+    (note,) = [note for note in bench.notes if "scale" in note]
+    assert "net.onnx is of scale 1, the baseline of 0.5" in note
+    assert note.endswith("--scale 1 compares alike")
+    assert note in "\n".join(context_lines(bench))
