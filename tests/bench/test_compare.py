@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,20 +16,9 @@ from unetrt.bench.readme import BEGIN, END, main, readme_block, readme_with_bloc
 from unetrt.bench.report import detail_lines, sweep_lines
 from unetrt.bench.report_files import write_report
 from unetrt.bench.result import Bench
-from unetrt.bench.rows import (
-    baseline_checkpoint,
-    build_line,
-    build_options,
-    entries_from_models,
-)
-from unetrt.bench.run import predict_flags
 from unetrt.bench.slo import answer_slo, best_under, slo_from_text
 from unetrt.bench.sweep import Sweep, sweep_from_dict
-from unetrt.bench.table import BenchOptions
-from unetrt.bench.text import free_name
-from unetrt.cli import build
 from unetrt.contract.errors import UserError
-from unetrt.contract.spec import SpecOverrides
 
 
 def report_of(bench: Bench, folder: Path) -> Path:
@@ -291,65 +278,7 @@ def test_a_p99_of_few_batches_is_the_slowest_of_them(sweep: Sweep) -> None:
     assert "30 ms, the slowest of 40 batches (of fewer than 100 a p99 is not believed)" in line
 
 
-def test_the_command_builds_what_the_bench_has_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "engine-a").mkdir()
-    target = free_name("engine-a", lambda name: Path(name).exists())
-    assert target == "engine-a-2"
-    options = build_options("tensorrt", "fp16", [(200, 90), (100, 300)], SpecOverrides(scale=0.5))
-    line = build_line(tmp_path / "my net.pth", target, options, forced=True)
-    assert shlex.split(line) == [
-        *("unetrt", "build", str(tmp_path / "my net.pth"), "-o", "engine-a-2"),
-        *("--backend", "tensorrt", "--precision", "fp16", "--scale", "0.5"),
-        *("--size", "100x90..200x300", "--force"),
-    ]
-    parser = argparse.ArgumentParser()
-    build.add_arguments(parser)
-    assert parser.parse_args(shlex.split(line)[2:]).size == [((100, 90), (200, 300))]
-    line = build_line(Path("a.pth"), "x", build_options("openvino", "int8", [(8, 8)]), False)
-    assert line == "unetrt build a.pth -o x --backend openvino --precision int8"
-    ranges = build_options("openvino", "int8", [(8, 8)], calibration=Path("my imgs"))
-    assert build_line(Path("a.pth"), "x", ranges, False).endswith("--calibration 'my imgs'")
-    assert build_options("openvino", "fp32", [(8, 8)], calibration=Path("imgs")).calibration is None
-    flags = BenchOptions(
-        images=tmp_path, device="cuda:1", overrides=SpecOverrides(scale=0.5), bit_depth=12
-    )
-    assert predict_flags(flags, built=True) == "--device cuda:1 --bit-depth 12"
-    assert predict_flags(flags, built=False) == "--device cuda:1 --scale 0.5 --bit-depth 12"
-    overrides = SpecOverrides(scale=0.5, threshold=0.3, mask_values=(0, 255))
-    told = "--scale 0.5 --mask-threshold 0.3 --mask-values 0,255"
-    assert predict_flags(replace(flags, overrides=overrides), built=False) == (
-        f"--device cuda:1 {told} --bit-depth 12"
-    )
-    wary = build_options("openvino", "fp32", [(8, 8)], overrides)
-    assert build_line(Path("a.pth"), "x", wary, False).endswith(f"--precision fp32 {told}")
-
-
 @pytest.mark.parametrize("text", ["p99", "p98=1ms", "p99=1", "p99=0ms", "p99=-1ms", "99=1ms"])
 def test_a_bound_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no such bound"):
         slo_from_text(text)
-
-
-def test_the_first_checkpoint_is_the_baseline(tmp_path: Path) -> None:
-    models = [tmp_path / "m.onnx", tmp_path, tmp_path / "a.pth", tmp_path / "b.pth"]
-    assert baseline_checkpoint(models).name == "a.pth"
-    entries = entries_from_models(models, models[2])
-    assert [entry.backend for entry in entries] == ["reference", "auto", "auto", "auto", "auto"]
-
-
-def test_a_model_that_comes_twice_has_two_names() -> None:
-    """An A/A test: rows, masks, peers and comparisons are found by their names."""
-    models = [Path("a.pth"), Path("eng"), Path("eng"), Path("eng (2)"), Path("reference loop")]
-    entries = entries_from_models(models, models[0])
-    assert [entry.name for entry in entries] == [
-        "reference loop",
-        "a.pth",
-        "eng",
-        "eng (2)",
-        "eng (2) (2)",
-        "reference loop (2)",
-    ]
-    assert [str(entry.model) for entry in entries[2:5]] == ["eng", "eng", "eng (2)"]
