@@ -17,8 +17,11 @@ from ..engine.openvino_backend import precision_hint
 from .job import RowResult
 from .process import run_alone
 
-BENCHMARK_APP = "from openvino.tools.benchmark.main import main; raise SystemExit(main())"
-"""What the script benchmark_app does, which need not be on the path."""
+BENCHMARK_APP = (
+    "import sys; sys.modules['openvino_telemetry'] = None; "
+    "from openvino.tools.benchmark.main import main; raise SystemExit(main())"
+)
+"""What the script benchmark_app does, which need not be on the path, without its reports."""
 PLAN_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 """Each reads the plans of its own flavour alone."""
 START_SECONDS = 120.0

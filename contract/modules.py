@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from .errors import UserError
 
 QUIET = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
 """Packages that report to their makers, and the variable that keeps them from it."""
+
+REPORTERS = {"openvino": "openvino_telemetry"}
+"""Packages that report by another, have no variable against it, and do without that other."""
 
 INSTALL = {
     "torch": "pip install torch",
@@ -47,12 +53,27 @@ def import_module(name: str) -> ModuleType:
     Broken packages raise RuntimeError and OSError too. Reports are off, unless the user has set
     the variable himself.
     """
-    if variable := QUIET.get(name.partition(".")[0]):
+    package = name.partition(".")[0]
+    if variable := QUIET.get(package):
         os.environ.setdefault(variable, "1")
     try:
-        return importlib.import_module(name)
+        with _without(REPORTERS.get(package)):
+            return importlib.import_module(name)
     except Exception as error:
         seen = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"the package {name} is needed here", seen=seen, hint=INSTALL[name]
         ) from error
+
+
+@contextmanager
+def _without(name: str | None) -> Iterator[None]:
+    """Imports of a module that nobody has imported yet fail, as where it is not installed."""
+    if name is None or name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what importlib documents for that
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from unetrt.bench.peers import BENCHMARK_APP
 from unetrt.contract import modules
 from unetrt.contract.errors import UserError
 from unetrt.contract.modules import import_module
@@ -220,19 +221,43 @@ print(json.dumps(os.environ["ORT_DISABLE_TELEMETRY"]))
 """
 
 
-def test_onnxruntime_does_not_report_to_its_makers(tmp_path: Path) -> None:
-    """Left to it, onnxruntime 1.31 writes a device id there, and sends it."""
+def run_at_home(script: str, home: Path) -> str:
+    """What a process prints whose user has set nothing and has that home."""
     unset = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
-        [sys.executable, "-c", SESSION],
-        env={**kept, "HOME": str(tmp_path)},
+        [sys.executable, "-c", script],
+        env={**kept, "HOME": str(home)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == "1"
+    return done.stdout
+
+
+def test_onnxruntime_does_not_report_to_its_makers(tmp_path: Path) -> None:
+    """Left to it, onnxruntime 1.31 writes a device id there, and sends it."""
+    assert json.loads(run_at_home(SESSION, tmp_path)) == "1"
     assert not (tmp_path / ".cache" / "Microsoft").exists()
+
+
+def test_openvino_does_not_report_to_its_makers(tmp_path: Path) -> None:
+    """Left to it, openvino 2026.4 writes a client id there, and sends that it was imported."""
+    script = """
+import sys
+from unetrt.contract.modules import import_module
+
+import_module("openvino").Core()
+print("openvino_telemetry" in sys.modules)
+"""
+    assert run_at_home(script, tmp_path) == "False\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmark_app_does_not_report_to_its_makers(tmp_path: Path) -> None:
+    script = f"import sys; sys.argv.append('--help'); {BENCHMARK_APP}"
+    assert "benchmark" in run_at_home(script, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_wants_it_to_report_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
