@@ -67,15 +67,18 @@ gpu:
 
 # TARGET=trt|cpu: the image of Dockerfile.trt, as unetrt:TARGET.
 TARGET ?= trt
+DOCKER ?= docker
+# For podman, whose own format of an image has no HEALTHCHECK: --format docker.
+BUILD_FLAGS ?=
 
 docker:
-	docker build -f Dockerfile.trt --target $(TARGET) -t unetrt:$(TARGET) .
+	$(DOCKER) build $(BUILD_FLAGS) -f Dockerfile.trt --target $(TARGET) -t unetrt:$(TARGET) .
 
 # The CPU image, and the whole chain in it on pictures that it draws itself.
 docker-test:
 	$(MAKE) docker TARGET=cpu
-	docker run --rm unetrt:cpu doctor
-	docker run --rm unetrt:cpu demo
+	$(DOCKER) run --rm unetrt:cpu doctor
+	$(DOCKER) run --rm unetrt:cpu demo
 
 dev: $(INSTALLED)
 

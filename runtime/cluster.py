@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,6 +50,12 @@ CONNECT_SECONDS = 10.0
 
 RETRIES = 3
 """Of what a process was doing when it died: what kills each of them would be tried for ever."""
+
+ACTOR_RETRIES = 20
+"""Of a batch: until Ray misses a machine that is gone, up to a minute, each try there fails.
+
+Three were used up in 26 s; a batch that kills its engine each time ends the job in two minutes.
+"""
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch")
 
@@ -197,26 +204,24 @@ class Cluster(Closing):
         blocks = -(-len(tasks) // BLOCK)
         often: dict[str, Any] = {
             "num_cpus": self._task_cpus,
-            "ray_remote_args_fn": lambda: {"max_retries": RETRIES},  # by name: deprecated
+            "ray_remote_args_fn": lambda: {"max_retries": RETRIES},
         }
+        given = partial(self._ray.get, self._model), self._engine_options, options, self.device
         rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
-        rows = rows.map(partial(load_row, spec=spec, options=options), **often)
-        rows = rows.map_batches(
-            InferRows,
-            fn_constructor_args=(
-                partial(self._ray.get, self._model),
-                self._engine_options,
-                options,
-                self.device,
-                self._threads,
-            ),
-            batch_size=INFER_BATCH,
-            batch_format="numpy",
-            compute=data.ActorPoolStrategy(size=self.engines),
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
-            **self._shares,
-        )
-        return rows.map(partial(write_row, spec=spec, options=options), **often)
+        with warnings.catch_warnings():
+            # Retries by name are deprecated as well (2.60), and it is not the user's to change.
+            warnings.filterwarnings("ignore", "`ray_remote_args", DeprecationWarning)
+            rows = rows.map(partial(load_row, spec=spec, options=options), **often)
+            rows = rows.map_batches(
+                InferRows,
+                fn_constructor_args=(*given, self._threads),
+                batch_size=INFER_BATCH,
+                batch_format="numpy",
+                compute=data.ActorPoolStrategy(size=self.engines),
+                ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_RETRIES},
+                **self._shares,
+            )
+            return rows.map(partial(write_row, spec=spec, options=options), **often)
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this job ends. Twice is harmless."""
