@@ -183,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(arguments)
+    if args.repeats < 1:
+        parser.error(f"argument --repeats: {args.repeats}, not at least 1")
     try:
         rows = measure_training(_options(args), args.seconds, args.repeats)
     except UserError as error:

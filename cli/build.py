@@ -270,4 +270,5 @@ def size_range(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def blocks(text: str) -> tuple[str, ...] | None:
-    return None if text == "auto" else () if text == "none" else names(text)
+    """In one order, so that the same blocks do not build twice."""
+    return None if text == "auto" else () if text == "none" else tuple(sorted(set(names(text))))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..contract.errors import UserError
@@ -39,7 +40,7 @@ def read_state_dict(path: Path, content: dict[str, Any]) -> tuple[ModelSpec, dic
     Raises UserError for what is no state_dict of this network.
     """
     values = content.pop("mask_values", None)
-    state = _unwrapped(path, content)
+    state = _counted(_unwrapped(path, content))
     values = state.pop("mask_values", values)
     first, last = state.get(FIRST_WEIGHT), state.get("outc.conv.weight")
     if not isinstance(first, Tensor) or not isinstance(last, Tensor):
@@ -76,6 +77,16 @@ def _unwrapped(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         for key, value in state.items()
         if str(key).startswith(prefix) or key == "mask_values"
     }
+
+
+def _counted(state: dict[str, Any]) -> dict[str, Any]:
+    """With the counters of batch norms, which old PyTorch and other tools leave out.
+
+    Zero is what PyTorch itself takes for them; the network computes without.
+    """
+    means = (name for name in state if name.endswith(".running_mean"))
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in means]
+    return state | {name: torch.tensor(0) for name in counters if name not in state}
 
 
 def _prefix(path: Path, names: list[str]) -> str:

@@ -41,6 +41,12 @@ def test_a_wrong_request_is_told_without_a_traceback(
     assert "Hint: --classes 4" in capsys.readouterr().err
 
 
+def test_no_repeats_are_nothing_to_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training.main(["--images", "i", "--masks", "m", "--repeats", "0"])
+    assert "--repeats: 0" in capsys.readouterr().err
+
+
 def test_every_source_is_timed(folders: tuple[Path, Path]) -> None:
     arguments = f"--images {folders[0]} --masks {folders[1]} --classes 4 --channels 1 --width 4"
     # A process of its own, since the reference's loader forks.

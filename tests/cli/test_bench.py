@@ -18,7 +18,7 @@ from tests.bench.conftest import row_result
 from tests.conftest import steel
 from unetrt.bench.result import Bench, Row
 from unetrt.cli.bench import _most_from_args, add_arguments, sizes
-from unetrt.cli.build import size_range
+from unetrt.cli.build import blocks, size_range
 from unetrt.cli.main import main
 from unetrt.cli.shared import share
 from unetrt.contract.errors import UserError
@@ -77,6 +77,11 @@ def test_sizes_are_written_one_way_for_every_verb() -> None:
     for text in ("0x8", "8", "8x", "8x9x10"):
         with pytest.raises(argparse.ArgumentTypeError):
             sizes(text)
+
+
+def test_the_same_blocks_are_one_request() -> None:
+    assert blocks("up2,outc") == blocks("outc,up2,outc") == ("outc", "up2")
+    assert (blocks("auto"), blocks("none")) == (None, ())
 
 
 def test_every_flag_has_a_default() -> None:

@@ -104,6 +104,15 @@ def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path
     assert read.state.keys() == checkpoint.state.keys()
 
 
+def test_counters_of_batch_norms_may_be_left_out(tmp_path: Path) -> None:
+    """PyTorch before 0.4.1 had none, and exporters drop them."""
+    state = balanced_checkpoint(classes=2).state
+    torch.save({n: t for n, t in state.items() if "num_batches" not in n}, tmp_path / "old.pth")
+    read = read_checkpoint(tmp_path / "old.pth")
+    assert read.state.keys() == state.keys()
+    unet_from_checkpoint(read)
+
+
 def test_a_file_of_two_networks_says_which_there_are(tmp_path: Path) -> None:
     state = balanced_checkpoint(classes=2).state
     for others in (
