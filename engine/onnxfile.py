@@ -14,6 +14,8 @@ from ..contract.spec import ModelSpec
 SPEC_KEY, PRECISION_KEY, SOURCE_KEY = "unetrt.spec", "unetrt.precision", "unetrt.source"
 _UINT8 = 2
 """TensorProto.UINT8."""
+WEIGHTS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT16", "FLOAT"}, "bf16": {"BFLOAT16", "FLOAT"}}
+"""Types of a convolution's weights, by the graph's precision; blocks may stay in fp32."""
 EXPORT_HINT = "unetrt export CHECKPOINT -o model.onnx   writes one"
 
 
@@ -67,9 +69,10 @@ def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:
             expected=SPEC_KEY,
             hint=EXPORT_HINT,
         )
-    spec = ModelSpec.from_json(entries[SPEC_KEY])
+    spec, precision = ModelSpec.from_json(entries[SPEC_KEY]), entries.get(PRECISION_KEY, "fp32")
     _check_ends(path, model.graph, spec)
-    return spec, entries.get(PRECISION_KEY, "fp32"), entries.get(SOURCE_KEY, "")
+    _check_weights(path, model.graph, precision)
+    return spec, precision, entries.get(SOURCE_KEY, "")
 
 
 def require_runnable(path: Path, precision: str) -> None:
@@ -100,6 +103,23 @@ def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
             expected=f"inputs image (?×?×?×{spec.channels}), size_like (?×?); "
             f"output {spec.result}, all uint8, of any size",
             hint=EXPORT_HINT,
+        )
+
+
+def _check_weights(path: Path, graph: Any, precision: str) -> None:
+    """Raise UserError where another tool has changed the precision; our metadata stay behind."""
+    if precision not in WEIGHTS:
+        return
+    type_name = import_module("onnx").TensorProto.DataType.Name
+    kernels = (tensor for tensor in graph.initializer if len(tensor.dims) == 4)
+    others = {type_name(kernel.data_type) for kernel in kernels} - WEIGHTS[precision]
+    if others:
+        raise UserError(
+            f"{path} says that it is in {precision} and is not",
+            seen=f"convolutions with weights of {', '.join(sorted(others)).lower()}",
+            expected="the graph that was exported; unetrt writes other precisions itself",
+            hint="unetrt export CHECKPOINT -o model.onnx --precision fp16, or unetrt build with "
+            "--precision fp16 or int8",
         )
 
 

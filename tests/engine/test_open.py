@@ -306,6 +306,21 @@ class TestBadFiles:
         with pytest.raises(UserError, match="spec"):
             open_engine(edited(spoil))
 
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_weights_of_another_precision_than_it_says(
+        self, edited: Callable[..., Path], backend: str
+    ) -> None:
+        """As tools that turn a file into fp16 leave it, with our metadata."""
+
+        def halve(model: onnx.ModelProto) -> None:
+            for weight in (w for w in model.graph.initializer if len(w.dims) == 4):
+                half = onnx.numpy_helper.to_array(weight).astype(np.float16)
+                weight.CopyFrom(onnx.numpy_helper.from_array(half, weight.name))
+
+        with pytest.raises(UserError, match="says that it is in fp32 and is not") as caught:
+            open_engine(edited(halve), backend)
+        assert caught.value.seen == "convolutions with weights of float16"
+
     def test_a_precision_that_openvino_does_not_know(self, edited: Callable[..., Path]) -> None:
         def spoil(model: onnx.ModelProto) -> None:
             next(p for p in model.metadata_props if p.key == PRECISION_KEY).value = "fp7"
