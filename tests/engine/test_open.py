@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from tests.conftest import steel
@@ -16,7 +15,7 @@ from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
 from unetrt.engine.levels import Difference
 from unetrt.engine.manifest import GoldenCase
-from unetrt.engine.onnxfile import PRECISION_KEY, SPEC_KEY, metadata_from_onnx
+from unetrt.engine.onnxfile import metadata_from_onnx
 from unetrt.engine.onnxruntime_backend import OnnxRuntimeEngine
 from unetrt.engine.open import golden_difference, open_engine
 from unetrt.training.checkpoint import read_checkpoint, write_bare
@@ -30,20 +29,6 @@ def bare(checkpoint_file: Export, tmp_path: Path) -> Path:
     path = tmp_path / "bare.pth"
     write_bare(path, read_checkpoint(checkpoint_file()))
     return path
-
-
-@pytest.fixture
-def edited(exported: Export, tmp_path: Path) -> Callable[[Callable[[onnx.ModelProto], None]], Path]:
-    """The exported graph after a change to it."""
-
-    def edit(change: Callable[[onnx.ModelProto], None]) -> Path:
-        model = onnx.load(str(exported()))
-        change(model)
-        path = tmp_path / "edited.onnx"
-        path.write_bytes(model.SerializeToString())
-        return path
-
-    return edit
 
 
 class TestKinds:
@@ -196,143 +181,6 @@ class TestBadFiles:
         with pytest.raises(UserError, match=name) as caught:
             open_engine(path)
         assert caught.value.hint is not None
-
-    def test_onnx_of_someone_else(self, edited: Callable[..., Path]) -> None:
-        path = edited(lambda model: model.ClearField("metadata_props"))
-        with pytest.raises(UserError, match="does not say how") as caught:
-            open_engine(path)
-        assert caught.value.expected == SPEC_KEY
-        assert "unetrt export" in str(caught.value.hint)
-
-    def test_weights_in_another_file(self, edited: Callable[..., Path]) -> None:
-        def move_out(model: onnx.ModelProto) -> None:
-            onnx.external_data_helper.convert_model_to_external_data(
-                model, location="none.data", size_threshold=0
-            )
-            for tensor in model.graph.initializer:
-                if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                    tensor.ClearField("raw_data")
-
-        with pytest.raises(UserError, match="its weights in another file") as caught:
-            open_engine(edited(move_out))
-        assert "none.data" in str(caught.value.seen)
-        assert "unetrt export" in str(caught.value.hint)
-
-    @pytest.mark.parametrize("place", ["attribute", "subgraph", "function"])
-    def test_weights_of_a_node_in_another_file(
-        self, edited: Callable[..., Path], place: str
-    ) -> None:
-        """A digest of the file says nothing of them, wherever they stand."""
-
-        def add(model: onnx.ModelProto) -> None:
-            tensor = onnx.helper.make_tensor("far", onnx.TensorProto.FLOAT, [1], [0.0])
-            tensor.ClearField("float_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="none.data")
-            node = onnx.helper.make_node("Constant", [], ["far"], value=tensor)
-            if place == "attribute":
-                model.graph.node.append(node)
-            elif place == "subgraph":
-                inner = onnx.helper.make_graph([node], "inner", [], [])
-                model.graph.node.append(
-                    onnx.helper.make_node("If", ["far"], ["x"], then_branch=inner)
-                )
-            else:
-                model.functions.append(onnx.helper.make_function("f", "f", [], ["far"], [node], []))
-
-        with pytest.raises(UserError, match="its weights in another file") as caught:
-            open_engine(edited(add))
-        assert caught.value.seen == "none.data"
-
-    def test_our_metadata_on_the_graph_of_someone_else(self, edited: Callable[..., Path]) -> None:
-        def rename(model: onnx.ModelProto) -> None:
-            model.graph.input[0].name = "picture"
-            for node in model.graph.node:
-                node.input[:] = ["picture" if name == "image" else name for name in node.input]
-
-        with pytest.raises(UserError, match="and is none") as caught:
-            open_engine(edited(rename))
-        assert "picture" in str(caught.value.seen)
-
-    def test_our_metadata_on_a_graph_of_floats(self, edited: Callable[..., Path]) -> None:
-        def retype(model: onnx.ModelProto) -> None:
-            model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-
-        with pytest.raises(UserError, match="and is none"):
-            open_engine(edited(retype))
-
-    @pytest.mark.parametrize(
-        ("end", "side", "length"), [(0, 0, 1), (0, 2, 100), (0, 3, 3), (1, 0, 200)]
-    )
-    def test_our_metadata_on_a_graph_of_one_size(
-        self, edited: Callable[..., Path], end: int, side: int, length: int
-    ) -> None:
-        """Tools fix sides and keep the metadata; such a graph runs no other image."""
-
-        def fix(model: onnx.ModelProto) -> None:
-            shape = model.graph.input[end].type.tensor_type.shape
-            shape.dim[side].ClearField("dim_param")
-            shape.dim[side].dim_value = length
-
-        with pytest.raises(UserError, match="and is none") as caught:
-            open_engine(edited(fix))
-        assert str(length) in str(caught.value.seen)
-
-    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-    def test_onnx_cut_short(
-        self, exported: Export, tmp_path: Path, backend: str, share: float
-    ) -> None:
-        data = exported().read_bytes()
-        path = tmp_path / "cut.onnx"
-        path.write_bytes(data[: int(share * len(data))])
-        with pytest.raises(UserError, match=r"cut\.onnx"):
-            open_engine(path, backend)
-
-    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-    def test_a_graph_that_does_not_load(self, edited: Callable[..., Path], backend: str) -> None:
-        def break_node(model: onnx.ModelProto) -> None:
-            next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Convolute"
-
-        with pytest.raises(UserError, match="cannot") as caught:
-            open_engine(edited(break_node), backend)
-        assert "Convolute" in str(caught.value.seen)
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}}", '{"classes": 0}', '{"colour": 1}'])
-    def test_a_spec_that_is_none(self, edited: Callable[..., Path], text: str) -> None:
-        def spoil(model: onnx.ModelProto) -> None:
-            next(p for p in model.metadata_props if p.key == SPEC_KEY).value = text
-
-        with pytest.raises(UserError, match="spec"):
-            open_engine(edited(spoil))
-
-    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-    def test_weights_of_another_precision_than_it_says(
-        self, edited: Callable[..., Path], backend: str
-    ) -> None:
-        """As tools that turn a file into fp16 leave it, with our metadata."""
-
-        def halve(model: onnx.ModelProto) -> None:
-            for weight in (w for w in model.graph.initializer if len(w.dims) == 4):
-                half = onnx.numpy_helper.to_array(weight).astype(np.float16)
-                weight.CopyFrom(onnx.numpy_helper.from_array(half, weight.name))
-
-        with pytest.raises(UserError, match="says that it is in fp32 and is not") as caught:
-            open_engine(edited(halve), backend)
-        assert caught.value.seen == "convolutions with weights of float16"
-
-    def test_a_precision_that_openvino_does_not_know(self, edited: Callable[..., Path]) -> None:
-        def spoil(model: onnx.ModelProto) -> None:
-            next(p for p in model.metadata_props if p.key == PRECISION_KEY).value = "fp7"
-
-        with pytest.raises(UserError, match="no such precision"):
-            open_engine(edited(spoil), "openvino")
-
-
-def test_the_metadata_say_what_was_exported(exported: Export, checkpoint_file: Export) -> None:
-    spec, precision, _ = metadata_from_onnx(exported())
-    assert spec == read_checkpoint(checkpoint_file()).spec
-    assert precision == "fp32"
 
 
 class OddBatches(OnnxRuntimeEngine):
