@@ -18,7 +18,7 @@ from .job import RowResult
 from .process import run_alone
 
 BENCHMARK_APP = (
-    "import sys; sys.modules['openvino_telemetry'] = None; "
+    "from unetrt.contract.modules import import_module; import_module('openvino'); "
     "from openvino.tools.benchmark.main import main; raise SystemExit(main())"
 )
 """What the script benchmark_app does, which need not be on the path, without its reports."""

@@ -14,7 +14,11 @@ from ..contract.spec import ModelSpec
 SPEC_KEY, PRECISION_KEY, SOURCE_KEY = "unetrt.spec", "unetrt.precision", "unetrt.source"
 _UINT8 = 2
 """TensorProto.UINT8."""
-WEIGHTS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT16", "FLOAT"}, "bf16": {"BFLOAT16", "FLOAT"}}
+_WEIGHT_TYPES = {
+    "fp32": {"FLOAT"},
+    "fp16": {"FLOAT16", "FLOAT"},
+    "bf16": {"BFLOAT16", "FLOAT"},
+}
 """Types of a convolution's weights, by the graph's precision; blocks may stay in fp32."""
 EXPORT_HINT = "unetrt export CHECKPOINT -o model.onnx   writes one"
 
@@ -108,11 +112,11 @@ def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
 
 def _check_weights(path: Path, graph: Any, precision: str) -> None:
     """Raise UserError where another tool has changed the precision; our metadata stay behind."""
-    if precision not in WEIGHTS:
+    if precision not in _WEIGHT_TYPES:
         return
     type_name = import_module("onnx").TensorProto.DataType.Name
     kernels = (tensor for tensor in graph.initializer if len(tensor.dims) == 4)
-    others = {type_name(kernel.data_type) for kernel in kernels} - WEIGHTS[precision]
+    others = {type_name(kernel.data_type) for kernel in kernels} - _WEIGHT_TYPES[precision]
     if others:
         raise UserError(
             f"{path} says that it is in {precision} and is not",

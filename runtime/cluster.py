@@ -206,7 +206,8 @@ class Cluster(Closing):
             "num_cpus": self._task_cpus,
             "ray_remote_args_fn": lambda: {"max_retries": RETRIES},
         }
-        given = partial(self._ray.get, self._model), self._engine_options, options, self.device
+        model = partial(self._ray.get, self._model)
+        given = (model, self._engine_options, options, self.device, self._threads)
         rows = data.from_items([packed(task) for task in tasks], override_num_blocks=blocks)
         with warnings.catch_warnings():
             # Retries by name are deprecated as well (2.60), and it is not the user's to change.
@@ -214,7 +215,7 @@ class Cluster(Closing):
             rows = rows.map(partial(load_row, spec=spec, options=options), **often)
             rows = rows.map_batches(
                 InferRows,
-                fn_constructor_args=(*given, self._threads),
+                fn_constructor_args=given,
                 batch_size=INFER_BATCH,
                 batch_format="numpy",
                 compute=data.ActorPoolStrategy(size=self.engines),
