@@ -23,6 +23,8 @@ KINDS: tuple[tuple[MaskFormat, ModelSpec], ...] = (
     ("index", ModelSpec(classes=254)),
     ("index", ModelSpec(classes=3, mask_values=((0, 0, 0), (255, 0, 0), (1, 2, 3)))),
     ("palette", ModelSpec(classes=4)),
+    ("palette", ModelSpec(classes=16)),
+    ("palette", ModelSpec(classes=17)),
     ("bilevel", ModelSpec(classes=2)),
 )
 SCRIPT = """<pre id="probe"></pre><script>

@@ -33,6 +33,8 @@ SPECS = {
     "two classes, 255 and 0": ModelSpec(classes=2, mask_values=(255, 0)),
     "two colours": ModelSpec(classes=2, mask_values=((0, 0, 0), (9, 200, 30))),
     "four classes": ModelSpec(classes=4),
+    "five classes": ModelSpec(classes=5),
+    "seventeen classes": ModelSpec(classes=17),
     "values apart": ModelSpec(classes=3, mask_values=(7, 255, 3)),
     "three colours": ModelSpec(classes=3, mask_values=((0, 0, 0), (255, 0, 0), (1, 2, 3))),
     "254 classes": ModelSpec(classes=254),
@@ -122,6 +124,15 @@ def test_what_is_written_is_what_is_read(
     path = tmp_path_factory.getbasetemp() / "property.png"
     path.write_bytes(encode_mask(mask, spec, fmt))
     np.testing.assert_array_equal(class_indices(read_mask(path), spec, path), mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("four classes", 2), ("five classes", 4), ("seventeen classes", 8)]
+)
+def test_a_palette_takes_as_few_bits_as_hold_it(name: str, bits: int) -> None:
+    """They compress faster; IHDR says how many there are (PNG specification, 11.2.2)."""
+    data = encode_mask(random_mask(SPECS[name], (9, 13)), SPECS[name], "palette")
+    assert data[24] == bits
 
 
 def test_a_mask_that_is_no_contiguous_array_is_written_as_it_is() -> None:
