@@ -29,7 +29,7 @@ from ..training.options import RECIPES, TrainOptions
 from ..training.rundir import CURVE, LAST, METRICS
 from ..training.synthetic import CLASS_NAMES, write_dataset
 from ..training.train import train
-from .report_files import write_report
+from .report_files import report_stem, write_report
 from .result import Bench
 from .table import BenchOptions, bench_models
 
@@ -101,7 +101,7 @@ def run_demo(folder: Path, options: DemoOptions, command: str) -> DemoResult:
         with _step("bench"):
             bench_options = BenchOptions(images=images, seconds=0.5, repeats=3)
             bench = bench_models([checkpoint, engine_folder], bench_options)
-            write_report(bench, folder / "report", command, over=True)
+            write_report(bench, folder / "report", command, report_stem(bench))
     picture = folder / "demo.png"
     folders = [images, masks, folder / "masks-pytorch", folder / "masks-engine"]
     _draw_picture(folders, built.manifest.spec, picture)

@@ -13,19 +13,51 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.files import write_atomically
+from ..contract.log import log
 from .gain import gain_of, speed_up
 from .page import html_page
 from .report import report_lines
 from .result import Bench, Row
 from .text import free_name
 
+UNFINISHED = "unfinished"
+"""Name of the report of a bench that goes on."""
 
-def write_report(bench: Bench, folder: Path, command: str, over: bool = False) -> list[Path]:
+
+class GrowingReport:
+    """A report that is there row by row: what is measured stays where the bench is killed.
+
+    folder: None writes none.
+    """
+
+    def __init__(self, folder: Path | None, command: str) -> None:
+        self._folder, self._command = folder, command
+        self._paths: list[Path] = []
+
+    def write(self, bench: Bench) -> None:
+        """Of a bench that goes on: what cannot be written now may be later."""
+        if self._folder is not None:
+            try:
+                self._paths = write_report(bench, self._folder, self._command, UNFINISHED)
+            except UserError as error:
+                log.warning("%s", error.reason)
+
+    def finish(self, bench: Bench) -> list[Path]:
+        """Write the whole one, and return its paths. Raises UserError as write_report does."""
+        if self._folder is None:
+            return []
+        paths = write_report(bench, self._folder, self._command)
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        return paths
+
+
+def write_report(bench: Bench, folder: Path, command: str, name: str = "") -> list[Path]:
     """Write JSON, CSV, Markdown and HTML; return their paths.
 
-    Their names carry device, precisions, versions, input size and batch, and where a report of
-    that name is there a number, unless it is to be written `over`. Raises UserError when they
-    cannot be written.
+    name: without suffix; what has it is replaced. Else the names carry device, precisions,
+    versions, input size and batch, and a number where a report of that name is there. Raises
+    UserError when they cannot be written.
     """
     content = {"command": command, **bench.to_dict()}
     texts: dict[str, Callable[[], str]] = {
@@ -37,8 +69,7 @@ def write_report(bench: Bench, folder: Path, command: str, over: bool = False) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.stem for path in folder.iterdir() if path.suffix[1:] in texts}
-        stem = report_stem(bench)
-        stem = stem if over else free_name(stem, names.__contains__)
+        stem = name or free_name(report_stem(bench), names.__contains__)
         paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
         for suffix, text in texts.items():  # each is safe before the next, as a plot, can fail
             write_atomically(paths[suffix], text().encode())

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,12 @@ class Run:
         for path in self.images:
             read_bytes(path)
 
-    def measure(self, entries: Sequence[Entry], peers: bool) -> None:
+    def measure(
+        self,
+        entries: Sequence[Entry],
+        peers: bool,
+        after_row: Callable[[], None] = lambda: None,
+    ) -> None:
         """Every row, the baseline once more, the sweep. Ctrl-C keeps the rows that are finished.
 
         Raises KeyboardInterrupt where not even the baseline is.
@@ -62,6 +67,7 @@ class Run:
         try:
             for index, entry in enumerate(entries):
                 self._add_row(entry, index, peers)
+                after_row()
             self._measure_baseline_again(entries[0])
             if self.options.sweep:
                 self.sweep = self._swept(entries)
@@ -69,11 +75,12 @@ class Run:
             if not self.rows:
                 raise
             self.interrupted = True
-            self.notes.append("the bench was interrupted: what is missing was not measured")
-            left = entries[len(self.rows) :]
-            self.rows += [
-                Row(name=e.name, reason=e.reason or "interrupted", required=False) for e in left
-            ]
+
+    def all_rows(self, entries: Sequence[Entry]) -> list[Row]:
+        """Those that are measured; the others, of a bench that has not come so far, say so."""
+        left = entries[len(self.rows) :]
+        missing = (Row(name=e.name, reason=e.reason or "interrupted", required=False) for e in left)
+        return [*self.rows, *missing]
 
     def _add_row(self, entry: Entry, index: int, peers: bool) -> None:
         row = self._row(entry, index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..contract.files import image_paths
@@ -40,12 +40,19 @@ PACKAGES = {
 """Runtimes by the names that labels have, and what each may be installed as."""
 
 
-def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
+CUT = "the bench was interrupted: what is missing was not measured"
+
+
+def bench_models(
+    models: Sequence[Path],
+    options: BenchOptions,
+    after_row: Callable[[Bench], None] = lambda bench: None,
+) -> Bench:
     """Measure every model in a process of its own. The first checkpoint is the baseline.
 
     Given nothing but that, build engines from it and measure those, PyTorch's own variants and
-    the peers. Raises UserError without a checkpoint or images, and for a device or an engine that
-    cannot be compared.
+    the peers. after_row: is given the bench as far as it has come. Raises UserError without a
+    checkpoint or images, and for a device or an engine that cannot be compared.
     """
     machine = describe_bench_machine()  # first: its load is that of others
     throttle = ThrottleClock()
@@ -79,20 +86,24 @@ def bench_models(models: Sequence[Path], options: BenchOptions) -> Bench:
         else:
             entries = entries_from_models(models, checkpoint)
         run.read_files()
-        run.measure(entries, options.peers or alone)
-        return Bench(
-            rows=tuple(run.rows),
-            images=len(images),
-            machine={**machine, **throttle.told()},
-            versions=_versions(),
-            peaks=peaks,
-            peers=tuple(run.peers),
-            sweep=run.sweep,
-            seconds=options.seconds,
-            samples=run.samples(),
-            notes=tuple(run.notes),
-            interrupted=run.interrupted,
-        )
+
+        def bench_so_far(cut: bool) -> Bench:
+            return Bench(
+                rows=tuple(run.all_rows(entries)),
+                images=len(images),
+                machine={**machine, **throttle.told()},
+                versions=_versions(),
+                peaks=peaks,
+                peers=tuple(run.peers),
+                sweep=run.sweep,
+                seconds=options.seconds,
+                samples=run.samples(),
+                notes=(*run.notes, *[CUT] * cut),
+                interrupted=cut,
+            )
+
+        run.measure(entries, options.peers or alone, lambda: after_row(bench_so_far(cut=True)))
+        return bench_so_far(run.interrupted)
 
 
 def _spec(checkpoint: Path, options: BenchOptions) -> ModelSpec:

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     130 when it was interrupted: what is finished is reported all the same.
     """
     from ..bench.compare import compare_lines, read_report
-    from ..bench.report_files import write_report
+    from ..bench.report_files import GrowingReport
     from ..bench.slo import slo_from_text
     from ..bench.table import bench_models
     from ..contract.errors import UserError
@@ -111,12 +111,13 @@ def run(args: argparse.Namespace) -> int:
     most = _most_from_args(args)
     slo = slo_from_text(args.slo) if args.slo else None
     before = read_report(args.compare) if args.compare else None
-    bench = _with_answer(bench_models(args.models, _options(args, slo)), slo)
+    report = GrowingReport(args.report, _command())
+    bench = _with_answer(bench_models(args.models, _options(args, slo), report.write), slo)
     refused: UserError | None = None
     paths: list[Path] = []
     # Before anything is printed or compared: a long measurement is not lost to what follows it.
     try:
-        paths = write_report(bench, args.report, _command()) if args.report else []
+        paths = report.finish(bench)
     except UserError as error:
         refused = error
     finally:

@@ -173,8 +173,7 @@ def colour_table(spec: ModelSpec) -> bytes:
 
 
 def _palette_depth(colours: int) -> int:
-    """Bits that hold an index; a PNG has no other depths. Two bits compress in a third of the time
-    of eight, and are read back as the same indices."""
+    """Bits that hold an index: two compress in a third of the time that eight take."""
     return next(bits for bits in (2, 4, 8) if colours <= 1 << bits)
 
 

@@ -292,7 +292,8 @@ bench() {
             say "bench-$size: done before"
             continue
         fi
-        rm -f "$results/$size"/bench_*  # of the cut one: README's tables are made of all there are
+        # Of the cut one: README's tables are made of all there are.
+        rm -f "$results/$size"/bench_* "$results/$size"/unfinished.*
         scale=1 limit=256
         [ "$size" = 640x959 ] && scale=0.5 limit=64
         step "bench-$size" "$python" -m unetrt.cli bench "$work/drawn/best.pth" \

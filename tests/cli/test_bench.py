@@ -141,7 +141,11 @@ def test_a_report_of_another_form_is_refused_before_anything_runs(
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    monkeypatch.setattr("unetrt.bench.table.bench_models", lambda models, options: bench)
+    def measured(models: object, options: object, after_row: Callable[[Bench], None]) -> Bench:
+        after_row(bench)
+        return bench
+
+    monkeypatch.setattr("unetrt.bench.table.bench_models", measured)
 
 
 def a_bench() -> Bench:
@@ -212,15 +216,21 @@ def test_an_unmet_bound_is_status_1_and_stands_in_the_report(
 
 
 @pytest.mark.slow
-def test_an_interrupted_bench_reports_what_it_has_without_a_traceback(
-    checkpoint_file: Callable[..., Path], images: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_bench_that_is_cut_reports_what_it_has_without_a_traceback(
+    number: signal.Signals, checkpoint_file: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C goes to all processes of the terminal: here to the group of the bench."""
     model, report = str(checkpoint_file()), tmp_path / "report"
     command = [sys.executable, "-m", "unetrt.cli", "bench", model, model, "--images", str(images)]
     command += ["--seconds", "0.01", "--repeats", "1", "--report", str(report), "--device", "cpu"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as child:
         assert child.stderr is not None
         seen = ""
@@ -228,13 +238,19 @@ def test_an_interrupted_bench_reports_what_it_has_without_a_traceback(
             line = child.stderr.readline()
             assert line, seen
             seen += line
-        os.killpg(child.pid, signal.SIGINT)
+        os.killpg(child.pid, number)
         out, err = child.communicate(timeout=300)
-    assert child.returncode == 130, err
     assert "Traceback" not in seen + err
-    assert "one image at a time" in out, "the row that was finished"
-    assert "warning: the bench was interrupted" in out
     (path,) = report.glob("*.json")
+    if number == signal.SIGKILL:
+        assert path.stem == "unfinished"
+    else:
+        assert child.returncode == 130, err
+        assert path.stem.startswith("bench_")
+        assert "one image at a time" in out, "the row that was finished"
+        assert "warning: the bench was interrupted" in out
+    assert json.loads(path.read_text())["interrupted"]
+    assert "the bench was interrupted" in path.with_suffix(".md").read_text()
     rows = json.loads(path.read_text())["rows"]
     assert [row["reason"] for row in rows] == ["", "interrupted", "interrupted"]
 
