@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -22,6 +22,7 @@ from .buckets import Buckets, Key, bytes_of
 from .budget import SHARE, Budget
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, no_memory, refuse_batch
+from .threads import worker_pool
 from .trace import NO_TRACE, NoTrace
 
 T = TypeVar("T")
@@ -128,8 +129,8 @@ class Pipeline(Closing, Generic[T]):
         self.fit = Fit(batch, count, engine.min_batch)
         self.waiting = max(options.waiting, batch)
         threads = options.load_threads or usable_cores()
-        self.loaders = ThreadPoolExecutor(threads, thread_name_prefix="load")
-        self.writers = ThreadPoolExecutor(options.write_threads, thread_name_prefix="write")
+        self.loaders = worker_pool(threads, "load")
+        self.writers = worker_pool(options.write_threads, "write")
         self.slots: list[Slot] = []
         self.free: list[Slot] = []
         self.too_large = False
