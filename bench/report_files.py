@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.files import write_atomically
 from ..contract.log import log
 from .gain import gain_of, speed_up
@@ -22,6 +22,7 @@ from .text import free_name
 
 UNFINISHED = "unfinished"
 """Name of the report of a bench that goes on."""
+SUFFIXES = ("json", "csv", "md", "html")
 
 
 class GrowingReport:
@@ -32,23 +33,24 @@ class GrowingReport:
 
     def __init__(self, folder: Path | None, command: str) -> None:
         self._folder, self._command = folder, command
-        self._paths: list[Path] = []
 
     def write(self, bench: Bench) -> None:
-        """Of a bench that goes on: what cannot be written now may be later."""
+        """Of a bench that goes on, whatever happens to a report that is not the last."""
         if self._folder is not None:
             try:
-                self._paths = write_report(bench, self._folder, self._command, UNFINISHED)
+                write_report(bench, self._folder, self._command, UNFINISHED)
             except UserError as error:
                 log.warning("%s", error.reason)
+            except Exception as error:  # noqa: BLE001  the rows to come are worth more
+                log.warning("no report of the rows so far: %s", first_line(error))
 
     def finish(self, bench: Bench) -> list[Path]:
         """Write the whole one, and return its paths. Raises UserError as write_report does."""
         if self._folder is None:
             return []
         paths = write_report(bench, self._folder, self._command)
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            (self._folder / f"{UNFINISHED}.{suffix}").unlink(missing_ok=True)
         return paths
 
 

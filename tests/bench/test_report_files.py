@@ -11,7 +11,7 @@ import pytest
 from tests.bench.conftest import row_result
 from unetrt.bench import report_files, table
 from unetrt.bench.page import html_page
-from unetrt.bench.report_files import report_stem, write_report
+from unetrt.bench.report_files import GrowingReport, report_stem, write_report
 from unetrt.bench.result import Bench
 
 
@@ -28,6 +28,26 @@ def test_numbers_are_written_before_a_plot_can_fail(
     (told,) = tmp_path.glob("*.json")
     assert len(json.loads(told.read_text())["rows"]) == 4
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".csv", ".json"]
+
+
+def test_a_report_grows_and_the_whole_one_takes_its_place(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bench goes on where a report of the rows so far fails, whatever fails in it."""
+    report, first = GrowingReport(tmp_path, "x"), replace(bench, rows=bench.rows[:1], peers=())
+    report.write(first)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"unfinished.{suffix}" for suffix in ("json", "csv", "md", "html")
+    }
+    monkeypatch.setattr(report_files, "html_page", lambda *_: 1 / 0)
+    report.write(bench)
+    assert "no report of the rows so far: division by zero" in caplog.text
+    assert len(json.loads((tmp_path / "unfinished.json").read_text())["rows"]) == 4
+    monkeypatch.undo()
+    paths = report.finish(bench)
+    assert set(paths) == set(tmp_path.iterdir())
+    assert paths[0].stem == report_stem(bench)
+    assert GrowingReport(None, "x").finish(bench) == []
 
 
 def test_a_models_name_may_begin_as_a_table_does(bench: Bench) -> None:
