@@ -19,7 +19,7 @@
 #            whole report yet
 #   STAGE_SECONDS  of each stage (480): what is not done by then, the same command goes on with
 #   SECONDS_LEFT  of this call: no step goes on beyond them, and the archive is whole by then
-#   ARCHIVE  a .tar.gz of the results, made anew after each step, whole at any moment
+#   ARCHIVE  a .tar.gz of the results, made anew all the time, whole at any moment
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-all}
@@ -115,20 +115,31 @@ step() {
         return 124
     fi
     say "$name: $*"
+    # A call that is ended from outside comes to no line after its step.
+    while sleep 2 && kill -0 $$; do keep; done > /dev/null 2>&1 &
+    local keeper=$!
     timeout --signal=INT --kill-after=30 "$left" "$@" > "$results/$name.txt" 2>&1
     local status=$?
+    kill $keeper
     tail -n 25 "$results/$name.txt"
     [ $status -eq 0 ] || { failed=1; echo "status $status" | tee -a "$results/$name.txt"; }
     ! was_cut $status || say "$name: cut; $(go_on)"
+    keep
+    return $status
+}
+
+# What there is so far, trainings and a bench row by row among it.
+keep() {
     keep_curves
     [ -z "${ARCHIVE:-}" ] || pack
-    return $status
 }
 
 # Renamed when it is whole: a call that is ended meanwhile leaves the one of before. 1: a file grew.
 pack() {
-    tar czf "$ARCHIVE.part" -C bench/results "$slug" || [ $? -eq 1 ] || return
-    mv "$ARCHIVE.part" "$ARCHIVE"
+    local part=$ARCHIVE.$BASHPID.part # the one of before may have been ended at work
+    rm -f "$ARCHIVE".*.part
+    tar czf "$part" -C bench/results "$slug" || [ $? -eq 1 ] || return
+    mv "$part" "$ARCHIVE"
 }
 
 # What the trainings have written so far, whole or cut.
@@ -206,9 +217,6 @@ train() {
         echo "train: no $images: set DATA"
         return 0
     fi
-    # Epoch by epoch: a call that is ended from outside comes to no line after its step.
-    while sleep 2 && kill -0 $$; do keep_curves; done > /dev/null 2>&1 &
-    local copies=$!
     for width in 64 32; do
         run=$work/neu_seg-w$width
         [ -f "$run/done" ] && continue
@@ -221,8 +229,6 @@ train() {
             --width "$width" --scale 1 --recipe modern --epochs "$epochs" --batch-size 16 --amp \
             "${from[@]}" && touch "$run/done"
     done
-    kill "$copies"
-    keep_curves
 }
 
 # Drawn pictures of four sizes, the largest as JPEG of twice its sides; a net of width 64 that has

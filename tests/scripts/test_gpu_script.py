@@ -28,6 +28,18 @@ case "$*" in
         ;;
 esac
 """
+# A bench that waits until its first row is in the archive, or 30 s.
+WAITS_FOR_ARCHIVE = """#!/bin/sh
+case "$*" in *--report*) ;; *) exit ;; esac
+mkdir -p bench/results/nvidia-x/200x200
+echo 1 > bench/results/nvidia-x/200x200/unfinished.json
+tries=0
+until tar tzf {archive} 2> /dev/null | grep -q unfinished.json; do
+    [ $((tries += 1)) -le 300 ] || exit 1
+    sleep 0.1
+done
+echo seen
+"""
 # Cuts the command that CUT names, after it has run.
 TIMEOUT = """#!/bin/sh
 while case "$1" in --*) true ;; *) false ;; esac; do shift; done
@@ -165,7 +177,16 @@ def test_a_training_is_among_the_results_while_it_runs_and_when_it_was_cut(house
         kept = packed.extractfile("nvidia-x/neu_seg-w64.csv")
         assert kept is not None
         assert kept.read() == b"1,0.5\n2,0.25\n"
-    assert not archive.with_suffix(".tgz.part").exists()
+    assert not list(house.glob("*.part"))
+
+
+def test_an_archive_holds_what_a_step_has_written_so_far(house: Path) -> None:
+    """A bench writes row by row: one that is ended from outside comes to no line after it."""
+    archive = house / "results.tgz"
+    (house / "bin/python").write_text(WAITS_FOR_ARCHIVE.format(archive=archive))
+    told_stage(house, "bench", SIZES="200x200", ARCHIVE=str(archive))
+    assert "seen" in (house / "bench/results/nvidia-x/bench-200x200.txt").read_text()
+    assert not list(house.glob("*.part"))
 
 
 def test_an_archive_that_cannot_be_made_leaves_the_one_of_before(house: Path) -> None:
