@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..contract.files import image_paths
+from ..contract.files import image_paths, told_of_masks
 from ..contract.spec import ModelSpec
 from ..engine.probe import package_version
 from ..runtime.stop import interrupted_by_signals
@@ -57,7 +57,8 @@ def bench_models(
     machine = describe_bench_machine()  # first: its load is that of others
     throttle = ThrottleClock()
     checkpoint = baseline_checkpoint(models)
-    images = spread_out(image_paths(options.images), options.limit)
+    found = image_paths(options.images)
+    images = spread_out(found, options.limit)
     spec = _spec(checkpoint, options)
     truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
@@ -70,7 +71,7 @@ def bench_models(
         tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
     ):
         run = Run(images, truth, Path(name), options, spec)
-        run.notes += notes
+        run.notes += [*notes, *filter(None, [told_of_masks(found, options.images)])]
         peaks = probe_peaks(options.device, options.seconds) if options.peaks else Peaks()
         if alone:
             entries = entries_from_checkpoint(

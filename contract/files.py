@@ -30,6 +30,9 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 
+MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotation", "annotations"})
+"""What data sets call the folder of their masks, in small letters."""
+
 REFERENCE_SUFFIX = "_OUT"
 """Pytorch-UNet's predict.py writes IMAGE_OUT.png beside IMAGE."""
 
@@ -177,6 +180,26 @@ def image_paths(folder: Path) -> list[Path]:
     found = without_outputs(found)
     _require_images(found, folder, sum(1 for _ in folder.iterdir()))
     return found
+
+
+def told_of_masks(images: Sequence[Path], folder: Path) -> str:
+    """What to say where some of the images below `folder`, not all, are named as masks are; or ''.
+
+    A folder with pictures and masks in it is a whole data set: its masks are judged as images.
+    """
+    depth = len(folder.parts)
+    found = [
+        path
+        for path in images
+        if path.stem.lower().endswith("_mask")
+        or MASK_FOLDERS & {part.lower() for part in path.parts[depth:-1]}
+    ]
+    if not found or len(found) == len(images):
+        return ""
+    return (
+        f"{len(found)} of {len(images)} files below {folder} are named as masks are ({found[0]}) and "
+        "are taken for images: name the folder of the images alone"
+    )
 
 
 def without_outputs(found: list[Path]) -> list[Path]:

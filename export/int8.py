@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import UserError, as_word
-from ..contract.files import image_paths
 from ..contract.log import log
 from ..contract.modules import import_module
 from ..contract.progress import Advance, show_progress
@@ -20,7 +19,7 @@ from ..contract.spec import ModelSpec
 from ..engine.onnxfile import PRECISION_KEY, read_onnx
 from ..engine.probe import cpu_flags
 from ..training.checkpoint import Golden
-from .source import Source, gate_inputs, load_inputs
+from .source import Source, gate_inputs, judging_images, load_inputs
 
 MAX_IMAGES = 300
 """Ranges hardly widen after some hundreds of images; of a larger folder every n-th is taken."""
@@ -88,7 +87,7 @@ def calibration_inputs(source: Source, folder: Path | None, gate: Path | None) -
     """Images of `folder`, else what the gate looks at, at most MAX_IMAGES of them."""
     inputs: list[Path] | list[Golden]
     if folder is not None:
-        inputs, kind = image_paths(folder), "calibration"
+        inputs, kind = judging_images(folder), "calibration"
     else:
         inputs, kind = gate_inputs(source, gate)
     if kind == "synthetic":

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.errors import UserError
-from ..contract.files import image_paths, sha256_from_file
+from ..contract.files import image_paths, sha256_from_file, told_of_masks
+from ..contract.log import log
 from ..contract.resize import network_input, resize_image
 from ..contract.spec import NO_OVERRIDES, ModelSpec, SpecOverrides
 from ..contract.types import U8, Size
@@ -66,10 +67,18 @@ def read_source(path: Path, overrides: SpecOverrides = NO_OVERRIDES) -> Source:
 def gate_inputs(source: Source, images: Path | None) -> tuple[list[Path] | list[Golden], str]:
     """What the gate looks at, and its name: "images", else "golden", else "synthetic"."""
     if images is not None:
-        return image_paths(images), "images"
+        return judging_images(images), "images"
     if source.checkpoint is not None and source.checkpoint.golden:
         return [_at_scale(case, source.spec) for case in source.checkpoint.golden], "golden"
     return _drawn_inputs(source.spec), "synthetic"
+
+
+def judging_images(folder: Path) -> list[Path]:
+    """Its images, which an engine is judged or calibrated by; warns of masks among them."""
+    images = image_paths(folder)
+    if told := told_of_masks(images, folder):
+        log.warning("%s", told)
+    return images
 
 
 def load_inputs(inputs: list[Path] | list[Golden], spec: ModelSpec) -> Iterator[Golden]:

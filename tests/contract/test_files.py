@@ -21,6 +21,7 @@ from unetrt.contract.files import (
     read_whole,
     require_file,
     sha256_from_file,
+    told_of_masks,
     write_all,
     write_atomically,
 )
@@ -208,6 +209,19 @@ def test_a_mask_that_predict_wrote_beside_its_image_is_no_image(
         found = {str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)}
     assert found == set(images)
     assert "are no images: 5" in caplog.text, "none is left out in silence"
+
+
+@pytest.mark.parametrize("mask", ["Masks/a.png", "annotations/training/a.png", "imgs/a_mask.gif"])
+def test_masks_among_the_images_are_told(mask: str, tmp_path: Path) -> None:
+    """A data set's own folder in place of that of its images."""
+    folder = tmp_path / "masks"
+    images = [folder / "imgs" / f"{name}.jpg" for name in "ab"]
+    assert told_of_masks(images, folder) == ""
+    found = told_of_masks([*images, folder / mask], folder)
+    assert found.startswith(
+        f"1 of 3 files below {folder} are named as masks are, as {folder / mask}"
+    )
+    assert told_of_masks([folder / mask], folder) == "", "they are what was asked for"
 
 
 def test_an_array_beside_a_picture_of_its_name_is_none(tmp_path: Path) -> None:
