@@ -197,8 +197,8 @@ def told_of_masks(images: Sequence[Path], folder: Path) -> str:
     if not found or len(found) == len(images):
         return ""
     return (
-        f"{len(found)} of {len(images)} files below {folder} are named as masks are ({found[0]}) and "
-        "are taken for images: name the folder of the images alone"
+        f"{len(found)} of {len(images)} files below {folder} are named as masks are ({found[0]}), "
+        "and are taken for images: name the folder of the images alone"
     )
 
 

@@ -218,9 +218,8 @@ def test_masks_among_the_images_are_told(mask: str, tmp_path: Path) -> None:
     images = [folder / "imgs" / f"{name}.jpg" for name in "ab"]
     assert told_of_masks(images, folder) == ""
     found = told_of_masks([*images, folder / mask], folder)
-    assert found.startswith(
-        f"1 of 3 files below {folder} are named as masks are, as {folder / mask}"
-    )
+    told = f"1 of 3 files below {folder} are named as masks are ({folder / mask}), and"
+    assert found.startswith(told)
     assert told_of_masks([folder / mask], folder) == "", "they are what was asked for"
 
 

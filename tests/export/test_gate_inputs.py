@@ -23,8 +23,9 @@ from unetrt.export import build
 from unetrt.export.build import BuildOptions, Built, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.gate_inputs import GateInputs, read_gate_inputs
+from unetrt.export.int8 import calibration_inputs
 from unetrt.export.profiles import SizeRange, range_of_gate, ranges_from_profiles
-from unetrt.export.source import read_source
+from unetrt.export.source import gate_inputs, read_source
 from unetrt.export.tensorrt_build import PlanOptions
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.synthetic import write_dataset
@@ -231,3 +232,17 @@ def test_sizes_from_a_folder_are_called_so(
     asked = ["build", str(exported()), "-o", str(tmp_path / "e"), "--backend", "openvino"]
     assert main([*asked, "--sizes-from", str(pictures[0])]) == 2
     assert "the openvino backend has no --sizes-from" in capsys.readouterr().err
+
+
+def test_masks_among_what_judges_or_calibrates_are_told(
+    exported: Export, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """write_dataset's own folder holds as many masks as pictures."""
+    write_dataset(tmp_path, 2, (40, 48))
+    source = read_source(exported())
+    caplog.clear()
+    assert len(gate_inputs(source, tmp_path)[0]) == 4
+    calibration_inputs(source, tmp_path, None)
+    gate_inputs(source, tmp_path / "imgs")
+    told = [record.message for record in caplog.records]
+    assert [text.startswith("2 of 4 files") for text in told] == [True, True]
