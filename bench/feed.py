@@ -30,7 +30,7 @@ from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task
 from ..runtime.work import PredictOptions, write_masks
 from ..training.synthetic import CLASS_NAMES, draw_pair
-from .text import markdown_table, number
+from .text import markdown_table, number, print_lines
 
 HEAD = ("load threads", "images/s", "cores busy", "CPU of an image, ms")
 
@@ -117,18 +117,16 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.batch, args.seconds, *args.load_threads) <= 0:
         parser.error("--batch, --seconds and --load-threads are above 0")
-    try:
+
+    def measure() -> list[str]:
         spec = ModelSpec(channels=args.channels, classes=len(CLASS_NAMES), scale=args.scale)
         images = image_paths(args.images)
-        feeds = [
-            measure_feed(images, spec, args.batch, threads, args.seconds)
-            for threads in args.load_threads
-        ]
-    except UserError as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
-        return error.status
-    sys.stdout.write("\n".join(feed_lines(feeds)) + "\n")
-    return 0
+        threads = args.load_threads
+        return feed_lines(
+            [measure_feed(images, spec, args.batch, n, args.seconds) for n in threads]
+        )
+
+    return print_lines(parser.prog, measure)
 
 
 if __name__ == "__main__":

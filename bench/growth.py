@@ -18,6 +18,7 @@ from pathlib import Path
 from ..contract.errors import UserError
 from ..contract.files import image_paths
 from ..runtime.journal import FOLDER, NAME
+from .text import print_lines
 
 STEPS = (1, 2, 5)
 """The marks are these times 1, 10, 100, …: what is flat shows on them."""
@@ -124,14 +125,13 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, default=100_000)
     args = parser.parse_args()
-    try:
+
+    def measure() -> list[str]:
         with tempfile.TemporaryDirectory(prefix="unetrt-growth-") as name:
-            marks = measure_growth(args.model, image_paths(args.images), args.count, Path(name))
-    except UserError as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
-        return error.status
-    sys.stdout.write("\n".join(growth_lines(marks)) + "\n")
-    return 0
+            images = image_paths(args.images)
+            return growth_lines(measure_growth(args.model, images, args.count, Path(name)))
+
+    return print_lines(parser.prog, measure)
 
 
 if __name__ == "__main__":

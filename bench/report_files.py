@@ -22,7 +22,6 @@ from .text import free_name
 
 UNFINISHED = "unfinished"
 """Name of the report of a bench that goes on."""
-SUFFIXES = ("json", "csv", "md", "html")
 
 
 class GrowingReport:
@@ -49,8 +48,8 @@ class GrowingReport:
         if self._folder is None:
             return []
         paths = write_report(bench, self._folder, self._command)
-        for suffix in SUFFIXES:
-            (self._folder / f"{UNFINISHED}.{suffix}").unlink(missing_ok=True)
+        for path in paths:
+            path.with_name(UNFINISHED + path.suffix).unlink(missing_ok=True)
         return paths
 
 

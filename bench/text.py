@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 
+from ..contract.errors import UserError
 from .measure import spread
+
+
+def print_lines(program: str, measure: Callable[[], Sequence[str]]) -> int:
+    """Print what `measure` gives; where it raises UserError say that, and return its status."""
+    try:
+        lines = measure()
+    except UserError as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        return error.status
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -34,6 +34,7 @@ from ..training.trainer import batch_options
 from ..training.unet import UNet
 from ..training.weights import loss_from_recipe
 from .machine import describe_bench_machine
+from .text import print_lines
 
 IN_MEMORY = "one batch, held in memory"
 LOOP = "the loop of unetrt train"
@@ -185,16 +186,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.repeats < 1:
         parser.error(f"argument --repeats: {args.repeats}, not at least 1")
-    try:
+
+    def measure() -> list[str]:
         rows = measure_training(_options(args), args.seconds, args.repeats)
-    except UserError as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
-        return error.status
-    machine = describe_bench_machine()
-    sys.stdout.write("".join(f"{key}: {machine[key]}\n" for key in sorted(machine)))
-    for row in rows:
-        sys.stdout.write(f"{row.name:28}{row.images_per_second:8.1f} images/s  {row.ratio:.3f}\n")
-    return 0
+        machine = describe_bench_machine()
+        told = [f"{key}: {machine[key]}" for key in sorted(machine)]
+        return told + [
+            f"{row.name:28}{row.images_per_second:8.1f} images/s  {row.ratio:.3f}" for row in rows
+        ]
+
+    return print_lines(parser.prog, measure)
 
 
 if __name__ == "__main__":
