@@ -30,7 +30,7 @@ from .text import free_name
 
 
 class EngineRow(NamedTuple):
-    """cuda: in ONNX Runtime's CUDA provider, which is opened only where a device is asked for."""
+    """cuda: on the GPU, of a backend that runs on both; ONNX Runtime only where it is asked for."""
 
     backend: str
     precision: str
@@ -54,6 +54,7 @@ CPU_ENGINES = (
 GPU_ENGINES = (
     EngineRow("onnxruntime", "fp32", cuda=True),
     EngineRow("onnxruntime", "fp16", cuda=True),
+    EngineRow("torch", "fp16", cuda=True),
     EngineRow("tensorrt", "fp32"),
     EngineRow("tensorrt", "bf16"),
     EngineRow("tensorrt", "fp16"),
@@ -206,7 +207,7 @@ def entries_from_checkpoint(
 
 
 def _device_of(row: EngineRow, device: str) -> str:
-    """`auto` opens ONNX Runtime on the CPU: its row of the GPU asks for the GPU."""
+    """`auto` opens ONNX Runtime on the CPU: a row of the GPU asks for the GPU."""
     return "cuda" if row.cuda and device == "auto" else ""
 
 
@@ -288,14 +289,15 @@ def _no_variant(name: str, device: str) -> str:
 def _obstacle(row: EngineRow, status: BackendStatus, device: str) -> str:
     """Why a row cannot run here, or ''."""
     if not (status.builds and status.runs):
-        return f"{row.backend} does not run here: {status.detail}"
+        lacks = "is not built" if status.runs else "does not run"
+        return f"{row.backend} {lacks} here: {status.detail}"
     if row.precision not in PRECISIONS[row.backend]:
         return f"{row.backend} is not built in {row.precision} in this version"
     if row.on_gpu != device.startswith("cuda") and device != "auto":
         return f"a row of {'CUDA' if row.on_gpu else 'the CPU'}, and the bench is of {device}"
     if (row.backend, row.precision) == ("openvino", "bf16") and not supports_bf16():
         return "this processor has no bf16"
-    return _no_cuda_provider() if row.cuda else ""
+    return _no_cuda_provider() if row.cuda and row.backend == "onnxruntime" else ""
 
 
 def _no_cuda_provider() -> str:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=model_path, metavar="CHECKPOINT|ONNX")
     output = local("an engine is written to a folder", WHOLE_COPY)
     add("-o", "--output", type=output, required=True, metavar="ENGINE_DIR")
-    backends = ("auto", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    backends = ("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
     add("--backend", choices=backends, default="auto", help="default: the fastest that runs here")
     precisions = ("auto", "fp16", "bf16", "fp32", "int8")
     add("--precision", choices=precisions, default="auto", help="default: the backend's fastest")

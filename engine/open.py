@@ -113,6 +113,13 @@ def _engine_from_directory(
         )
     engine = engine_from_manifest(path, manifest, device, threads)
     engine.why = "the directory's own backend"
+    if (engine.backend, engine.device) == ("torch", "cpu"):
+        log.warning(
+            "%s runs in PyTorch in %s on the CPU, where that is slow: "
+            "unetrt build CHECKPOINT -o OTHER_DIR   makes an engine for it",
+            path,
+            engine.precision,
+        )
     try:
         replay_golden(engine, path, manifest)
     except UserError:
@@ -158,6 +165,10 @@ def _engine_from_model(
         from .openvino_backend import OpenVinoEngine
 
         return OpenVinoEngine(model, spec, precision, device, threads=threads)
+    if backend == "torch":
+        from .torch_backend import FusedEngine
+
+        return FusedEngine(model, spec, precision, device, threads=threads)
     raise UserError("no such backend", seen=backend, expected=", ".join(BACKENDS))
 
 

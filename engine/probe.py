@@ -60,7 +60,7 @@ def choose_backend(statuses: Sequence[BackendStatus] | None = None) -> tuple[str
 
 def default_precision(backend: str) -> str:
     """The fastest precision that keeps the masks: fp16 on a GPU, bf16 where the CPU has it."""
-    if backend.startswith("tensorrt"):
+    if backend.startswith("tensorrt") or backend == "torch":
         return "fp16"
     if backend == "openvino":
         from .openvino_backend import supports_bf16
@@ -82,12 +82,21 @@ def describe_machine() -> dict[str, str]:
 
 def describe_device(backend: str) -> str:
     """What an engine of `backend` is built and judged on: the processor, or GPU and driver."""
+    if backend == "torch":
+        return _torch_device()
     if not backend.startswith("tensorrt"):
         return _processor()
     if not _probe_gpu()[0]:
         return "no CUDA device"
     gpu = gpu_of_machine()
     return f"{gpu['name']}, {gpu['capability']}, driver of CUDA {gpu['driver']}"
+
+
+def _torch_device() -> str:
+    torch = import_module("torch")
+    if not torch.cuda.is_available():
+        return _processor()
+    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
 
 
 def usable_cores() -> int:
@@ -189,23 +198,24 @@ def _probe_torch() -> BackendStatus:
     if not is_installed("torch"):
         return _missing("torch", "torch")
     torch = import_module("torch")
-    device = "CUDA" if torch.cuda.is_available() else "CPU"
-    return BackendStatus("torch", False, True, f"{torch.__version__}, {device}; runs checkpoints")
+    on_gpu = torch.cuda.is_available()
+    detail = f"{torch.__version__}, {'CUDA' if on_gpu else 'CPU'}; runs checkpoints"
+    return BackendStatus("torch", on_gpu, True, detail + (", builds fp16 engines" * on_gpu))
 
 
 PROBES: dict[str, Callable[[], BackendStatus]] = {
     "tensorrt": _probe_tensorrt,
     "tensorrt-rtx": _probe_rtx,
+    "torch": _probe_torch,
     "openvino": _probe_openvino,
     "onnxruntime": _probe_onnxruntime,
-    "torch": _probe_torch,
 }
 
 USES = {
     "tensorrt": "engines, NVIDIA GPUs",
     "tensorrt-rtx": "engines, RTX GPUs",
+    "torch": "training, checkpoints, engines on GPUs",
     "openvino": "engines, CPUs",
     "onnxruntime": "engines, CPUs and CUDA",
-    "torch": "training, checkpoints",
 }
 """What each is for, in `doctor`'s table."""

@@ -15,46 +15,37 @@ from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.log import log
 from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module, is_installed
-from ..contract.spec import SpecOverrides
+from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8
 from .base import Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index, pycuda_lacks
 from .cuda_buffers import DeviceView
 from .host import HostEngine
+from .torch_graph import GraphPools, NetGraph
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
     from ..training.masknet import MaskNet
 
+FUSED_BATCH = 8
+"""As TensorRT's engines are built for unless asked otherwise."""
 
-class TorchEngine(HostEngine):
-    """The fused network in eager fp32, channels_last; `net` runs in place of the checkpoint's.
 
-    On CUDA with convolutions in TF32, as PyTorch is shipped and the reference's predict.py runs: on
-    an H100 strict fp32 is several times slower. The gate's reference is on the CPU.
-    """
+class NetEngine(HostEngine):
+    """A network of PyTorch in channels_last, images → masks."""
 
     backend = "torch"
-    precision = "fp32"
 
-    def __init__(
-        self, checkpoint: Checkpoint, device: str = "auto", net: MaskNet | None = None
-    ) -> None:
+    def __init__(self, net: MaskNet, precision: str, device: str = "auto") -> None:
         import torch
 
-        from ..training.checkpoint import unet_from_checkpoint
-        from ..training.masknet import MaskNet
-
-        super().__init__(checkpoint.spec)
-        self.device = _choose_device(device)
-        if net is None:
-            net = MaskNet(unet_from_checkpoint(checkpoint), checkpoint.spec)
+        super().__init__(net.spec)
+        self.precision, self.device = precision, _choose_device(device)
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
         self._cuda: CudaDevice | None = None
+        self._pools = GraphPools()
         if not self.device.startswith("cuda"):
             return
-        if rounds_to_tf32(self.device):
-            self.precision = "tf32"
         # Slots' streams do not wait for the one that copied the weights.
         torch.cuda.synchronize(self.device)
         if _has_pycuda():
@@ -64,12 +55,14 @@ class TorchEngine(HostEngine):
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
         if self._cuda is None:
             return super().slot()
-        kernel = TorchKernel(self._net, self._cuda.index)
+        graph = NetGraph(self._pools) if self.graphs else None
+        kernel = TorchKernel(self._net, self._cuda.index, graph)
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         super().close()
         if self._cuda is not None:
+            self._pools.clear()
             _give_back()
             self._cuda.close()
 
@@ -82,14 +75,63 @@ class TorchEngine(HostEngine):
             np.copyto(masks, self._net(image, size_like).cpu().numpy())
 
 
+class TorchEngine(NetEngine):
+    """The checkpoint itself in eager fp32; `net` runs in its place.
+
+    On CUDA with convolutions in TF32, as PyTorch is shipped and the reference's predict.py runs: on
+    an H100 strict fp32 is several times slower. The gate's reference is on the CPU.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: str = "auto", net: MaskNet | None = None
+    ) -> None:
+        from ..training.checkpoint import unet_from_checkpoint
+        from ..training.masknet import MaskNet
+
+        if net is None:
+            net = MaskNet(unet_from_checkpoint(checkpoint), checkpoint.spec)
+        super().__init__(net, "fp32", device)
+        if rounds_to_tf32(self.device):
+            self.precision = "tf32"
+
+
+class FusedEngine(NetEngine):
+    """The graph of an engine directory in PyTorch, in the precision of its weights.
+
+    For a GPU: on a CPU PyTorch computes in fp16 several times slower than in fp32.
+    """
+
+    slots = 3
+
+    def __init__(
+        self,
+        model: Path,
+        spec: ModelSpec,
+        precision: str,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Raises UserError for a graph that is not of the spec's U-Net; see set_threads."""
+        set_threads(threads)
+        from ..training.masknet import MaskNet
+        from .torch_fused import fused_unet_from_onnx
+
+        super().__init__(MaskNet(fused_unet_from_onnx(model, spec), spec), precision, device)
+        self.path = model
+        if self.device.startswith("cuda"):
+            self.batch = FUSED_BATCH
+            self.graphs = self._cuda is not None or None
+
+
 class TorchKernel(Kernel):
     """Queues a PyTorch network on a slot's stream, on the slot's own device memory."""
 
     name = "PyTorch"
     eager = "PyTorch takes memory from its pool while the network runs, and gives it back"
 
-    def __init__(self, net: MaskNet, index: int = 0) -> None:
-        self._net, self._device = net, f"cuda:{index}"
+    def __init__(self, net: MaskNet, index: int = 0, graph: NetGraph | None = None) -> None:
+        """graph: replays the network alone, in memory of its own; None queues it call by call."""
+        self._net, self._device, self._graph = net, f"cuda:{index}", graph
         self._short = False
 
     def enqueue(
@@ -104,8 +146,15 @@ class TorchKernel(Kernel):
             images = torch.as_tensor(DeviceView(image, shape.images), device=device)
             like = torch.as_tensor(DeviceView(size_like, shape.mask_size), device=device)
             masks = torch.as_tensor(DeviceView(mask, shape.masks), device=device)
-            try:
+
+            def work() -> None:
                 masks.copy_(self._net(images, like))
+
+            try:
+                if self._graph is None:
+                    work()
+                else:
+                    self._graph.run((shape, image, size_like, mask, stream), work)
             except RuntimeError as error:
                 self._short = self._short or tells_of_memory(error)
                 raise
@@ -115,6 +164,8 @@ class TorchKernel(Kernel):
 
         To give it back is to allocate all of it anew in the next pass.
         """
+        if self._graph is not None:
+            self._graph.close()
         if self._short:
             _give_back()
 
@@ -159,16 +210,18 @@ def torch_errors(what: str) -> Iterator[None]:
 def torch_engine_from_checkpoint(
     path: Path, device: str, overrides: SpecOverrides, threads: int | None = None
 ) -> TorchEngine:
-    """Raises UserError when torch is missing or `path` is not a checkpoint.
-
-    threads: of PyTorch on the CPU, for the whole process.
-    """
-    torch = import_module("torch")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Raises UserError when torch is missing or `path` is not a checkpoint; see set_threads."""
+    set_threads(threads)
     from ..training.checkpoint import read_checkpoint
 
     return TorchEngine(read_checkpoint(path).with_overrides(overrides), device)
+
+
+def set_threads(threads: int | None) -> None:
+    """Of PyTorch on the CPU, for the whole process; None leaves them. UserError without torch."""
+    torch = import_module("torch")
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -32,6 +32,7 @@ MANIFEST_START = '{\n  "spec": {'
 PRECISIONS = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("bf16", "fp32", "int8"),
+    "torch": ("fp16",),
     "tensorrt": ("fp16", "bf16", "fp32", "int8"),
     "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
 }

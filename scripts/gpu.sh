@@ -17,6 +17,7 @@
 #   SKIP     rows that the bench leaves out at every size, as bench --skip
 #   COMPILE  1: torch-compile too, whose tuning takes minutes at each size; only where a size has no
 #            whole report yet
+#   ROW_SECONDS  of each row of the bench (120, with COMPILE 240): it is given up then
 #   STAGE_SECONDS  of each stage (480): what is not done by then, the same command goes on with
 #   SECONDS_LEFT  of this call: no step goes on beyond them, and the archive is whole by then
 #   ARCHIVE  a .tar.gz of the results, made anew all the time, whole at any moment
@@ -53,7 +54,7 @@ say() { printf '== %s\n' "$*"; }
 # The command that goes on with the stage at work, as this one was called.
 go_on() {
     local name words=()
-    for name in PYTHON WHEELS DATA WORK EPOCHS SIZES SKIP COMPILE STAGE_SECONDS ARCHIVE; do
+    for name in PYTHON WHEELS DATA WORK EPOCHS SIZES SKIP COMPILE ROW_SECONDS STAGE_SECONDS ARCHIVE; do
         [ -z "${!name:-}" ] || words+=("$name=$(printf %q "${!name}")")
     done
     echo "go on with: ${words[*]:+${words[*]} }scripts/gpu.sh $at"
@@ -204,7 +205,7 @@ run_tests() {
     step tests "$python" -m pytest -q -m gpu tests/gpu
     if command -v compute-sanitizer > /dev/null; then
         step sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 \
-            "$python" -m pytest -q -m gpu tests/gpu/test_gpu_slot.py -k sanitizer
+            "$python" -m pytest -q -m gpu tests/gpu -k "sanitizer or the_kernel"
     else
         say "sanitizer: skipped, no compute-sanitizer on the path"
     fi
@@ -284,9 +285,9 @@ bench() {
         return 0
     fi
     timeline
-    local size scale limit skip=${SKIP:-} patience=120
+    local size scale limit skip=${SKIP:-} patience=${ROW_SECONDS:-120}
     if [ "${COMPILE:-}" = 1 ]; then
-        patience=240
+        patience=${ROW_SECONDS:-240}
     else
         skip=${skip:+$skip,}torch-compile
     fi
@@ -301,7 +302,7 @@ bench() {
         # Of the cut one: README's tables are made of all there are.
         rm -f "$results/$size"/bench_* "$results/$size"/unfinished.*
         scale=1 limit=256
-        [ "$size" = 640x959 ] && scale=0.5 limit=64
+        [ "$size" = 640x959 ] && scale=0.5 limit=32
         step "bench-$size" "$python" -m unetrt.cli bench "$work/drawn/best.pth" \
             --images "$work/$size/imgs" --device cuda --scale $scale --seconds 0.5 --repeats 3 \
             --calibration "$work/drawn-200/imgs" --batch 8 --limit $limit \

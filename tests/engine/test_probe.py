@@ -17,6 +17,7 @@ from unetrt.engine import extras, probe
 from unetrt.engine.probe import (
     choose_backend,
     default_precision,
+    describe_device,
     describe_machine,
     package_version,
     probe_backends,
@@ -26,9 +27,9 @@ from unetrt.engine.tensorrt_backend import cuda_devices
 PACKAGES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
+    "torch": "torch",
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
-    "torch": "torch",
 }
 
 
@@ -68,7 +69,7 @@ def test_without_a_gpu_openvino_is_chosen_and_says_why() -> None:
     assert name == "openvino"
     first, *passed_over = reason.split("; not ")
     assert first.startswith(f"openvino: {package_version('openvino')}")
-    assert [text.split(":")[0] for text in passed_over] == ["tensorrt", "tensorrt-rtx"]
+    assert [text.split(":")[0] for text in passed_over] == ["tensorrt", "tensorrt-rtx", "torch"]
 
 
 @pytest.mark.parametrize("package", ["tensorrt", "tensorrt_rtx", "openvino"])
@@ -276,10 +277,29 @@ def test_cores_are_those_that_may_be_used(
     assert describe_machine()["processor"].endswith(f", {told}")
 
 
-def test_torch_runs_checkpoints_and_builds_nothing() -> None:
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_torch_runs_checkpoints_and_builds_engines_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    torch = modules.import_module("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA X")
     status = {s.name: s for s in probe_backends()}["torch"]
     assert status.runs
-    assert not status.builds
+    assert status.builds == bool(gpus)
+    assert "runs checkpoints" in status.detail
+    assert ("builds fp16 engines" in status.detail) == bool(gpus)
+    expected = "NVIDIA X" if gpus else describe_device("openvino")
+    assert describe_device("torch").startswith(expected)
+
+
+def test_a_gpu_without_tensorrt_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines of the CPU come after it."""
+    hide(monkeypatch, "tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr(modules.import_module("torch").cuda, "is_available", lambda: True)
+    name, reason = choose_backend()
+    assert (name, default_precision(name)) == ("torch", "fp16")
+    assert "not tensorrt: not installed" in reason
 
 
 def test_default_precisions() -> None:

@@ -193,7 +193,8 @@ class TestRequests:
             ({"precision": "int4"}, "not built in int4"),
             ({"precision": "bf16"}, "not built in bf16"),
             ({"backend": "openvino", "precision": "fp16"}, "not built in fp16"),
-            ({"backend": "torch"}, "no engine directory is built for torch"),
+            ({"backend": "torch", "precision": "fp32"}, "torch is not built in fp32"),
+            ({"backend": "none"}, "no engine directory is built for none"),
         ],
     )
     def test_pairs_that_cannot_be_built(
