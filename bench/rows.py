@@ -73,13 +73,17 @@ UNCALIBRATED = (
     "--calibration DIR takes a hundred that it was trained on"
 )
 
+GRAPH = " + CUDA graph"
 GPU_STEPS = (
     ("", 1, 1, False),
     (" + batch", None, 1, False),
-    (" + CUDA graph", None, 1, True),
+    (GRAPH, None, 1, True),
     (" + slots in flight", None, None, None),
 )
-"""(name, batch, slots, graphs) of a plan in fp16; None is what the engine takes by itself."""
+"""(name, batch, slots, graphs) of a plan in fp16; None is what the engine takes by itself.
+
+PyTorch's engine has the first and GRAPH, with its own batch and slots.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +241,8 @@ def is_uncalibrated(entries: Sequence[Entry], calibration: Path | None) -> bool:
 
 def entry_steps(entry: Entry, backend: str, precision: str) -> list[Entry]:
     """The entry; a plan in fp16 as the steps of the waterfall, each with its own gain."""
+    if backend == "torch":
+        return [entry, replace(entry, name=entry.name + GRAPH, graphs=True, required=False)]
     if not backend.startswith("tensorrt") or precision != "fp16":
         return [entry]
     return [

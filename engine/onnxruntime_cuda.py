@@ -41,6 +41,28 @@ class FusedGraph:
         self.data = None
 
 
+class IdleSessions:
+    """Sessions of streams whose slots are closed: to open one takes as long as many batches."""
+
+    def __init__(self) -> None:
+        self._of_stream: dict[tuple[int, bool], Any] = {}
+        self._kept = True
+
+    def take(self, stream: int, fused: bool) -> Any:
+        """One that was made for the stream, with biases fused or not; or None."""
+        return self._of_stream.pop((stream, fused), None)
+
+    def give(self, stream: int, fused: bool, session: Any) -> None:
+        """Take one back that nothing runs in."""
+        if self._kept:
+            self._of_stream[stream, fused] = session
+
+    def keep_none(self) -> None:
+        """Where memory is short: each holds what its largest batch took."""
+        self._kept = False
+        self._of_stream.clear()
+
+
 class OnnxRuntimeCudaEngine(Engine):
     """Raises UserError where there is no GPU, or ONNX Runtime cannot use it.
 
@@ -62,17 +84,25 @@ class OnnxRuntimeCudaEngine(Engine):
                 hint="unetrt doctor   says what this machine can run; or --device cpu",
             )
         self._graph = FusedGraph(graph_with_biases_apart(model) if fused else None)
+        self._sessions = IdleSessions()
         self._cuda: CudaDevice | None = CudaDevice(cuda_index(device))
         self.device = self._cuda.name
 
     def slot(self) -> Slot:
         if self._cuda is None:
             raise RuntimeError("the engine is closed")
-        kernel = SessionKernel(self.path, self.spec.result, self._cuda.index, graph=self._graph)
+        kernel = SessionKernel(
+            self.path,
+            self.spec.result,
+            self._cuda.index,
+            graph=self._graph,
+            sessions=self._sessions,
+        )
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         if self._cuda is not None:
+            self._sessions.keep_none()
             self._cuda.close()
             self._cuda = None
 
@@ -118,18 +148,22 @@ class SessionKernel(Kernel):
         index: int,
         memory: str = "cuda",
         graph: FusedGraph | None = None,
+        sessions: IdleSessions | None = None,
     ) -> None:
         """result: the output's name. memory: where the addresses that come lie, cuda or cpu.
 
-        graph: of `model`; while it has data, that runs.
+        graph: of `model`; while it has data, that runs. sessions: of the model, for the next slot
+        on the same stream.
         """
         self._model, self._result, self._index, self._memory = model, result, index, memory
         self._graph = graph or FusedGraph(None)
+        self._sessions = sessions or IdleSessions()
+        self._stream = 0
         self.name = f"ONNX file {model}"
         self._session: Any = None
         self._binding: Any = None
         self._bound: tuple[BatchShape, int, int, int] | None = None
-        self._fused = False
+        self._fused = self._failed = False
 
     def enqueue(
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
@@ -140,10 +174,13 @@ class SessionKernel(Kernel):
         except runtime_errors() as error:
             if self._fused and tells_of_cudnn(error):
                 self._graph.give_up(error)
-                self.close()  # before the other is opened: two would need twice the memory
+                self._drop()  # before the other is opened: two would need twice the memory
                 self.enqueue(shape, image, size_like, mask, stream)
                 return
-            kind = DeviceMemoryError if tells_of_memory(error) else UserError
+            self._failed, kind = True, UserError
+            if tells_of_memory(error):
+                kind = DeviceMemoryError
+                self._sessions.keep_none()
             raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
 
     def _run(self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int) -> None:
@@ -155,7 +192,14 @@ class SessionKernel(Kernel):
 
     def _open(self, stream: int) -> None:
         graph = self._graph.data
-        self._fused = graph is not None
+        self._stream, self._fused = stream, graph is not None
+        session = self._sessions.take(stream, self._fused) or self._made(stream, graph)
+        self._session, self._failed = session, False
+        self._run_options = import_module("onnxruntime").RunOptions()
+        # The slot waits for its own event, once the copy out is queued too.
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def _made(self, stream: int, graph: bytes | None) -> Any:
         session = session_from_onnx(graph or self._model, self._providers(stream))
         if self._memory == "cuda" and CUDA not in session.get_providers():
             raise UserError(
@@ -169,10 +213,7 @@ class SessionKernel(Kernel):
             # cuDNN's every refusal of a way to compute a layer is an error in the log; what is one
             # to us is raised.
             runtime.set_default_logger_severity(4)
-        self._session = session
-        self._run_options = runtime.RunOptions()
-        # The slot waits for its own event, once the copy out is queued too.
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return session
 
     def _providers(self, stream: int) -> Providers:
         cuda = cuda_providers(self._index, stream, self._fused)
@@ -186,5 +227,11 @@ class SessionKernel(Kernel):
         binding.bind_output(self._result, *place, shape.masks, mask)
         self._binding, self._bound = binding, (shape, image, size_like, mask)
 
-    def close(self) -> None:
+    def _drop(self) -> None:
+        """The session: its memory is free, or it goes to the next slot."""
         self._binding = self._bound = self._session = None
+
+    def close(self) -> None:
+        if self._session is not None and not self._failed:
+            self._sessions.give(self._stream, self._fused, self._session)
+        self._drop()

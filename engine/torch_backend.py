@@ -21,7 +21,7 @@ from .base import Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index, pycuda_lacks
 from .cuda_buffers import DeviceView
 from .host import HostEngine
-from .torch_graph import GraphPools, NetGraph
+from .torch_graph import NetGraph
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
@@ -43,7 +43,6 @@ class NetEngine(HostEngine):
         self.precision, self.device = precision, _choose_device(device)
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
         self._cuda: CudaDevice | None = None
-        self._pools = GraphPools()
         if not self.device.startswith("cuda"):
             return
         # Slots' streams do not wait for the one that copied the weights.
@@ -55,14 +54,13 @@ class NetEngine(HostEngine):
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
         if self._cuda is None:
             return super().slot()
-        graph = NetGraph(self._pools) if self.graphs else None
+        graph = NetGraph() if self.graphs else None
         kernel = TorchKernel(self._net, self._cuda.index, graph)
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         super().close()
         if self._cuda is not None:
-            self._pools.clear()
             _give_back()
             self._cuda.close()
 
@@ -120,7 +118,8 @@ class FusedEngine(NetEngine):
         self.path = model
         if self.device.startswith("cuda"):
             self.batch = FUSED_BATCH
-            self.graphs = self._cuda is not None or None
+            # Off until they have been seen: `bench` has a row with them.
+            self.graphs = False if self._cuda is not None else None
 
 
 class TorchKernel(Kernel):
@@ -153,8 +152,8 @@ class TorchKernel(Kernel):
             try:
                 if self._graph is None:
                     work()
-                else:
-                    self._graph.run((shape, image, size_like, mask, stream), work)
+                elif self._graph.run((shape, image, size_like, mask, stream), work):
+                    _give_back()
             except RuntimeError as error:
                 self._short = self._short or tells_of_memory(error)
                 raise
@@ -162,11 +161,10 @@ class TorchKernel(Kernel):
     def close(self) -> None:
         """Leave PyTorch's pool to the slots that come next, but where memory was short.
 
-        To give it back is to allocate all of it anew in the next pass.
+        To give it back is to allocate all of it anew in the next pass. A graph's own memory no
+        other takes.
         """
-        if self._graph is not None:
-            self._graph.close()
-        if self._short:
+        if (self._graph is not None and self._graph.forget()) or self._short:
             _give_back()
 
 

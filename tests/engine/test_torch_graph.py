@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 import torch
 
-from unetrt.engine.torch_graph import GraphPools, NetGraph
+from unetrt.engine.torch_graph import MOST_CAPTURES, NetGraph
 
 
 class Device:
@@ -18,7 +17,6 @@ class Device:
         self.ran: list[str] = []
         self.recording: list[str] | None = None
         self.reset: list[Graph] = []
-        self.pools = 0
         self.fails = False
 
     def queue(self, name: str) -> None:
@@ -28,11 +26,11 @@ class Device:
 class Graph:
     device: Device
 
-    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+    def capture_begin(self, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
         if self.device.fails:
             raise RuntimeError("CUDA error: operation not permitted\nsecond line")
-        self.pool, self.device.recording = pool, []
+        self.device.recording = []
 
     def capture_end(self) -> None:
         assert self.device.recording is not None
@@ -48,15 +46,8 @@ class Graph:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device()
-
-    class Pool:
-        def __init__(self) -> None:
-            found.pools += 1
-            self.id = found.pools
-
     monkeypatch.setattr(Graph, "device", found, raising=False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "MemPool", Pool)
     return found
 
 
@@ -69,31 +60,30 @@ def run(graph: NetGraph, device: Device, key: str) -> str:
 
 
 def test_the_second_time_is_captured_and_the_third_replayed(device: Device) -> None:
-    graph = NetGraph(GraphPools())
+    graph = NetGraph()
     assert run(graph, device, "a") == "a"
     assert [run(graph, device, "a") for _ in range(3)] == ["replayed a"] * 3
-    assert device.pools == 1
 
 
 def test_another_shape_forgets_the_graph(device: Device) -> None:
-    graph = NetGraph(GraphPools())
+    graph = NetGraph()
     found = [run(graph, device, key) for key in "aabbba"]
     assert found == ["a", "replayed a", "b", "replayed b", "replayed b", "a"]
     assert len(device.reset) == 2
-    assert device.pools == 1, "the memory of the one before serves the next"
 
 
 def test_shapes_in_turn_are_never_captured(device: Device) -> None:
-    graph = NetGraph(GraphPools())
+    graph = NetGraph()
     assert [run(graph, device, key) for key in "ababab"] == list("ababab")
-    assert device.pools == 0
+    assert not graph.refused
+    assert device.reset == []
 
 
 def test_a_capture_that_fails_is_said_once(
     device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.fails = True
-    graph = NetGraph(GraphPools())
+    graph = NetGraph()
     with caplog.at_level(logging.WARNING, "unetrt"):
         assert [run(graph, device, "a") for _ in range(4)] == ["a"] * 4
     (record,) = caplog.records
@@ -104,7 +94,7 @@ def test_a_capture_that_fails_is_said_once(
 
 
 def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
-    graph, times = NetGraph(GraphPools()), []
+    graph, times = NetGraph(), []
 
     def work() -> None:
         times.append(1)
@@ -119,20 +109,27 @@ def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
     assert graph.refused == "CUDA out of memory"
 
 
-def test_memory_is_kept_for_the_next_slot(device: Device) -> None:
-    pools = GraphPools()
-    for _ in range(3):
-        graph = NetGraph(pools)
-        for _ in range(3):
-            run(graph, device, "a")
-        graph.close()
-        graph.close()
-    assert device.pools == 1
-    assert len(device.reset) == 3
-    first, second = NetGraph(pools), NetGraph(pools)
-    for graph in (first, second):
-        run(graph, device, "a")
-        run(graph, device, "a")
-    used: Any = (first._graph.pool, second._graph.pool)
-    assert used[0] != used[1], "two graphs that run at once never share memory"
-    pools.clear()
+def test_whether_memory_has_become_free_is_told(device: Device) -> None:
+    """Only where a graph is gone: PyTorch would allocate all of it anew."""
+    graph = NetGraph()
+    freed = [graph.run(key, lambda: device.queue("x")) for key in "aabbbaab"]
+    assert freed == [False, False, True, False, False, True, False, True]
+    assert not graph.forget()
+    graph.run("b", lambda: device.queue("x"))
+    graph.run("b", lambda: device.queue("x"))
+    assert graph.forget()
+    assert not graph.forget()
+
+
+def test_shapes_that_change_too_often_are_captured_no_more(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = NetGraph()
+    keys = [str(number) for number in range(MOST_CAPTURES + 2) for _ in range(3)]
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        found = [run(graph, device, key) for key in keys]
+    replayed = [name for name in found if name.startswith("replayed")]
+    assert len(replayed) == 2 * MOST_CAPTURES, "the last graph still serves its own shape"
+    assert found[-3:] == [keys[-1]] * 3
+    assert "change too often" in graph.refused
+    assert caplog.records == []

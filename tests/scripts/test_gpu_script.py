@@ -133,7 +133,7 @@ def test_the_bench_is_short_enough_for_its_stage(house: Path) -> None:
     found = options(SKIP="torch-half")
     assert {size: value(told, "--limit") for size, told in found.items()} == {
         "200x200": "256",
-        "640x959": "64",
+        "640x959": "32",
     }
     assert all(value(told, "--skip") == "torch-half,torch-compile" for told in found.values())
     assert all(value(told, "--row-timeout") == "120" for told in found.values())
