@@ -186,7 +186,12 @@ class Run:
         usable = [
             (row.result.files_rate, entry)
             for row, entry in zip(self.rows, entries, strict=True)
-            if row.trusted and row.result is not None and entry.backend == "auto"
+            if row.trusted
+            and row.result is not None
+            and entry.backend == "auto"
+            # A step of the waterfall is what no flag of predict asks for.
+            and entry.slots is None
+            and entry.graphs is None
         ]
         if not usable:
             return None

@@ -15,7 +15,7 @@ class Fit:
     """batch: images a slot; count: slots. Both shrink where the device has no memory for them.
 
     An image for which not even the least is enough costs itself alone: what ran before it is
-    taken up again. error: of the latest of them.
+    taken up again. error: of the latest of them. memory: bytes that the host has.
     """
 
     def __init__(self, batch: int, count: int, least: int) -> None:
@@ -23,6 +23,7 @@ class Fit:
         self._asked, self._least = (batch, count), least
         self._proven: tuple[int, int] | None = None
         self.error: UserError | None = None
+        self.memory = memory_bytes()  # asked once: a container's limit is a file
 
     @property
     def proven(self) -> bool:
@@ -71,7 +72,7 @@ def refuse_batch(fit: Fit, image_bytes: int, size: Size) -> ImageError | None:
 
     An error of the image where others have fitted; raises UserError where none has yet.
     """
-    memory, batch = memory_bytes(), fit.batch
+    memory, batch = fit.memory, fit.batch
     if batch * image_bytes > memory:
         seen = f"{batch * image_bytes / 2**30:.1f} GiB of images in a batch"
         if fit.proven:
