@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,15 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.conftest import steel
+from tests.conftest import balanced_checkpoint, steel
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import Size
 from unetrt.engine.torch_fused import FusedUNet, _copy, fused_unet_from_onnx
-from unetrt.export.onnx_export import Precision, folded_masknet, onnx_from_checkpoint
-from unetrt.training.checkpoint import read_checkpoint
+from unetrt.export.onnx_export import Precision, folded_masknet
 from unetrt.training.masknet import MaskNet
 
 Files = Callable[..., Path]
@@ -37,10 +36,20 @@ ROUNDING = {"fp32": 1e-6, "fp16": 2e-3}
 """Of logits below 1: the same sums in another order, rounded to fp16's ten bits at each layer."""
 
 
-def fused(path: Path, spec: ModelSpec) -> MaskNet:
-    """As an engine holds it."""
-    net = MaskNet(fused_unet_from_onnx(path, spec), spec)
-    return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+def fused(net: MaskNet) -> MaskNet:
+    """Of an exported network's weights, as an engine holds it."""
+    layers = [m for m in net.net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    weights = ((layer.weight.data, cast(Tensor, layer.bias).data) for layer in layers)
+    return held(FusedUNet(weights, net.spec.bilinear), net.spec)
+
+
+def fused_from_file(path: Path, spec: ModelSpec) -> MaskNet:
+    return held(fused_unet_from_onnx(path, spec), spec)
+
+
+def held(net: FusedUNet, spec: ModelSpec) -> MaskNet:
+    found = MaskNet(net, spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return found.eval()  # type: ignore[no-any-return]
 
 
 def pictures(size: Size, channels: int) -> Tensor:
@@ -59,46 +68,53 @@ def most_apart(net: MaskNet, other: MaskNet, size: Size) -> float:
 
 @pytest.mark.parametrize("arguments", NETS, ids=lambda a: "-".join(a) or "default")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_its_logits_are_those_of_the_network_that_was_exported(
-    precision: Precision, arguments: dict[str, Any], exported: Files, checkpoint_file: Files
+def test_its_logits_are_those_of_the_network_that_is_exported(
+    precision: Precision, arguments: dict[str, Any]
 ) -> None:
-    checkpoint = read_checkpoint(checkpoint_file(**arguments))
-    net = fused(exported(precision, **arguments), checkpoint.spec)
-    expected = folded_masknet(checkpoint, precision)
+    expected = folded_masknet(balanced_checkpoint(**arguments), precision)
+    net = fused(expected)
     apart = {size: most_apart(net, expected, size) for size in SIZES}
     assert max(apart.values()) < ROUNDING[precision], apart
 
 
-def test_blocks_in_fp32_stay_in_it(checkpoint_file: Files, tmp_path: Path) -> None:
-    checkpoint, path = read_checkpoint(checkpoint_file()), tmp_path / "model.onnx"
-    blocks = ("inc", "down3", "up2", "outc")
-    onnx_from_checkpoint(checkpoint, path, "fp16", fp32_blocks=blocks)
-    net = fused(path, checkpoint.spec)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_its_weights_are_those_of_the_file(precision: Precision, exported: Files) -> None:
+    checkpoint = balanced_checkpoint()
+    expected = fused(folded_masknet(checkpoint, precision)).state_dict()
+    found = fused_from_file(exported(precision), checkpoint.spec).state_dict()
+    assert list(found) == list(expected)
+    for name, weight in found.items():
+        assert weight.dtype == expected[name].dtype
+        # The same folding, by another PyTorch process: to the last bit but one.
+        torch.testing.assert_close(weight, expected[name], rtol=2e-3, atol=1e-6)
+
+
+def test_blocks_in_fp32_stay_in_it() -> None:
+    expected = folded_masknet(balanced_checkpoint(), "fp16", ("inc", "down3", "up2", "outc"))
+    net = fused(expected)
     kinds = [parameter.dtype for parameter in net.parameters() if parameter.ndim == 4]
     assert kinds.count(torch.float32) == 2 + 2 + 2 + 1
-    expected = folded_masknet(checkpoint, "fp16", blocks)
     assert most_apart(net, expected, (33, 50)) < ROUNDING["fp16"]
 
 
-def test_a_bias_of_zeros_is_not_in_the_file(checkpoint_file: Files, tmp_path: Path) -> None:
-    """The exporter leaves it out."""
-    checkpoint, path = read_checkpoint(checkpoint_file()), tmp_path / "model.onnx"
-    for name, value in checkpoint.state.items():
-        if name.endswith((".bias", "running_mean")):
-            value.zero_()
-    onnx_from_checkpoint(checkpoint, path)
-    layers = [node for node in onnx.load(path).graph.node if "Conv" in node.op_type]
-    assert {len(node.input) for node in layers} >= {2}
-    net = fused(path, checkpoint.spec)
-    assert most_apart(net, folded_masknet(checkpoint), (33, 50)) < ROUNDING["fp32"]
+def test_a_bias_of_zeros_is_not_in_the_file(exported: Files, tmp_path: Path) -> None:
+    """The exporter leaves it out; here of the first convolution and a transposed one."""
+    checkpoint = balanced_checkpoint()
+    expected = folded_masknet(checkpoint)
+    for module in (expected.net.inc.double_conv[0], expected.net.up1.up):  # type: ignore[union-attr, index]
+        module.bias.data.zero_()
+
+    def drop(graph: Any) -> None:
+        for kind in ("Conv", "ConvTranspose"):
+            del next(node for node in graph.node if node.op_type == kind).input[2:]
+
+    net = fused_from_file(changed(exported(), tmp_path / "zeros.onnx", drop), checkpoint.spec)
+    assert most_apart(net, expected, (33, 50)) < ROUNDING["fp32"]
 
 
-def test_a_batch_gives_each_image_what_it_gives_alone(
-    exported: Files, checkpoint_file: Files
-) -> None:
-    spec = read_checkpoint(checkpoint_file()).spec
-    net = fused(exported(), spec)
-    images = pictures((33, 50), spec.channels)
+def test_a_batch_gives_each_image_what_it_gives_alone() -> None:
+    net = fused(folded_masknet(balanced_checkpoint()))
+    images = pictures((33, 50), net.spec.channels)
     with torch.inference_mode():
         both, alone = net.logits(images), net.logits(images[1:])
     torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-6)
@@ -112,35 +128,32 @@ def changed(source: Path, target: Path, change: Callable[[Any], None]) -> Path:
     return target
 
 
-def test_a_graph_of_another_network_is_refused(exported: Files, checkpoint_file: Files) -> None:
-    path = exported(width=8, classes=2, channels=3)
+def test_a_graph_of_another_network_is_refused(exported: Files) -> None:
     with pytest.raises(UserError, match="does not hold the layers of its U-Net") as caught:
-        fused_unet_from_onnx(path, read_checkpoint(checkpoint_file()).spec)
-    assert "Conv" in str(caught.value.seen)
-    assert "width 4" in str(caught.value.expected)
+        fused_unet_from_onnx(exported(), ModelSpec(channels=1, classes=4, width=8))
+    assert str(caught.value.seen) == "a layer of ('Conv', 4, 1, 3, 3)"
+    assert "width 8" in str(caught.value.expected)
 
 
-def test_a_layer_that_is_gone(exported: Files, checkpoint_file: Files, tmp_path: Path) -> None:
+def test_a_layer_that_is_gone(exported: Files, tmp_path: Path) -> None:
     def drop(graph: Any) -> None:
         last = max(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
         del graph.node[last]
 
     path = changed(exported(), tmp_path / "short.onnx", drop)
     with pytest.raises(UserError, match="does not hold the layers") as caught:
-        fused_unet_from_onnx(path, read_checkpoint(checkpoint_file()).spec)
+        fused_unet_from_onnx(path, balanced_checkpoint().spec)
     assert (caught.value.seen, str(caught.value.expected)[:9]) == ("22 layers", "23 layers")
 
 
-def test_weights_that_another_node_computes(
-    exported: Files, checkpoint_file: Files, tmp_path: Path
-) -> None:
+def test_weights_that_another_node_computes(exported: Files, tmp_path: Path) -> None:
     def rename(graph: Any) -> None:
         conv = next(node for node in graph.node if node.op_type == "Conv")
         conv.input[1] = "computed"
 
     path = changed(exported(), tmp_path / "other.onnx", rename)
     with pytest.raises(UserError, match="without weights of its own"):
-        fused_unet_from_onnx(path, read_checkpoint(checkpoint_file()).spec)
+        fused_unet_from_onnx(path, balanced_checkpoint().spec)
 
 
 @settings(max_examples=50, deadline=None)
@@ -166,7 +179,7 @@ def test_a_wide_copy_copies_bit_for_bit(
     assert not whole[..., :offset].any()
 
 
-def test_the_network_has_no_weights_to_train(exported: Files, checkpoint_file: Files) -> None:
-    net = fused_unet_from_onnx(exported(), read_checkpoint(checkpoint_file()).spec)
+def test_the_network_has_no_weights_to_train(exported: Files) -> None:
+    net = fused_unet_from_onnx(exported(), balanced_checkpoint().spec)
     assert isinstance(net, FusedUNet)
     assert not any(parameter.requires_grad for parameter in net.parameters())

@@ -79,7 +79,7 @@ def test_the_same_request_builds_nothing(directory: Path, checkpoint_file: Files
 
 
 def test_an_fp16_graph_is_taken_as_it_is(exported: Files, tmp_path: Path) -> None:
-    built = build(exported("fp16", bilinear=True), tmp_path / "engine")
+    built = build(exported("fp16"), tmp_path / "engine")
     assert built.manifest.precision == "fp16"
     assert built.gate.reference == "the ONNX file's own graph"
 
