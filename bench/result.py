@@ -19,8 +19,8 @@ from .sweep import Sweep
 REGIONS = {
     "engine only": "inputs decoded and in the slots' memory, masks left there; no decode, resize, "
     "copy to a device, encode or write. On a CPU the slots' memory is the host's; on CUDA by "
-    "events on the drained streams, without the slots' CUDA graphs (PyTorch's engine replays its "
-    "own); the reference loop's is its network alone",
+    "events on the drained streams, without the slots' CUDA graphs (a row of PyTorch + CUDA graph "
+    "replays its own); the reference loop's is its network alone",
     "engine with copies": "the same with copies to and from the device, on CUDA by events on the "
     "drained streams; on a CPU there are none: its number is that of engine only, shown as –",
     "files to files": "image files to mask files, passes that last about the seconds of a repeat: "

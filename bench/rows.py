@@ -20,8 +20,9 @@ from ..engine.onnxruntime_cuda import CUDA
 from ..engine.openvino_backend import supports_bf16
 from ..engine.probe import BackendStatus, probe_backends
 from ..engine.tensorrt_backend import cuda_devices
-from ..export.build import PRECISIONS, BuildOptions, build_engine
+from ..export.build import BuildOptions, build_engine
 from ..export.gate import GateOptions
+from ..export.modelfile import PRECISIONS
 from ..export.tensorrt_build import PlanOptions
 from ..training.options import values_text
 from .job import REFERENCE, VARIANTS
@@ -295,8 +296,9 @@ def _no_variant(name: str, device: str) -> str:
 def _obstacle(row: EngineRow, status: BackendStatus, device: str) -> str:
     """Why a row cannot run here, or ''."""
     if not (status.builds and status.runs):
-        lacks = "is not built" if status.runs else "does not run"
-        return f"{row.backend} {lacks} here: {status.detail}"
+        if status.runs:
+            return f"{row.backend} engines are built for a GPU: {status.detail}"
+        return f"{row.backend} does not run here: {status.detail}"
     if row.precision not in PRECISIONS[row.backend]:
         return f"{row.backend} is not built in {row.precision} in this version"
     if row.on_gpu != device.startswith("cuda") and device != "auto":

@@ -57,6 +57,11 @@ class IdleSessions:
         if self._kept:
             self._of_stream[stream, fused] = session
 
+    def drop_fused(self) -> None:
+        """Where cuDNN fuses no biases."""
+        for key in [key for key in self._of_stream if key[1]]:
+            del self._of_stream[key]
+
     def keep_none(self) -> None:
         """Where memory is short: each holds what its largest batch took."""
         self._kept = False
@@ -169,11 +174,14 @@ class SessionKernel(Kernel):
         self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int
     ) -> None:
         where = f"{self.name} on {shape.images}, stream {stream:#x}"
+        if self._session is None:
+            self._open(stream, where)
         try:
-            self._run(shape, image, size_like, mask, stream)
+            self._run(shape, image, size_like, mask)
         except runtime_errors() as error:
             if self._fused and tells_of_cudnn(error):
                 self._graph.give_up(error)
+                self._sessions.drop_fused()
                 self._drop()  # before the other is opened: two would need twice the memory
                 self.enqueue(shape, image, size_like, mask, stream)
                 return
@@ -183,17 +191,21 @@ class SessionKernel(Kernel):
                 self._sessions.keep_none()
             raise kind(f"ONNX Runtime failed to run {where}", seen=error) from error
 
-    def _run(self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int) -> None:
-        if self._session is None:
-            self._open(stream)
+    def _run(self, shape: BatchShape, image: int, size_like: int, mask: int) -> None:
         if (shape, image, size_like, mask) != self._bound:
             self._bind(shape, image, size_like, mask)
         self._session.run_with_iobinding(self._binding, self._run_options)
 
-    def _open(self, stream: int) -> None:
+    def _open(self, stream: int, where: str) -> None:
         graph = self._graph.data
         self._stream, self._fused = stream, graph is not None
-        session = self._sessions.take(stream, self._fused) or self._made(stream, graph)
+        try:
+            session = self._sessions.take(stream, self._fused) or self._made(stream, graph)
+        except UserError as error:
+            if not tells_of_memory(str(error.seen)):
+                raise
+            self._sessions.keep_none()
+            raise DeviceMemoryError(f"no memory to open {where}", seen=error.seen) from error
         self._session, self._failed = session, False
         self._run_options = import_module("onnxruntime").RunOptions()
         # The slot waits for its own event, once the copy out is queued too.
@@ -232,6 +244,7 @@ class SessionKernel(Kernel):
         self._binding = self._bound = self._session = None
 
     def close(self) -> None:
-        if self._session is not None and not self._failed:
+        current = self._fused == (self._graph.data is not None)
+        if self._session is not None and current and not self._failed:
             self._sessions.give(self._stream, self._fused, self._session)
         self._drop()

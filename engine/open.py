@@ -88,9 +88,10 @@ def _engine_from_onnx(
     check_overrides(path, spec, overrides)
     chosen = "onnxruntime" if backend == "auto" else backend
     if chosen not in ("onnxruntime", "openvino"):
+        source = as_word(path) if chosen != "torch" or precision == "fp16" else "CHECKPOINT"
         raise UserError(
             f"{path} is an ONNX file: the {chosen} backend does not run it as it is",
-            hint=f"unetrt build {as_word(path)} -o ENGINE_DIR --backend {chosen}",
+            hint=f"unetrt build {source} -o ENGINE_DIR --backend {chosen}",
         )
     engine = _engine_from_model(chosen, path, spec, precision, device, threads)
     engine.why = "an ONNX file runs in ONNX Runtime" if backend == "auto" else "as asked"
@@ -116,7 +117,7 @@ def _engine_from_directory(
     if (engine.backend, engine.device) == ("torch", "cpu"):
         log.warning(
             "%s runs in PyTorch in %s on the CPU, where that is slow: "
-            "unetrt build CHECKPOINT -o OTHER_DIR   makes an engine for it",
+            "unetrt build CHECKPOINT -o OTHER_DIR --backend openvino   makes an engine for it",
             path,
             engine.precision,
         )

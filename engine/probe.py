@@ -47,14 +47,21 @@ def _status_of(name: str, probe: Callable[[], BackendStatus]) -> BackendStatus:
     return BackendStatus(name, False, False, detail, INSTALL.get(name.replace("-", "_"), ""))
 
 
-def choose_backend(statuses: Sequence[BackendStatus] | None = None) -> tuple[str, str]:
-    """(backend, reason) for `--backend auto`: the first that builds and runs here."""
+def choose_backend(
+    statuses: Sequence[BackendStatus] | None = None,
+    lacks: Callable[[str], str] = lambda name: "",
+) -> tuple[str, str]:
+    """(backend, reason) for `--backend auto`: the first that builds and runs here.
+
+    lacks: why a backend will not do, or ''.
+    """
     passed_over: list[str] = []
     for status in probe_backends() if statuses is None else statuses:
-        if status.builds and status.runs:
+        lack = lacks(status.name)
+        if status.builds and status.runs and not lack:
             reason = f"{status.name}: {status.detail}"
             return status.name, "; ".join([reason, *passed_over])
-        passed_over.append(f"not {status.name}: {status.detail}")
+        passed_over.append(f"not {status.name}: {lack or status.detail}")
     raise UserError("no backend runs here", seen="; ".join(passed_over), hint=INSTALL["openvino"])
 
 

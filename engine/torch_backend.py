@@ -1,4 +1,4 @@
-"""The checkpoint itself in PyTorch: the reference for agreement and the baseline for speed."""
+"""PyTorch: the checkpoint itself, reference and baseline; and engine directories, in fp16."""
 
 from __future__ import annotations
 

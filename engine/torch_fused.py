@@ -47,8 +47,11 @@ class FusedUNet(nn.Module):
         for down in self.downs:
             features.append(down(halved(features[-1])))
         x = features.pop()
-        for up in self.ups:
+        for up in self.ups:  # step by step: what one has read is free for the next
+            assert isinstance(up, _Up)
             x = up(x, features.pop())
+            for conv in up.convs:
+                x = conv(x)
         # Four numbers of a pixel side by side, as channels_last has them, are slow to resize.
         return cast(Tensor, self.outc(x)).contiguous()
 
@@ -62,26 +65,41 @@ class _Conv(nn.Module):
         self.padding = weight.shape[2] // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias, padding=self.padding)
+        x = x.to(self.weight.dtype)
+        if not _by_cudnn(x) or x.dtype != torch.float32:
+            return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        # A block stays in fp32 for what fp16 rounds off; TF32, which PyTorch may take, does too.
+        once, padding = (1, 1), (self.padding, self.padding)
+        out = torch.cudnn_convolution(
+            x, self.weight, padding, once, once, 1, False, False, allow_tf32=False
+        )
+        return out.add_(self.bias[:, None, None])
 
 
 class _ConvRelu(_Conv):
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_cuda or torch.version.cuda is None:
+        x = x.to(self.weight.dtype)
+        if not _by_cudnn(x) or x.dtype == torch.float32:
             return super().forward(x).relu_()
         once, padding = (1, 1), (self.padding, self.padding)
-        x = x.to(self.weight.dtype)
         return torch.cudnn_convolution_relu(x, self.weight, self.bias, once, padding, once, 1)
 
 
+def _by_cudnn(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.cuda is not None
+
+
 class _Up(nn.Module):
-    """Twice the height and width, at the middle of the skip's size, concatenated; two ConvRelu."""
+    """Twice the height and width, at the middle of the skip's size, concatenated.
+
+    convs: the two that follow.
+    """
 
     def __init__(self, weights: Weights, bilinear: bool) -> None:
         super().__init__()
         self.up = None if bilinear else _Doubling(*next(weights))
-        self.conv = _double_conv(weights)
-        first = cast(Tensor, self.conv[0].weight)
+        self.convs = _double_conv(weights)
+        first = cast(Tensor, self.convs[0].weight)
         self.inputs, self.dtype = first.shape[1], first.dtype
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -94,7 +112,7 @@ class _Up(nn.Module):
         )
         _copy(joined[:, :channels].permute(*LAST), skip.permute(*LAST))
         self._write(x, joined[:, channels:])
-        return cast(Tensor, self.conv(joined))
+        return joined
 
     def _write(self, x: Tensor, target: Tensor) -> None:
         (height, width), sides = (2 * side for side in x.shape[2:]), target.shape[2:]

@@ -60,7 +60,8 @@ def halved(x: Tensor) -> Tensor:
     if fits and x.is_contiguous(memory_format=torch.channels_last):
         kernel = _kernel(x.device.index)
         if kernel is not None:
-            return _by_kernel(kernel, x)
+            with torch.cuda.device(x.device):  # it is launched on the stream of the current one
+                return _by_kernel(kernel, x)
     height, width = (side // 2 * 2 for side in x.shape[2:])
     rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
     return torch.maximum(rows[..., 0::2], rows[..., 1::2])

@@ -18,7 +18,7 @@ from .current import current_build, request_of_build
 from .gate import GateOptions, GateResult
 from .gate_inputs import GateInputs, read_gate_inputs
 from .int8 import calibration_inputs
-from .modelfile import ModelOptions, as_it_is, write_model
+from .modelfile import PRECISIONS, ModelOptions, as_it_is, write_model
 from .onnx_export import BLOCKS
 from .profiles import range_of_gate, range_of_sizes
 from .publish import OUR_FILES, Draft, publish_engine
@@ -28,15 +28,6 @@ from .tensorrt_build import PlanOptions, check_plan_options
 
 BLOCKS_FLAG = "--fp32-blocks"
 MANIFEST_START = '{\n  "spec": {'
-
-PRECISIONS = {
-    "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("bf16", "fp32", "int8"),
-    "torch": ("fp16",),
-    "tensorrt": ("fp16", "bf16", "fp32", "int8"),
-    "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
-}
-"""What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +177,7 @@ def _choose(options: BuildOptions, source: Source) -> tuple[str, str, str]:
     """(backend, precision, reason). Raises UserError for a pair that cannot be built."""
     backend, why = options.backend, "as asked"
     if backend == "auto":
-        backend, why = choose_backend()
-        if source.checkpoint is None and options.precision == "auto":
-            backend, why = _backend_of_graph(source, backend, why)
+        backend, why = choose_backend(lacks=partial(_lack, options.precision, source))
     if backend not in PRECISIONS:
         raise UserError(
             f"no engine directory is built for {backend}", expected=", ".join(PRECISIONS)
@@ -198,17 +187,20 @@ def _choose(options: BuildOptions, source: Source) -> tuple[str, str, str]:
         precision, reason = _auto_precision(backend, source)
         why += reason
     if precision not in PRECISIONS[backend]:
+        others = [name for name, known in PRECISIONS.items() if precision in known]
         raise UserError(
-            f"{backend} is not built in {precision}", expected=", ".join(PRECISIONS[backend])
+            f"{backend} is not built in {precision}",
+            expected=", ".join(PRECISIONS[backend]),
+            hint=f"--backend {others[0]} --precision {precision}" if others else None,
         )
     return backend, precision, why
 
 
-def _backend_of_graph(source: Source, backend: str, why: str) -> tuple[str, str]:
-    """ONNX Runtime runs a graph as it is, where the fastest backend has not its precision."""
-    if source.precision in PRECISIONS[backend]:
-        return backend, why
-    return "onnxruntime", f"onnxruntime: {backend} is not built from a graph in {source.precision}"
+def _lack(precision: str, source: Source, backend: str) -> str:
+    """Why `auto` passes a backend over: it is not built in what is asked, or in what a graph is."""
+    asked = source.precision if precision == "auto" and source.checkpoint is None else precision
+    known = PRECISIONS.get(backend, ())
+    return "" if asked == "auto" or asked in known else f"it is not built in {asked}"
 
 
 def _auto_precision(backend: str, source: Source) -> tuple[str, str]:

@@ -161,12 +161,13 @@ class RefusedError(GateError):
     """An engine that did not pass, with what was found."""
 
     def __init__(self, result: GateResult, directory: Path) -> None:
+        other = "--backend onnxruntime " if result.ran_on.startswith("torch ") else ""
         super().__init__(
             f"the gate did not pass: {directory} was not written",
             seen="; ".join(result.failures),
             expected=f"masks like those of {result.reference}",
             hint=judged_hint(result.inputs)
-            + "--precision fp32, or --min-agreement / --min-class-iou / --max-iou-drop, "
+            + f"{other}--precision fp32, or --min-agreement / --min-class-iou / --max-iou-drop, "
             "or --force to publish it with this verdict",
         )
         self.result = result

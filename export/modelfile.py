@@ -18,6 +18,15 @@ from .source import Source
 from .tensorrt_build import PlanOptions, plan_from_onnx
 from .tensorrt_refit import REFITTABLE
 
+PRECISIONS = {
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("bf16", "fp32", "int8"),
+    "torch": ("fp16",),
+    "tensorrt": ("fp16", "bf16", "fp32", "int8"),
+    "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
+}
+"""What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -95,27 +104,32 @@ def write_onnx(path: Path, source: Source, options: ModelOptions) -> None:
     found = graph_precision(options.backend, options.precision)
     graph: Precision = "fp16" if found == "fp16" else "bf16" if found == "bf16" else "fp32"
     if options.calibration is None:
-        _write_floats(path, source, graph, options.fp32_blocks)
+        _write_floats(path, source, graph, options.backend, options.fp32_blocks)
         return
     floats = path.with_name("floats.onnx")
-    _write_floats(floats, source, graph)
+    _write_floats(floats, source, graph, options.backend)
     int8_from_onnx(floats, path, options.calibration, scheme_of(options.backend))
     floats.unlink()
 
 
 def _write_floats(
-    path: Path, source: Source, graph: Precision, fp32_blocks: tuple[str, ...] = ()
+    path: Path,
+    source: Source,
+    graph: Precision,
+    backend: str,
+    fp32_blocks: tuple[str, ...] = (),
 ) -> None:
     if source.checkpoint is not None:
         onnx_from_checkpoint(source.checkpoint, path, graph, source.digest, fp32_blocks)
     elif source.precision == graph:
         path.write_bytes(source.path.read_bytes())
     else:
+        takes = "" if source.precision in PRECISIONS[backend] else "--backend onnxruntime "
         export = f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other"
         raise UserError(
             f"{source.path} is a graph in {source.precision}",
             expected=f"{graph}, or a checkpoint",
-            hint="; ".join(filter(None, (as_it_is(source), export))),
+            hint="; ".join(filter(None, (as_it_is(source, takes), export))),
         )
 
 

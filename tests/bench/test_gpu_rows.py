@@ -40,7 +40,7 @@ from unetrt.engine import extras
 from unetrt.engine.extras import describe_gpus
 from unetrt.engine.probe import BackendStatus, probe_backends
 from unetrt.engine.torch_backend import TorchEngine
-from unetrt.export.build import PRECISIONS
+from unetrt.export.modelfile import PRECISIONS
 from unetrt.training.step import cpu_computes_bf16
 
 
@@ -133,6 +133,10 @@ def test_a_plan_in_fp16_is_a_waterfall(tmp_path: Path) -> None:
     assert all(step.build_seconds == 3.0 for step in steps)
     assert entry_steps(entry, "tensorrt", "fp32") == [entry]
     assert entry_steps(entry, "openvino", "bf16") == [entry]
+    plain, graph = entry_steps(entry, "torch", "fp16")
+    assert plain == entry
+    assert (graph.name, graph.graphs, graph.slots) == (f"{entry.name} + CUDA graph", True, None)
+    assert not graph.required
 
 
 def test_steps_that_cannot_run_here_are_listed_with_the_reason(
@@ -180,6 +184,7 @@ def test_a_build_is_said_before_it_starts(
 
 
 ORT_ON_CUDA = EngineRow("onnxruntime", "fp32", cuda=True)
+TORCH_ON_CUDA = EngineRow("torch", "fp16", cuda=True)
 
 
 def test_every_precision_of_a_plan_has_a_row() -> None:
@@ -203,6 +208,9 @@ def test_every_precision_of_a_plan_has_a_row() -> None:
         (EngineRow("openvino", "bf16"), "cuda", 1, [], True, "a row of the CPU"),
         (EngineRow("tensorrt-rtx", "int8"), "auto", 1, [], True, ""),
         (EngineRow("tensorrt-rtx", "fp8"), "auto", 1, [], True, "not built in fp8"),
+        (TORCH_ON_CUDA, "auto", 1, [], False, ""),
+        (TORCH_ON_CUDA, "cuda:1", 2, [], True, ""),
+        (TORCH_ON_CUDA, "cpu", 1, [], True, "a row of CUDA, and the bench is of cpu"),
     ],
 )
 def test_a_row_runs_where_its_engine_does_and_says_the_true_reason_elsewhere(
@@ -226,7 +234,9 @@ def test_onnx_runtimes_row_of_the_gpu_asks_for_the_gpu(
     checkpoint_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`auto` would open it on the CPU, and its row would be the other one again."""
-    engines = (EngineRow("onnxruntime", "fp32"), ORT_ON_CUDA)
+    engines = (EngineRow("onnxruntime", "fp32"), ORT_ON_CUDA, TORCH_ON_CUDA)
+    on_gpu = [BackendStatus(name, True, True, "1") for name in ("onnxruntime", "torch")]
+    monkeypatch.setattr(rows, "probe_backends", lambda: on_gpu)
     monkeypatch.setattr(rows, "ENGINES", engines)
     monkeypatch.setattr(rows, "_no_cuda_provider", str)
     monkeypatch.setattr(rows, "_built_entry", lambda c, d, o: Entry(name=d.name, model=d))
@@ -234,6 +244,7 @@ def test_onnx_runtimes_row_of_the_gpu_asks_for_the_gpu(
     devices = {entry.name: entry.device for entry in built}
     assert devices["onnxruntime-fp32"] == ""
     assert devices["onnxruntime-cuda-fp32"] == "cuda"
+    assert devices["torch-cuda-fp16"] == devices["torch-cuda-fp16 + CUDA graph"] == "cuda"
     run = Run([], {}, tmp_path, BenchOptions(images=tmp_path), ModelSpec())
     jobs = {entry.name: run._job(entry, []) for entry in built}
     assert jobs["onnxruntime-fp32"].device == "auto"

@@ -187,7 +187,9 @@ def test_no_session_is_kept_that_has_failed(
 
 
 def test_a_fused_session_is_of_no_use_where_cudnn_fuses_nothing(
-    exported: Callable[..., Path], steel: Callable[..., U8]
+    exported: Callable[..., Path],
+    steel: Callable[..., U8],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph, sessions = FusedGraph(graph_with_biases_apart(exported())), IdleSessions()
     kernels = [
@@ -195,12 +197,41 @@ def test_a_fused_session_is_of_no_use_where_cudnn_fuses_nothing(
         for _ in range(2)
     ]
     picture = steel(0, 32, 32)[None].copy()
-    run_kernel(kernels[0], picture, (32, 32))
-    fused = kernels[0]._session
+    for stream, kernel in enumerate(kernels):
+        run_kernel(kernel, picture, (32, 32), stream)
     kernels[0].close()
-    graph.give_up(RuntimeError("No execution plans"))
-    run_kernel(kernels[1], picture, (32, 32))
-    assert kernels[1]._session is not fused
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to initialize CUDNN Frontend: No execution plans")
+
+    monkeypatch.setattr(kernels[1]._session, "run_with_iobinding", fail)
+    third = SessionKernel(exported(), "mask", 0, memory="cpu", graph=graph, sessions=sessions)
+    run_kernel(third, picture, (32, 32), stream=2)
+    run_kernel(kernels[1], picture, (32, 32), stream=1)
+    third.close()
+    assert [sessions.take(stream, fused=True) for stream in range(3)] == [None] * 3
+
+
+def test_no_memory_to_open_a_session(
+    exported: Callable[..., Path],
+    steel: Callable[..., U8],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The idle ones make room for the next try."""
+    sessions, picture = IdleSessions(), steel(0, 32, 32)[None].copy()
+    kernels = [
+        SessionKernel(exported(), "mask", 0, memory="cpu", sessions=sessions) for _ in range(2)
+    ]
+    run_kernel(kernels[0], picture, (32, 32))
+    kernels[0].close()
+
+    def fail(*_: object) -> None:
+        raise UserError("ONNX Runtime cannot load it", seen="Failed to allocate memory")
+
+    monkeypatch.setattr("unetrt.engine.onnxruntime_cuda.session_from_onnx", fail)
+    with pytest.raises(DeviceMemoryError, match="no memory to open ONNX file"):
+        run_kernel(kernels[1], picture, (32, 32), stream=1)
+    assert sessions.take(0, fused=False) is None
 
 
 def test_an_image_that_does_not_fit_costs_no_fused_graph(exported: Callable[..., Path]) -> None:

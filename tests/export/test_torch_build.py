@@ -13,13 +13,16 @@ import torch
 from tests.conftest import balanced_checkpoint, steel
 from tests.export.test_repair import scaled
 from unetrt.contract.errors import GateError, UserError
+from unetrt.engine import probe
 from unetrt.engine.base import Engine
 from unetrt.engine.open import open_engine
+from unetrt.engine.probe import BackendStatus
 from unetrt.engine.torch_backend import FusedEngine
-from unetrt.export.build import BuildOptions, Built, build_engine
+from unetrt.export.build import BuildOptions, Built, _choose, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
 from unetrt.export.refit import refit_engine
+from unetrt.export.source import read_source
 from unetrt.export.triton import TritonOptions, write_repository
 from unetrt.training.checkpoint import write_checkpoint
 
@@ -101,6 +104,68 @@ def test_blocks_that_overflow_stay_in_fp32(checkpoint_file: Files, tmp_path: Pat
     assert built.gate.verdict == "passed"
     assert built.manifest.precisions["fp32_blocks"] == ["up2"]
     assert 0 < built.manifest.precisions["flops"]["fp32"] < 0.5
+
+
+class TestChoice:
+    """Of a machine with a GPU and no TensorRT, said by stand-ins for what was found."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = [
+            BackendStatus("tensorrt", False, False, "not installed"),
+            BackendStatus("torch", True, True, "2.13, CUDA"),
+            BackendStatus("openvino", True, True, "2026.4, CPU"),
+            BackendStatus("onnxruntime", True, True, "1.31, CPU provider"),
+        ]
+        monkeypatch.setattr(probe, "probe_backends", lambda: found)
+
+    def chosen(self, model: Path, precision: str) -> tuple[str, str, str]:
+        options = BuildOptions(precision=precision)
+        return _choose(options, read_source(model))
+
+    @pytest.mark.parametrize(
+        ("precision", "backend", "takes"),
+        [
+            ("auto", "torch", "fp16"),
+            ("fp16", "torch", "fp16"),
+            ("fp32", "openvino", "fp32"),
+            ("bf16", "openvino", "bf16"),
+            ("int8", "openvino", "int8"),
+        ],
+    )
+    def test_a_checkpoint(
+        self, checkpoint_file: Files, precision: str, backend: str, takes: str
+    ) -> None:
+        found = self.chosen(checkpoint_file(), precision)
+        assert found[:2] == (backend, takes)
+        passed_over = f"not torch: it is not built in {precision}"
+        assert (passed_over in found[2]) == (backend != "torch")
+
+    def test_a_graph_goes_where_its_precision_is_built(self, exported: Files) -> None:
+        assert self.chosen(exported("fp16"), "auto")[:2] == ("torch", "fp16")
+        backend, precision, why = self.chosen(exported(), "auto")
+        assert (backend, precision in ("bf16", "fp32")) == ("openvino", True)
+        assert "not torch: it is not built in fp32" in why
+
+    def test_a_precision_of_nobody(self, checkpoint_file: Files) -> None:
+        with pytest.raises(UserError, match="no backend runs here") as caught:
+            self.chosen(checkpoint_file(), "int4")
+        assert "not torch: it is not built in int4" in str(caught.value.seen)
+
+
+def test_hints_name_what_there_is(exported: Files, checkpoint_file: Files, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="torch is not built in fp32") as caught:
+        build(checkpoint_file(), tmp_path / "engine", precision="fp32")
+    assert caught.value.hint == "--backend onnxruntime --precision fp32"
+    with pytest.raises(UserError, match="is a graph in fp32") as caught:
+        build(exported(), tmp_path / "engine", precision="fp16")
+    assert "--backend onnxruntime --precision fp32   takes its graph" in str(caught.value.hint)
+    with pytest.raises(UserError, match="is an ONNX file") as caught:
+        open_engine(exported(), "torch")
+    assert "unetrt build CHECKPOINT -o" in str(caught.value.hint)
+    with pytest.raises(GateError) as refused:
+        build(checkpoint_file(), tmp_path / "engine", gate=GateOptions(min_agreement=1.1))
+    assert "--backend onnxruntime --precision fp32, or --min" in str(refused.value.hint)
 
 
 def test_new_weights(directory: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from unetrt.engine.probe import choose_backend, probe_backends
 from unetrt.engine.torch_pooling import _kernel, halved
 from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.gate import GateOptions
+from unetrt.export.onnx_export import BLOCKS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,6 +63,14 @@ def test_auto_takes_it_where_there_is_no_tensorrt() -> None:
 def test_its_masks_are_those_of_the_cpu(built: tuple[Path, Path], engine: Engine) -> None:
     with open_engine(built[0], device="cpu") as cpu:
         assert agreement(masks_of(engine, PICTURES), masks_of(cpu, PICTURES)) > 0.99
+
+
+def test_blocks_in_fp32_are_not_in_tf32(checkpoint_file: Files, tmp_path: Path) -> None:
+    """Which rounds as fp16 does: all of them together give the masks of fp32."""
+    gate = GateOptions(min_agreement=0.999)
+    options = BuildOptions(backend="torch", fp32_blocks=BLOCKS, gate=gate)
+    built = build_engine(checkpoint_file(width=8), tmp_path / "engine", options)
+    assert built.gate.agreement > 0.9999
 
 
 @pytest.mark.parametrize("graphs", [False, True])
