@@ -85,6 +85,8 @@ class OpenVinoEngine(Engine):
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
+            # The cores are shared with other processes, and each would pin its own to the first.
+            self._config["ENABLE_CPU_PINNING"] = False
         self._compiled: OrderedDict[Shape, CompiledShape] = OrderedDict()
         self._lock = threading.Lock()
         # One more than the streams keeps each of them fed while a mask is handed over.
