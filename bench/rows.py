@@ -18,11 +18,10 @@ from ..contract.types import Size
 from ..engine.onnxfile import is_onnx
 from ..engine.onnxruntime_cuda import CUDA
 from ..engine.openvino_backend import supports_bf16
-from ..engine.probe import BackendStatus, probe_backends
+from ..engine.probe import PRECISIONS, BackendStatus, probe_backends
 from ..engine.tensorrt_backend import cuda_devices
 from ..export.build import BuildOptions, build_engine
 from ..export.gate import GateOptions
-from ..export.modelfile import PRECISIONS
 from ..export.tensorrt_build import PlanOptions
 from ..training.options import values_text
 from .job import REFERENCE, VARIANTS

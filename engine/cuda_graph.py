@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.log import log
@@ -29,6 +29,13 @@ _SIGNATURES = {
     "cuGraphDestroy": (_HANDLE,),
     "cuGetErrorString": (ctypes.c_int, _HANDLE),
 }
+
+
+class Graph(Protocol):
+    """Something captured that can be launched."""
+
+    def launch(self, stream: int, what: str) -> None: ...
+    def free(self) -> None: ...
 
 
 class CudaGraph:
@@ -73,11 +80,18 @@ class Replay:
     The first time runs as it is: TensorRT settles a new shape in a call that is not captured.
     One graph is kept, that of the latest work: a TensorRT context that has taken another shape
     must not be used by a graph of the old one. `refused`: why nothing is captured, or empty.
+    capture: as capture_graph. most: captures, after which that is no gain; None is any number.
     """
 
-    def __init__(self, refused: str = "") -> None:
+    def __init__(
+        self,
+        refused: str = "",
+        capture: Callable[[Callable[[], None], int], Graph] = capture_graph,
+        most: int | None = None,
+    ) -> None:
         self.refused = refused
-        self._graph: CudaGraph | None = None
+        self._make, self._left = capture, most
+        self._graph: Graph | None = None
         self._key: Hashable = None
 
     def run(self, key: Hashable, work: Callable[[], None], stream: int, what: str) -> None:
@@ -98,9 +112,14 @@ class Replay:
 
     def _capture(self, work: Callable[[], None], stream: int) -> None:
         try:
-            self._graph = capture_graph(work, stream)
+            self._graph = self._make(work, stream)
         except UserError as error:
             self.refuse(error.reason)
+            return
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:  # no fault: the masks are the same, and nobody can help it
+                self.refused = "the shapes of its batches change too often"
 
     def refuse(self, reason: str) -> None:
         """Capture nothing from now on, and say why once, where that was not known before."""

@@ -65,6 +65,27 @@ def choose_backend(
     raise UserError("no backend runs here", seen="; ".join(passed_over), hint=INSTALL["openvino"])
 
 
+PRECISIONS = {
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("bf16", "fp32", "int8"),
+    "torch": ("fp16",),
+    "tensorrt": ("fp16", "bf16", "fp32", "int8"),
+    "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
+}
+"""What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
+
+
+def precision_flags(precision: str, backend: str) -> str:
+    """Flags of `build` for a precision, of another backend where this one is not built in it.
+
+    '' where none is.
+    """
+    if precision in PRECISIONS.get(backend, ()):
+        return f"--precision {precision}"
+    other = next((name for name, known in PRECISIONS.items() if precision in known), "")
+    return other and f"--backend {other} --precision {precision}"
+
+
 def default_precision(backend: str) -> str:
     """The fastest precision that keeps the masks: fp16 on a GPU, bf16 where the CPU has it."""
     if backend.startswith("tensorrt") or backend == "torch":

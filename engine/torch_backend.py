@@ -20,8 +20,9 @@ from ..contract.types import U8
 from .base import Slot
 from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index, pycuda_lacks
 from .cuda_buffers import DeviceView
+from .cuda_graph import Replay
 from .host import HostEngine
-from .torch_graph import NetGraph
+from .torch_graph import MOST_CAPTURES, capture_net, give_back
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
@@ -54,14 +55,13 @@ class NetEngine(HostEngine):
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
         if self._cuda is None:
             return super().slot()
-        graph = NetGraph() if self.graphs else None
-        kernel = TorchKernel(self._net, self._cuda.index, graph)
+        kernel = TorchKernel(self._net, self._cuda.index, bool(self.graphs))
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
 
     def close(self) -> None:
         super().close()
         if self._cuda is not None:
-            _give_back()
+            give_back()
             self._cuda.close()
 
     def infer(self, images: U8, masks: U8) -> None:
@@ -128,9 +128,11 @@ class TorchKernel(Kernel):
     name = "PyTorch"
     eager = "PyTorch takes memory from its pool while the network runs, and gives it back"
 
-    def __init__(self, net: MaskNet, index: int = 0, graph: NetGraph | None = None) -> None:
-        """graph: replays the network alone, in memory of its own; None queues it call by call."""
-        self._net, self._device, self._graph = net, f"cuda:{index}", graph
+    def __init__(self, net: MaskNet, index: int = 0, graphs: bool = False) -> None:
+        """graphs: the network alone is captured, in memory of its own, and replayed."""
+        self._net, self._device = net, f"cuda:{index}"
+        refused = "" if graphs else "CUDA graphs are switched off"
+        self._replay = Replay(refused, capture_net, MOST_CAPTURES)
         self._short = False
 
     def enqueue(
@@ -150,10 +152,7 @@ class TorchKernel(Kernel):
                 masks.copy_(self._net(images, like))
 
             try:
-                if self._graph is None:
-                    work()
-                elif self._graph.run((shape, image, size_like, mask, stream), work):
-                    _give_back()
+                self._replay.run((shape, image, size_like, mask, stream), work, stream, where)
             except RuntimeError as error:
                 self._short = self._short or tells_of_memory(error)
                 raise
@@ -164,8 +163,9 @@ class TorchKernel(Kernel):
         To give it back is to allocate all of it anew in the next pass. A graph's own memory no
         other takes.
         """
-        if (self._graph is not None and self._graph.forget()) or self._short:
-            _give_back()
+        self._replay.free()
+        if self._short:
+            give_back()
 
 
 def rounds_to_tf32(device: str) -> bool:
@@ -181,13 +181,6 @@ def rounds_to_tf32(device: str) -> bool:
         and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-
-
-def _give_back() -> None:
-    """What PyTorch's pool holds for later, to whoever else needs device memory."""
-    import torch
-
-    torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -115,8 +115,8 @@ class _Up(nn.Module):
         return joined
 
     def _write(self, x: Tensor, target: Tensor) -> None:
-        (height, width), sides = (2 * side for side in x.shape[2:]), target.shape[2:]
-        top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
+        height, width = (2 * side for side in x.shape[2:])
+        top, left = (target.shape[2] - height) // 2, (target.shape[3] - width) // 2
         bottom, right = top + height, left + width
         for edge in (
             target[:, :, :top],

@@ -12,13 +12,13 @@ from ..contract.log import log
 from ..contract.spec import NO_OVERRIDES, SpecOverrides
 from ..engine.manifest import FORMAT, MANIFEST, Manifest, is_part_of_engine
 from ..engine.onnxfile import EXPORT_HINT
-from ..engine.probe import choose_backend, default_precision
+from ..engine.probe import PRECISIONS, choose_backend, default_precision, precision_flags
 from ..engine.tensorrt_backend import cuda_devices
 from .current import current_build, request_of_build
 from .gate import GateOptions, GateResult
 from .gate_inputs import GateInputs, read_gate_inputs
 from .int8 import calibration_inputs
-from .modelfile import PRECISIONS, ModelOptions, as_it_is, write_model
+from .modelfile import ModelOptions, as_it_is, write_model
 from .onnx_export import BLOCKS
 from .profiles import range_of_gate, range_of_sizes
 from .publish import OUR_FILES, Draft, publish_engine
@@ -187,11 +187,10 @@ def _choose(options: BuildOptions, source: Source) -> tuple[str, str, str]:
         precision, reason = _auto_precision(backend, source)
         why += reason
     if precision not in PRECISIONS[backend]:
-        others = [name for name, known in PRECISIONS.items() if precision in known]
         raise UserError(
             f"{backend} is not built in {precision}",
             expected=", ".join(PRECISIONS[backend]),
-            hint=f"--backend {others[0]} --precision {precision}" if others else None,
+            hint=precision_flags(precision, backend) or None,
         )
     return backend, precision, why
 
@@ -215,7 +214,7 @@ def _auto_precision(backend: str, source: Source) -> tuple[str, str]:
         f"{backend} is not built from a graph in {source.precision}",
         seen=source.path,
         expected=f"a graph in {graph}, or a checkpoint",
-        hint=as_it_is(source, "--backend onnxruntime ") or EXPORT_HINT,
+        hint=as_it_is(source, backend) or EXPORT_HINT,
     )
 
 

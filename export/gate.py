@@ -16,6 +16,7 @@ from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine
 from ..engine.levels import MAX_LEVEL_ERROR, LevelError, mask_from_result
+from ..engine.probe import precision_flags
 from .borders import BorderCount, BorderGate
 
 MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
@@ -161,13 +162,13 @@ class RefusedError(GateError):
     """An engine that did not pass, with what was found."""
 
     def __init__(self, result: GateResult, directory: Path) -> None:
-        other = "--backend onnxruntime " if result.ran_on.startswith("torch ") else ""
+        fp32 = precision_flags("fp32", result.ran_on.partition(" ")[0])
         super().__init__(
             f"the gate did not pass: {directory} was not written",
             seen="; ".join(result.failures),
             expected=f"masks like those of {result.reference}",
             hint=judged_hint(result.inputs)
-            + f"{other}--precision fp32, or --min-agreement / --min-class-iou / --max-iou-drop, "
+            + f"{fp32}, or --min-agreement / --min-class-iou / --max-iou-drop, "
             "or --force to publish it with this verdict",
         )
         self.result = result

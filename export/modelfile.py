@@ -8,7 +8,7 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..engine.manifest import Manifest, graph_precision
-from ..engine.probe import package_version
+from ..engine.probe import package_version, precision_flags
 from ..engine.tensorrt_backend import cuda_devices
 from ..engine.tensorrt_flavour import import_flavour
 from .int8 import Calibration, int8_from_onnx, scheme_of
@@ -17,15 +17,6 @@ from .onnx_export import Precision, onnx_from_checkpoint
 from .source import Source
 from .tensorrt_build import PlanOptions, plan_from_onnx
 from .tensorrt_refit import REFITTABLE
-
-PRECISIONS = {
-    "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("bf16", "fp32", "int8"),
-    "torch": ("fp16",),
-    "tensorrt": ("fp16", "bf16", "fp32", "int8"),
-    "tensorrt-rtx": ("fp16", "bf16", "fp32", "int8"),
-}
-"""What each backend is built in. TensorRT is strongly typed: its precision is the graph's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +115,22 @@ def _write_floats(
     elif source.precision == graph:
         path.write_bytes(source.path.read_bytes())
     else:
-        takes = "" if source.precision in PRECISIONS[backend] else "--backend onnxruntime "
         export = f"unetrt export CHECKPOINT -o model.onnx --precision {graph}   writes the other"
         raise UserError(
             f"{source.path} is a graph in {source.precision}",
             expected=f"{graph}, or a checkpoint",
-            hint="; ".join(filter(None, (as_it_is(source, takes), export))),
+            hint="; ".join(filter(None, (as_it_is(source, backend), export))),
         )
 
 
-def as_it_is(source: Source, backend: str = "") -> str:
-    """Flags that build from the file's own graph; none do from an int8 one."""
+def as_it_is(source: Source, backend: str) -> str:
+    """Flags that build from the file's own graph, for `backend` if that is built in it.
+
+    '' for an int8 graph: none do.
+    """
     if source.precision == "int8":
         return ""
-    return f"{backend}--precision {source.precision}   takes its graph as it is"
+    return f"{precision_flags(source.precision, backend)}   takes its graph as it is"
 
 
 def backend_version(backend: str) -> str:

@@ -38,9 +38,8 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec, SpecOverrides
 from unetrt.engine import extras
 from unetrt.engine.extras import describe_gpus
-from unetrt.engine.probe import BackendStatus, probe_backends
+from unetrt.engine.probe import PRECISIONS, BackendStatus, probe_backends
 from unetrt.engine.torch_backend import TorchEngine
-from unetrt.export.modelfile import PRECISIONS
 from unetrt.training.step import cpu_computes_bf16
 
 

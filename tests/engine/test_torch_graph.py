@@ -7,7 +7,9 @@ import logging
 import pytest
 import torch
 
-from unetrt.engine.torch_graph import MOST_CAPTURES, NetGraph
+from unetrt.engine import cuda_graph
+from unetrt.engine.cuda_graph import Replay
+from unetrt.engine.torch_graph import MOST_CAPTURES, capture_net
 
 
 class Device:
@@ -18,6 +20,10 @@ class Device:
         self.recording: list[str] | None = None
         self.reset: list[Graph] = []
         self.fails = False
+        self.given_back = 0
+
+    def give_back(self) -> None:
+        self.given_back += 1
 
     def queue(self, name: str) -> None:
         (self.ran if self.recording is None else self.recording).append(name)
@@ -48,32 +54,38 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device()
     monkeypatch.setattr(Graph, "device", found, raising=False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", found.give_back)
+    cuda_graph._say_once.cache_clear()
     return found
 
 
-def run(graph: NetGraph, device: Device, key: str) -> str:
+def replay() -> Replay:
+    return Replay("", capture_net, MOST_CAPTURES)
+
+
+def run(graph: Replay, device: Device, key: str) -> str:
     """What ran."""
     before = len(device.ran)
-    graph.run(key, lambda: device.queue(key))
+    graph.run(key, lambda: device.queue(key), 0, "a batch")
     (found,) = device.ran[before:]
     return found
 
 
 def test_the_second_time_is_captured_and_the_third_replayed(device: Device) -> None:
-    graph = NetGraph()
+    graph = replay()
     assert run(graph, device, "a") == "a"
     assert [run(graph, device, "a") for _ in range(3)] == ["replayed a"] * 3
 
 
 def test_another_shape_forgets_the_graph(device: Device) -> None:
-    graph = NetGraph()
+    graph = replay()
     found = [run(graph, device, key) for key in "aabbba"]
     assert found == ["a", "replayed a", "b", "replayed b", "replayed b", "a"]
     assert len(device.reset) == 2
 
 
 def test_shapes_in_turn_are_never_captured(device: Device) -> None:
-    graph = NetGraph()
+    graph = replay()
     assert [run(graph, device, key) for key in "ababab"] == list("ababab")
     assert not graph.refused
     assert device.reset == []
@@ -83,7 +95,7 @@ def test_a_capture_that_fails_is_said_once(
     device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.fails = True
-    graph = NetGraph()
+    graph = replay()
     with caplog.at_level(logging.WARNING, "unetrt"):
         assert [run(graph, device, "a") for _ in range(4)] == ["a"] * 4
     (record,) = caplog.records
@@ -94,7 +106,7 @@ def test_a_capture_that_fails_is_said_once(
 
 
 def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
-    graph, times = NetGraph(), []
+    graph, times = replay(), []
 
     def work() -> None:
         times.append(1)
@@ -103,28 +115,33 @@ def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
         device.queue("a")
 
     for _ in range(3):
-        graph.run("a", work)
+        graph.run("a", work, 0, "a batch")
     assert device.ran == ["a", "a", "a"]
     assert device.recording is None, "a stream that is left capturing takes no work"
     assert graph.refused == "CUDA out of memory"
 
 
-def test_whether_memory_has_become_free_is_told(device: Device) -> None:
-    """Only where a graph is gone: PyTorch would allocate all of it anew."""
-    graph = NetGraph()
-    freed = [graph.run(key, lambda: device.queue("x")) for key in "aabbbaab"]
-    assert freed == [False, False, True, False, False, True, False, True]
-    assert not graph.forget()
-    graph.run("b", lambda: device.queue("x"))
-    graph.run("b", lambda: device.queue("x"))
-    assert graph.forget()
-    assert not graph.forget()
+def test_memory_is_given_back_where_a_graph_is_gone(device: Device) -> None:
+    """And nowhere else: PyTorch would allocate all of it anew."""
+    graph, given_back = replay(), []
+    for key in "aabbbaab":
+        before = device.given_back
+        run(graph, device, key)
+        given_back.append(device.given_back > before)
+    assert given_back == [False, False, True, False, False, True, False, True]
+    graph.free()
+    assert device.given_back == 3, "there was no graph"
+    run(graph, device, "b")
+    run(graph, device, "b")
+    graph.free()
+    graph.free()
+    assert device.given_back == 4
 
 
 def test_shapes_that_change_too_often_are_captured_no_more(
     device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
-    graph = NetGraph()
+    graph = replay()
     keys = [str(number) for number in range(MOST_CAPTURES + 2) for _ in range(3)]
     with caplog.at_level(logging.WARNING, "unetrt"):
         found = [run(graph, device, key) for key in keys]

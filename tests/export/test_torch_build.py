@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from tests.conftest import balanced_checkpoint, steel
 from tests.export.test_repair import scaled
 from unetrt.contract.errors import GateError, UserError
+from unetrt.contract.spec import SpecOverrides
 from unetrt.engine import probe
 from unetrt.engine.base import Engine
 from unetrt.engine.open import open_engine
@@ -23,6 +25,7 @@ from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
 from unetrt.export.refit import refit_engine
 from unetrt.export.source import read_source
+from unetrt.export.tensorrt_build import PlanOptions
 from unetrt.export.triton import TritonOptions, write_repository
 from unetrt.training.checkpoint import write_checkpoint
 
@@ -88,8 +91,6 @@ def test_an_fp16_graph_is_taken_as_it_is(exported: Files, tmp_path: Path) -> Non
 
 
 def test_probabilities(checkpoint_file: Files, tmp_path: Path) -> None:
-    from unetrt.contract.spec import SpecOverrides
-
     built = build(checkpoint_file(), tmp_path / "engine", overrides=SpecOverrides(result="prob"))
     assert built.gate.verdict == "passed"
     assert built.gate.level_error is not None
@@ -169,8 +170,6 @@ def test_hints_name_what_there_is(exported: Files, checkpoint_file: Files, tmp_p
 
 
 def test_new_weights(directory: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = balanced_checkpoint()
     for value in other.state.values():
         if value.is_floating_point() and value.ndim == 4:
@@ -194,7 +193,5 @@ def test_triton_is_given_none(directory: Path, tmp_path: Path) -> None:
 
 
 def test_a_flag_of_plans_is_refused(checkpoint_file: Files, tmp_path: Path) -> None:
-    from unetrt.export.tensorrt_build import PlanOptions
-
     with pytest.raises(UserError, match="the torch backend has no --batch"):
         build(checkpoint_file(), tmp_path / "engine", plan=PlanOptions(batch=(1, 2, 2)))

@@ -92,7 +92,7 @@ def test_three_slots_in_flight_keep_their_own_masks(engine: Engine, graphs: bool
             slot.submit(2, SIZE)
     for slot in slots:
         if graphs:
-            assert slot._kernel._graph._graph is not None, "no graph was captured"  # type: ignore[attr-defined]
+            assert slot._kernel._replay._graph is not None, "no graph was captured"  # type: ignore[attr-defined]
         slot.close()
 
 
