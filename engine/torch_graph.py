@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..contract.errors import UserError, first_line
@@ -31,8 +32,9 @@ class NetGraph:
 def capture_net(work: Callable[[], None], stream: int) -> NetGraph:
     """What work() queues on the current stream, not run. UserError where it cannot be captured.
 
-    What other threads do meanwhile does not end it. Memory is the graph's own: PyTorch 2.11 does
-    not capture a second time into a pool that is given to it.
+    Then the memory that it took is given back. What other threads do meanwhile does not end it.
+    Memory is the graph's own: PyTorch 2.11 does not capture a second time into a pool that is
+    given to it.
     """
     del stream
     import torch
@@ -45,12 +47,19 @@ def capture_net(work: Callable[[], None], stream: int) -> NetGraph:
         finally:
             graph.capture_end()
     except RuntimeError as error:
-        raise UserError(first_line(error)) from error
-    return NetGraph(graph)
+        why = first_line(error)
+    else:
+        return NetGraph(graph)
+    NetGraph(graph).free()  # not before: the error holds what the network had computed
+    raise UserError(why)
 
 
 def give_back() -> None:
-    """What PyTorch's pool holds for later, to whoever else needs device memory."""
+    """What PyTorch's pool holds for later, to whoever else needs device memory.
+
+    A device that has failed gives nothing back, and has been told of.
+    """
     import torch
 
-    torch.cuda.empty_cache()
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ import torch
 
 from unetrt.engine import cuda_graph
 from unetrt.engine.cuda_graph import Replay
-from unetrt.engine.torch_graph import MOST_CAPTURES, capture_net
+from unetrt.engine.torch_graph import MOST_CAPTURES, capture_net, give_back
 
 
 class Device:
@@ -19,10 +19,12 @@ class Device:
         self.ran: list[str] = []
         self.recording: list[str] | None = None
         self.reset: list[Graph] = []
-        self.fails = False
+        self.fails = self.is_lost = False
         self.given_back = 0
 
     def give_back(self) -> None:
+        if self.is_lost:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         self.given_back += 1
 
     def queue(self, name: str) -> None:
@@ -119,6 +121,17 @@ def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
     assert device.ran == ["a", "a", "a"]
     assert device.recording is None, "a stream that is left capturing takes no work"
     assert graph.refused == "CUDA out of memory"
+    assert (len(device.reset), device.given_back) == (1, 1), "it keeps memory that others need"
+
+
+def test_a_device_that_is_lost_is_told_of_by_what_failed_alone(device: Device) -> None:
+    """What is closed after it would hide that with an error of its own."""
+    graph = replay()
+    for _ in range(3):
+        run(graph, device, "a")
+    device.is_lost = True
+    graph.free()
+    give_back()
 
 
 def test_memory_is_given_back_where_a_graph_is_gone(device: Device) -> None:
