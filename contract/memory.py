@@ -15,7 +15,9 @@ _UNKNOWN = 8 << 30
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
     r"|(out ?of ?|not enough |insufficient )memory|alloc(ation)?_failed"
-    r"|memory .*could not be allocated|not be enough free memory",
+    r"|memory .*could not be allocated|not be enough free memory"
+    # PyTorch, when no way to compute a convolution finds room for what it needs beside.
+    r"|unable to find an engine",
     re.IGNORECASE,
 )
 

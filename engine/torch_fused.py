@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
+from ..contract.log import log
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from .onnxfile import EXPORT_HINT, read_onnx
@@ -22,6 +23,8 @@ WIDE = torch.complex128
 """The widest numbers that there are, for copies."""
 LAST = (0, 2, 3, 1)
 """Channels."""
+NO_ENGINE = "unable to find an engine"
+"""What PyTorch says where cuDNN has none for a convolution, or none finds memory."""
 
 Weights = Iterator[tuple[Tensor, Tensor]]
 
@@ -77,12 +80,25 @@ class _Conv(nn.Module):
 
 
 class _ConvRelu(_Conv):
+    """fuses: whether cuDNN has a way to do it in one, as far as is known."""
+
+    fuses = True
+
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if not _by_cudnn(x) or x.dtype == torch.float32:
+        if not self.fuses or not _by_cudnn(x) or x.dtype == torch.float32:
             return super().forward(x).relu_()
         once, padding = (1, 1), (self.padding, self.padding)
-        return torch.cudnn_convolution_relu(x, self.weight, self.bias, once, padding, once, 1)
+        try:
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, once, padding, once, 1)
+        except RuntimeError as error:
+            if NO_ENGINE not in str(error):
+                raise
+            why = first_line(error)
+        found = super().forward(x).relu_()  # where this finds none either, memory is short
+        self.fuses = False
+        log.info("cuDNN fuses no ReLU with a convolution %s: %s", tuple(self.weight.shape), why)
+        return found
 
 
 def _by_cudnn(x: Tensor) -> bool:

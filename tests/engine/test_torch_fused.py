@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import balanced_checkpoint, steel
-from unetrt.contract.errors import UserError
+from unetrt.contract.errors import DeviceMemoryError, UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import Size
+from unetrt.engine import torch_fused
+from unetrt.engine.torch_backend import torch_errors
 from unetrt.engine.torch_fused import FusedUNet, _copy, fused_unet_from_onnx
 from unetrt.export.onnx_export import Precision, folded_masknet
 from unetrt.training.masknet import MaskNet
@@ -118,6 +120,42 @@ def test_a_batch_gives_each_image_what_it_gives_alone() -> None:
     with torch.inference_mode():
         both, alone = net.logits(images), net.logits(images[1:])
     torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-6)
+
+
+class Unfused:
+    """Stands in for a cuDNN that has no way, or no memory, for a convolution with its ReLU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tried = 0
+        monkeypatch.setattr(torch_fused, "_by_cudnn", lambda _: True)
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", self.refuse)
+
+    def refuse(self, *_: Any, **__: Any) -> Tensor:
+        self.tried += 1
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+def test_what_cudnn_does_not_fuse_runs_in_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = folded_masknet(balanced_checkpoint(), "fp16")
+    net, cudnn = fused(expected), Unfused(monkeypatch)
+    for _ in range(2):
+        assert most_apart(net, expected, (33, 50)) < ROUNDING["fp16"]
+    assert cudnn.tried == 18, "each is tried once"
+
+
+def test_what_finds_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = folded_masknet(balanced_checkpoint(), "fp16")
+    net, cudnn = fused(expected), Unfused(monkeypatch)
+    images = pictures((33, 50), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_fused.F, "conv2d", cudnn.refuse)
+        with (
+            pytest.raises(DeviceMemoryError, match="no memory for a batch"),
+            torch_errors("a batch"),
+        ):
+            net.logits(images)
+    assert most_apart(net, expected, (33, 50)) < ROUNDING["fp16"]
+    assert cudnn.tried == 2 + 18
 
 
 def changed(source: Path, target: Path, change: Callable[[Any], None]) -> Path:
