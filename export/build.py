@@ -22,7 +22,7 @@ from .modelfile import ModelOptions, as_it_is, write_model
 from .onnx_export import BLOCKS
 from .profiles import range_of_gate, range_of_sizes
 from .publish import OUR_FILES, Draft, publish_engine
-from .repair import find_fp32_blocks, overflowing_blocks
+from .repair import find_fp32_blocks, one_block_more, overflowing_blocks
 from .source import Source, read_source
 from .tensorrt_build import PlanOptions, check_plan_options
 
@@ -119,15 +119,23 @@ def _warn_of_ranges(options: BuildOptions, wanted: ModelOptions, inputs: GateInp
 def _build_repaired(
     directory: Path, draft: Draft, wanted: ModelOptions, options: BuildOptions
 ) -> tuple[Manifest, GateResult]:
-    """As wanted; in fp16 with blocks in fp32 where its gate would fail without them."""
+    """As wanted; in fp16 with blocks in fp32 where its gate would fail without them.
+
+    One block more where an engine that was mended fails it by itself.
+    """
     repair = _Repair(draft, wanted, options)
     blocks = repair.blocks_that_overflow()
-    if blocks:
-        return _build(directory, draft, repair.keep(blocks))
+    if not blocks:
+        try:
+            return _build(directory, draft, wanted)
+        except GateError:
+            blocks = repair.blocks_that_mend
+            if not blocks:
+                raise
     try:
-        return _build(directory, draft, wanted)
+        return _build(directory, draft, repair.keep(blocks))
     except GateError:
-        blocks = repair.blocks_that_mend
+        blocks = repair.one_more(blocks)
         if not blocks:
             raise
     return _build(directory, draft, repair.keep(blocks))
@@ -167,6 +175,12 @@ class _Repair:
             return find_fp32_blocks(
                 self._checkpoint, reference, self._cases, self._gate, self._must
             )
+
+    def one_more(self, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        """() where all are in fp32."""
+        assert self._checkpoint is not None
+        with self._source.reference() as reference:
+            return one_block_more(self._checkpoint, reference, self._cases, self._gate, blocks)
 
     def keep(self, blocks: tuple[str, ...]) -> ModelOptions:
         log.warning("fp16 fails the gate: %s will stay in fp32", ", ".join(blocks))

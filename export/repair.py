@@ -14,7 +14,7 @@ from ..contract.log import log
 from ..engine.base import Engine
 from ..engine.torch_backend import TorchEngine
 from ..training.checkpoint import Checkpoint
-from .gate import GateCase, GateOptions, judge_engine
+from .gate import GateCase, GateOptions, GateResult, judge_engine
 from .onnx_export import BLOCKS, folded_masknet, rounded_masknet
 from .overflow import FP16_MAX
 
@@ -35,12 +35,31 @@ def find_fp32_blocks(
     they are not enough, others are dropped from all by halves, quarters and so on. () when fp32
     blocks would not help.
     """
-    passes = partial(_passes, checkpoint, reference, cases, options)
+
+    def passes(blocks: tuple[str, ...]) -> bool:
+        return not _judged(checkpoint, reference, cases, options, blocks).failures
+
     if passes(must):
         return must
     if not passes(BLOCKS):
         return ()
     return smallest_blocks(must, passes)
+
+
+def one_block_more(
+    checkpoint: Checkpoint,
+    reference: Engine,
+    cases: Cases,
+    options: GateOptions,
+    blocks: tuple[str, ...],
+) -> tuple[str, ...]:
+    """`blocks` and the one that brings the rounded network nearest; () where they are all.
+
+    An engine rounds in another order than the network that `blocks` were found with.
+    """
+    judged = partial(_judged, checkpoint, reference, cases, options)
+    wider = [_in_order({*blocks, name}) for name in BLOCKS if name not in blocks]
+    return max(wider, key=lambda names: judged(names).agreement, default=())
 
 
 def smallest_blocks(must: tuple[str, ...], passes: Passes) -> tuple[str, ...]:
@@ -71,13 +90,13 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
     return tuple(name for name in BLOCKS if name in names)
 
 
-def _passes(
+def _judged(
     checkpoint: Checkpoint,
     reference: Engine,
     cases: Cases,
     options: GateOptions,
     blocks: tuple[str, ...],
-) -> bool:
+) -> GateResult:
     asked = replace(  # the rounded network calls itself fp32
         options,
         min_agreement=options.agreement_bound("fp16"),
@@ -87,7 +106,7 @@ def _passes(
     with TorchEngine(checkpoint, "cpu", net) as engine:
         result = judge_engine(reference, engine, cases(), inputs="repair", options=asked)
     log.info("fp32 in %s: %s", ", ".join(blocks) or "no block", result.failures or "passes")
-    return not result.failures
+    return result
 
 
 def overflowing_blocks(checkpoint: Checkpoint, cases: Iterable[GateCase]) -> tuple[str, ...]:

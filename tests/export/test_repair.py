@@ -18,11 +18,17 @@ from unetrt.contract.errors import GateError, UserError
 from unetrt.contract.types import U8
 from unetrt.engine.manifest import read_manifest
 from unetrt.engine.open import open_engine
-from unetrt.export import modelfile
+from unetrt.export import modelfile, publish
 from unetrt.export.build import BuildOptions, build_engine
-from unetrt.export.gate import GateCase, GateOptions
+from unetrt.export.gate import GateCase, GateOptions, GateResult, judge_engine
 from unetrt.export.onnx_export import BLOCKS, onnx_from_checkpoint
-from unetrt.export.repair import find_fp32_blocks, overflowing_blocks, smallest_blocks
+from unetrt.export.repair import (
+    _judged,
+    find_fp32_blocks,
+    one_block_more,
+    overflowing_blocks,
+    smallest_blocks,
+)
 from unetrt.export.tensorrt_build import Plan, plan_from_onnx
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -64,6 +70,55 @@ def test_they_are_found(overflowing: Checkpoint, cases: list[GateCase], tmp_path
         find = partial(find_fp32_blocks, overflowing, reference, lambda: cases)
         assert find(GateOptions(min_agreement=0.99), ("up2",)) == ("up2",)
         assert find(GateOptions(min_agreement=1.1), ("up2",)) == ()
+
+
+def test_the_block_more_is_the_one_that_brings_it_nearest(
+    overflowing: Checkpoint, cases: list[GateCase], tmp_path: Path
+) -> None:
+    path, options = tmp_path / "c.pth", GateOptions(min_agreement=0.99)
+    write_checkpoint(path, overflowing)
+    with open_engine(path, device="cpu") as reference:
+        asked = (overflowing, reference, lambda: cases, options)
+        found = one_block_more(*asked, ("up2",))
+        shares = {
+            block: _judged(*asked, (block, "up2")).agreement for block in BLOCKS if block != "up2"
+        }
+        assert one_block_more(*asked, BLOCKS) == ()
+    (more,) = set(found) - {"up2"}
+    assert list(found) == [b for b in BLOCKS if b in found]
+    assert shares[more] == max(shares.values()) > min(shares.values())
+
+
+@pytest.mark.parametrize(("misses", "passes"), [(1, True), (2, False)])
+def test_a_mended_engine_that_misses_its_gate_gets_one_block_more(
+    misses: int,
+    passes: bool,
+    overflowing: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[GateResult] = []
+
+    def judge(*arguments: Any, **named: Any) -> GateResult:
+        result = judge_engine(*arguments, **named)
+        judged.append(result)
+        narrowly = replace(result, agreement=result.min_agreement - 1e-5)
+        return narrowly if len(judged) <= misses else result
+
+    monkeypatch.setattr(publish, "judge_engine", judge)
+    write_checkpoint(tmp_path / "c.pth", overflowing)
+    gate = GateOptions(min_agreement=0.9)
+    options = BuildOptions(backend="onnxruntime", precision="fp16", gate=gate)
+    if passes:
+        built = build_engine(tmp_path / "c.pth", tmp_path / "engine", options)
+        kept = built.manifest.precisions["fp32_blocks"]
+        assert len(kept) == 2
+        assert "up2" in kept
+    else:
+        with pytest.raises(GateError, match="was not written"):
+            build_engine(tmp_path / "c.pth", tmp_path / "engine", options)
+        assert not (tmp_path / "engine").exists()
+    assert len(judged) == 2
 
 
 @settings(deadline=None)
