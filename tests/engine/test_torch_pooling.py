@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.cuda import _utils
 
-from unetrt.engine.torch_pooling import MOST_ROWS, SOURCE, VECTOR, _by_kernel, halved
+from unetrt.engine.torch_pooling import MOST_ROWS, SOURCE, VECTOR, _by_kernel, _kernel, halved
 
 STAND_IN = r"""
 #include <cmath>
@@ -131,6 +133,24 @@ def test_more_rows_than_a_grid_has(
 def test_a_row_of_more_than_one_block(launch: Callable[..., None]) -> None:
     x = features((1, 16 * VECTOR, 2, 101), 1, nan=False)
     torch.testing.assert_close(_by_kernel(launch, x), F.max_pool2d(x, 2), rtol=0, atol=0)
+
+
+def test_this_pytorch_compiles_and_launches_as_it_is_asked() -> None:
+    """By an interface that is not public; numbers are passed as C's int, which the kernel takes."""
+    inspect.signature(torch.cuda._compile_kernel).bind(SOURCE, "halve")
+    launched: list[dict[str, Any]] = []
+    x = features((1, VECTOR, 4, 6), 0, nan=False)
+    _by_kernel(lambda **arguments: launched.append(arguments), x)
+    (arguments,) = launched
+    inspect.signature(_utils._CudaKernel.__call__).bind(None, **arguments)
+    assert all(type(value) is int for value in arguments["args"][2:])
+    assert all(type(value) is int for value in (*arguments["grid"], *arguments["block"]))
+
+
+def test_without_a_gpu_there_is_no_kernel() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert _kernel.__wrapped__(0) is None
 
 
 def test_nvcc_takes_the_source(tmp_path: Path) -> None:
