@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ def test_what_finds_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
     net, cudnn = fused(expected), Unfused(monkeypatch)
     images = pictures((33, 50), 1)
     with monkeypatch.context() as patch:
-        patch.setattr(torch_fused.F, "conv2d", cudnn.refuse)
+        patch.setattr(F, "conv2d", cudnn.refuse)
         with (
             pytest.raises(DeviceMemoryError, match="no memory for a batch"),
             torch_errors("a batch"),
