@@ -16,7 +16,7 @@ from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.modules import import_module, is_installed
 from ..contract.types import U8, Size
 from .base import Slot, Span
-from .cuda_buffers import DeviceBuffer, PinnedBuffer
+from .cuda_buffers import BatchBuffers, PinnedBuffer
 from .cuda_graph import Replay
 from .cuda_spans import DeviceClock, Laps
 
@@ -189,6 +189,9 @@ class Kernel(ABC):
     ) -> None:
         """Queue the network on `stream`; image, size_like and mask are device addresses."""
 
+    def make_room(self) -> None:  # noqa: B027  a kernel may keep nothing
+        """Give back device memory that is kept for later; nothing is in flight in its slot."""
+
     @abstractmethod
     def close(self) -> None:
         """Free what it owns; the stream has been drained."""
@@ -213,7 +216,7 @@ class CudaSlot(Slot):
         self._planes = planes
         self._shape = BatchShape(0, (0, 0), channels, (0, 0), planes)
         self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
-        self._image, self._mask, self._like = DeviceBuffer(), DeviceBuffer(), DeviceBuffer()
+        self._memory = BatchBuffers()
         self._replay = Replay("its parts are timed" if timed else kernel.eager)
         clock = device.clock() if timed else None
         self._stream: Any = device.take_stream()
@@ -263,9 +266,8 @@ class CudaSlot(Slot):
     def _queue(self, driver: Any, shape: BatchShape) -> None:
         images = self._images
         self._masks = self._outputs.view(driver, shape.masks)
-        image = self._image.address(driver, images.size)
-        mask = self._mask.address(driver, self._masks.size)
-        like = self._like.address(driver, int(np.prod(shape.mask_size)))
+        counts = (images.size, int(np.prod(shape.mask_size)), self._masks.size)
+        image, like, mask = self._memory.addresses(driver, counts, self._kernel.make_room)
 
         def work() -> None:
             with self._errors("queue a batch"):
@@ -301,8 +303,7 @@ class CudaSlot(Slot):
     def queue_network(self) -> None:
         """Queue the network again on the batch that lies on the device; nothing is copied."""
         with self._device.current() as driver, cuda_errors("queue the network"):
-            buffers = (self._image, self._like, self._mask)
-            image, like, mask = (buffer.address(driver, 0) for buffer in buffers)
+            image, like, mask = self._memory.addresses(driver, (0, 0, 0), self._kernel.make_room)
             self._kernel.enqueue(self._shape, image, like, mask, self._stream.handle)
 
     def mark(self) -> Any:
@@ -340,8 +341,7 @@ class CudaSlot(Slot):
         with self._device.current():
             self._replay.free()
             self._kernel.close()
-            for buffer in (self._image, self._mask, self._like):
-                buffer.free()
+            self._memory.free()
             self._inputs.free()
             self._outputs.free()
             self._done = self._laps = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,31 @@ class DeviceBuffer:
         if self._memory is not None:
             self._memory.free()
         self._memory, self._size = None, 0
+
+
+class BatchBuffers:
+    """Owns a slot's memory on the device: images, what stands for the masks' size, masks."""
+
+    def __init__(self) -> None:
+        self._buffers = (DeviceBuffer(), DeviceBuffer(), DeviceBuffer())
+
+    def addresses(
+        self, driver: Any, counts: tuple[int, int, int], make_room: Callable[[], None]
+    ) -> tuple[int, int, int]:
+        """Of at least so many bytes; make_room: called once where there is no memory for them."""
+        try:
+            return self._addresses(driver, counts)
+        except driver.MemoryError:
+            make_room()
+        return self._addresses(driver, counts)
+
+    def _addresses(self, driver: Any, counts: tuple[int, int, int]) -> tuple[int, int, int]:
+        image, like, mask = map(DeviceBuffer.address, self._buffers, (driver,) * 3, counts)
+        return image, like, mask
+
+    def free(self) -> None:
+        for buffer in self._buffers:
+            buffer.free()
 
 
 class DeviceView:

@@ -243,6 +243,10 @@ class SessionKernel(Kernel):
         """The session: its memory is free, or it goes to the next slot."""
         self._binding = self._bound = self._session = None
 
+    def make_room(self) -> None:
+        """Sessions of slots that are closed hold what their largest batches took."""
+        self._sessions.keep_none()
+
     def close(self) -> None:
         current = self._fused == (self._graph.data is not None)
         if self._session is not None and current and not self._failed:

@@ -157,6 +157,11 @@ class TorchKernel(Kernel):
                 self._short = self._short or tells_of_memory(error)
                 raise
 
+    def make_room(self) -> None:
+        """A graph of other addresses is of no use any more."""
+        self._replay.free()
+        give_back()
+
     def close(self) -> None:
         """Leave PyTorch's pool to the slots that come next, but where memory was short.
 

@@ -11,6 +11,9 @@ from ..contract.errors import UserError, first_line
 MOST_CAPTURES = 16
 """Of a slot whose shapes change: each takes longer than a batch that is queued call by call."""
 
+_BROKEN: list[Any] = []
+"""Graphs whose capture failed: PyTorch's allocators may ask them for ever which work is theirs."""
+
 
 class NetGraph:
     """Owns a captured network and the memory that it runs in, which nothing else uses."""
@@ -50,6 +53,7 @@ def capture_net(work: Callable[[], None], stream: int) -> NetGraph:
         why = first_line(error)
     else:
         return NetGraph(graph)
+    _BROKEN.append(graph)
     NetGraph(graph).free()  # not before: the error holds what the network had computed
     raise UserError(why)
 

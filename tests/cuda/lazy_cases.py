@@ -176,7 +176,7 @@ class StaleAddress(CudaSlot):
         kernel, old = self._kernel, np.zeros(1 << 16, np.uint8)
 
         class Stale:
-            eager = kernel.eager
+            eager, make_room = kernel.eager, kernel.make_room
 
             def enqueue(
                 self, shape: BatchShape, image: int, size_like: int, mask: int, stream: int

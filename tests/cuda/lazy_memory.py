@@ -81,6 +81,40 @@ def test_an_image_that_never_fits_ends_the_job_and_frees_all(
         driver.lazy_set_memory_limit(-1)
 
 
+class HoardingKernel(OnnxKernel):
+    """Keeps memory for later, as PyTorch's pool does."""
+
+    def __init__(self, session: Session, *kept: Any) -> None:
+        super().__init__(session)
+        self._kept = [*kept]
+
+    def make_room(self) -> None:
+        while self._kept:
+            self._kept.pop().free()
+
+
+def test_what_is_kept_for_later_makes_room_for_larger_buffers(
+    device: CudaDevice,
+    session: Session,
+) -> None:
+    rng, (small, large) = np.random.default_rng(0), SIZES
+    with device.current() as module:
+        slot = CudaSlot(device, 1, HoardingKernel(session, module.mem_alloc(10_000)))
+    driver.lazy_set_memory_limit(driver.lazy_memory_used() + 3 * 24 * 32)
+    try:
+        for batch, size in ((1, small), (3, large), (1, small)):
+            images = pictures(rng, batch, size)
+            slot.reserve(batch, size)[:] = images
+            slot.submit(batch, size)
+            assert np.array_equal(slot.masks(), expected(session, images, size))
+        slot.reserve(30, large)
+        with pytest.raises(DeviceMemoryError):
+            slot.submit(30, large)
+    finally:
+        driver.lazy_set_memory_limit(-1)
+        slot.close()
+
+
 class NamedKernel(OnnxKernel):
     name = "plan /models/steel/model.plan"
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import pytest
 import torch
 
-from unetrt.engine import cuda_graph
+from unetrt.engine import cuda_graph, torch_graph
 from unetrt.engine.cuda_graph import Replay
+from unetrt.engine.torch_backend import TorchKernel
 from unetrt.engine.torch_graph import MOST_CAPTURES, capture_net, give_back
+from unetrt.training.masknet import MaskNet
 
 
 class Device:
@@ -122,6 +125,17 @@ def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
     assert device.recording is None, "a stream that is left capturing takes no work"
     assert graph.refused == "CUDA out of memory"
     assert (len(device.reset), device.given_back) == (1, 1), "it keeps memory that others need"
+    assert device.reset[0] in torch_graph._BROKEN, "PyTorch calls on it"
+
+
+def test_room_is_made_of_the_graph_and_of_the_pool(device: Device) -> None:
+    kernel = TorchKernel(cast(MaskNet, None), graphs=True)
+    for _ in range(2):
+        run(kernel._replay, device, "a")
+    kernel.make_room()
+    assert len(device.reset) == 1
+    assert device.given_back > 0
+    assert run(kernel._replay, device, "a") == "a"
 
 
 def test_a_device_that_is_lost_is_told_of_by_what_failed_alone(device: Device) -> None:
