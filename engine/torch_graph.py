@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 from ..contract.errors import UserError, first_line
 
 MOST_CAPTURES = 16
 """Of a slot whose shapes change: each takes longer than a batch that is queued call by call."""
+
+_LIST = Lock()
+"""PyTorch before 2.13 has one list of all graphs, which two threads must not change at once."""
 
 _BROKEN: list[Any] = []
 """Graphs whose capture failed: PyTorch's allocators may ask them for ever which work is theirs."""
@@ -28,7 +32,9 @@ class NetGraph:
 
     def free(self) -> None:
         """What is in flight must have ended."""
-        self._graph.reset()
+        with _LIST:
+            self._graph.reset()
+            self._graph = None
         give_back()
 
 
@@ -44,11 +50,12 @@ def capture_net(work: Callable[[], None], stream: int) -> NetGraph:
 
     graph = torch.cuda.CUDAGraph()
     try:
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            work()
-        finally:
-            graph.capture_end()
+        with _LIST:
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
     except RuntimeError as error:
         why = first_line(error)
     else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from functools import partial
 from typing import cast
 
 import pytest
@@ -126,6 +129,23 @@ def test_work_that_fails_in_a_capture_ends_it(device: Device) -> None:
     assert graph.refused == "CUDA out of memory"
     assert (len(device.reset), device.given_back) == (1, 1), "it keeps memory that others need"
     assert device.reset[0] in torch_graph._BROKEN, "PyTorch calls on it"
+
+
+def test_threads_capture_one_after_the_other(device: Device) -> None:
+    captured: list[str] = []
+
+    def work(name: str) -> None:
+        captured.append(name)
+        time.sleep(0.05)
+        captured.append(name)
+
+    threads = [threading.Thread(target=capture_net, args=(partial(work, n), 0)) for n in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert captured[::2] == captured[1::2]
+    assert sorted(captured[::2]) == list("abcd")
 
 
 def test_room_is_made_of_the_graph_and_of_the_pool(device: Device) -> None:
