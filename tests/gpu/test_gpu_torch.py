@@ -163,6 +163,20 @@ def directory(checkpoint_file: Files, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+def test_engines_that_are_closed_leave_no_memory(directory: Path) -> None:
+    """PyTorch and cuBLAS keep some by stream, and every engine has streams of its own."""
+
+    def use_engines(count: int) -> None:
+        for _ in range(count):
+            with open_engine(directory) as engine:
+                masks_of(engine, 4)
+
+    use_engines(3)
+    before = torch.cuda.mem_get_info()[0]
+    use_engines(12)
+    assert before - torch.cuda.mem_get_info()[0] < 32 << 20
+
+
 @pytest.mark.parametrize("case", list(CASES)[1:])
 def test_graphs(directory: Path, case: str) -> None:
     run_alone(directory, case)
