@@ -80,25 +80,39 @@ class _Conv(nn.Module):
 
 
 class _ConvRelu(_Conv):
-    """fuses: whether cuDNN has a way to do it in one, as far as is known."""
+    """fuses: whether cuDNN does both in one, and as PyTorch does; None until it was asked."""
 
-    fuses = True
+    fuses: bool | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if not self.fuses or not _by_cudnn(x) or x.dtype == torch.float32:
-            return super().forward(x).relu_()
-        once, padding = (1, 1), (self.padding, self.padding)
+        if self.fuses is False or not _by_cudnn(x) or x.dtype == torch.float32:
+            return self._in_two(x)
         try:
-            return torch.cudnn_convolution_relu(x, self.weight, self.bias, once, padding, once, 1)
+            if self.fuses is None:
+                self.fuses = self._keeps_nan(x)
+            if self.fuses:
+                return self._in_one(x)
+            why = "its ReLU of a NaN is a number"
         except RuntimeError as error:
             if NO_ENGINE not in str(error):
                 raise
             why = first_line(error)
-        found = super().forward(x).relu_()  # where this finds none either, memory is short
+        found = self._in_two(x)  # where this finds no engine either, memory is short
         self.fuses = False
         log.info("cuDNN fuses no ReLU with a convolution %s: %s", tuple(self.weight.shape), why)
         return found
+
+    def _in_one(self, x: Tensor) -> Tensor:
+        once, padding = (1, 1), (self.padding, self.padding)
+        return torch.cudnn_convolution_relu(x, self.weight, self.bias, once, padding, once, 1)
+
+    def _in_two(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu_()
+
+    def _keeps_nan(self, x: Tensor) -> bool:
+        """CuDNN knows a ReLU that makes 0 of NaN: an overflow would become a mask."""
+        return bool(self._in_one(torch.full_like(x, torch.nan)).isnan().all())
 
 
 def _by_cudnn(x: Tensor) -> bool:

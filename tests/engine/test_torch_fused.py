@@ -144,6 +144,27 @@ def test_what_cudnn_does_not_fuse_runs_in_two_steps(monkeypatch: pytest.MonkeyPa
     assert cudnn.tried == 18, "each is tried once"
 
 
+def test_a_relu_that_makes_a_number_of_nan_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = folded_masknet(balanced_checkpoint(), "fp16")
+    net, asked = fused(expected), []
+
+    def relu(x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
+        asked.append(x)
+        found = F.conv2d(x, weight, bias, padding=1)
+        return torch.where(found > 0, found, 0.0)
+
+    monkeypatch.setattr(torch_fused, "_by_cudnn", lambda _: True)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    images = pictures((33, 50), 1)
+    for _ in range(2):
+        assert most_apart(net, expected, (33, 50)) < ROUNDING["fp16"]
+    assert len(asked) == 18, "each is asked once"
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *a: relu(*a) + 0 * a[0].sum())
+    kept = fused(expected)
+    kept.logits(images)
+    assert all(layer.fuses for layer in kept.modules() if isinstance(layer, torch_fused._ConvRelu))
+
+
 def test_what_finds_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = folded_masknet(balanced_checkpoint(), "fp16")
     net, cudnn = fused(expected), Unfused(monkeypatch)
