@@ -51,10 +51,19 @@ class Sample:
     checksum: int = 0
 
     def load(self) -> Labelled:
-        """Give image uint8 (h, w, C) of `input_size` and truth uint8 of that size, or of `size`."""
+        """Give image uint8 (h, w, C) of `input_size` and truth uint8 of that size, or of `size`.
+
+        Raises ImageError where the files are no longer those that were read once.
+        """
         if self.held:
             return self.held
-        image, truth = _read(self.pair, self.spec)[0]
+        (image, truth), size = _read(self.pair, self.spec)
+        if (size, _checksum(image, truth)) != (self.size, self.checksum):
+            raise ImageError(
+                f"{self.pair.image} or its mask has changed since the run began",
+                seen="another size" if size != self.size else "other pixels",
+                expected="what was read before the first step",
+            )
         return image, self.fitted(truth)
 
     def truth(self) -> U8:
@@ -207,9 +216,13 @@ def _sample(task: tuple[Pair, bool], found: Found) -> Sample | Problem:
         input_size=(image.shape[0], image.shape[1]),
         size=size,
         shrunk=shrunk,
-        checksum=zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes())),
+        checksum=_checksum(image, truth),
     )
     return replace(sample, held=(image, sample.fitted(truth)))
+
+
+def _checksum(image: U8, truth: U8) -> int:
+    return zlib.crc32(truth.tobytes(), zlib.crc32(image.tobytes()))
 
 
 def _read(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetrt.contract.errors import UserError
+from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 from unetrt.training.losses import LossOptions
@@ -336,6 +336,20 @@ def test_what_does_not_fit_into_memory_is_read_again(empty_pairs: Folders) -> No
     for sample, held in zip(samples, [*whole.train, *whole.validation], strict=True):
         pairs = zip(sample.load(), held.load(), strict=True)
         assert all(np.array_equal(array, other) for array, other in pairs)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (24, 24)])
+def test_files_that_change_while_they_are_read_again_are_refused(
+    empty_pairs: Folders, size: tuple[int, int]
+) -> None:
+    """The mask alone, or both to another size."""
+    for name in "abcd":
+        write_pair(empty_pairs, name, mask_of(0, 1))
+    data = load_training_data(options_for(empty_pairs), None, memory=0)
+    for sample in (*data.train, *data.validation):
+        write_pair(empty_pairs, sample.pair.name, np.ones(size, np.uint8), size)
+        with pytest.raises(ImageError, match="changed since the run began"):
+            sample.load()
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
