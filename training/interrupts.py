@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from types import FrameType
 
 from ..contract.log import log
@@ -14,15 +15,20 @@ SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 """Sent when the terminal is lost, as with a broken ssh; Windows has none."""
 
 
+SAME_SECONDS = 2.0
+"""In these a signal to a whole group comes again: torchrun and timeout pass on what they get."""
+
+
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop, at a step's end: all that it holds is of one moment."""
 
 
 class Interrupts:
-    """Between enter and exit a signal sets `requested`; a second one stops at once, unsaved."""
+    """Between enter and exit a signal sets `requested`; a later one stops at once, unsaved."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupts:
@@ -42,8 +48,10 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+            if time.monotonic() - self._since > SAME_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.requested, self._since = True, time.monotonic()
         if number == SIGHUP:
             _leave_terminal()
         log.warning("%s: the run is saved after this step", signal.Signals(number).name)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, first_line
 from ..contract.progress import Advance, show_progress
 
 Item = TypeVar("Item")
@@ -143,9 +143,32 @@ def joined_ranks(cuda: bool) -> Iterator[Ranks]:
     import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        with loss_told():
+            yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def loss_told() -> Iterator[None]:
+    """Turn what PyTorch raises where another process is gone into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _tells_of_loss(error):
+            raise
+        raise UserError(
+            "another process of the run has ended, or is not reached",
+            seen=first_line(error),
+            expected="all of them, to the end: the error of that one says why",
+        ) from error
+
+
+def _tells_of_loss(error: RuntimeError) -> bool:
+    """Gloo's errors have no class, but the name of its source file."""
+    if not dist.is_available():
+        return False
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def _is_one_of_several() -> bool:

@@ -87,7 +87,7 @@ class Stepper:
         before = _Kept(self._net.buffers())
         try:
             loss, norm = self._numbers(*self._gradients(batch, before))
-        except (NotFiniteError, DeviceMemoryError):
+        except (NotFiniteError, DeviceMemoryError, RuntimeError):  # as of a process that is gone
             before.restore()
             raise
         self.whole = False

@@ -24,7 +24,7 @@ from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
 from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
-from .ranks import Ranks, progress_of_first, sync_batchnorms
+from .ranks import Ranks, loss_told, progress_of_first, sync_batchnorms
 from .report import EpochResult, Reporter
 from .resume import CHECKSUMS, data_checksums, data_names, options_to_json, with_whole_paths
 from .rundir import RunFolder
@@ -126,12 +126,16 @@ class Trainer:
 
         So do errors that a user can mend, as files that are gone: they say how to go on.
         """
+        with self._interrupts:  # to the end: torchrun's SIGTERM would cost what is being written
+            return self._run()
+
+    def _run(self) -> Path:
         failed = True
         if self._ranks.is_main:
             self._reporter.describe(self._masknet, str(self._device))
             self._warn_of_recipe()
         try:
-            with self._interrupts:
+            with loss_told():
                 self._ranks.wait()  # until a signal finds all of them prepared
                 if self._at.step == 0:
                     self._write_last()  # what the first step can go back to
@@ -252,7 +256,7 @@ class Trainer:
         if self._stepper.whole and self._ranks.is_main:
             self._write_last()
         return DeviceMemoryError(
-            f"{error.message}, at {self._place()}; {self._told_last()}",
+            f"{error.message}, at {self._place()}{self._told_kept()}",
             seen=error.seen,
             hint=f"unetrt train --load {as_word(self._folder.last)} …   with {error.hint}",
         )
@@ -267,9 +271,9 @@ class Trainer:
             return None
         found = error if isinstance(error, UserError) else UserError(first_line(error))
         first = f"{found.hint}; then " if found.hint else ""
-        run = as_word(self._folder.path)
+        run, epoch = as_word(self._folder.path), max(1, self._at.epoch + bool(self._at.batch))
         return UserError(
-            f"{found.message}, after step {step} (epoch {self._at.epoch + 1}); {self._told_last()}",
+            f"{found.message}, after step {step} (epoch {epoch}){self._told_kept()}",
             seen=found.seen,
             expected=found.expected,
             hint=f"{first}unetrt train --resume {run}   goes on from there",
@@ -280,6 +284,10 @@ class Trainer:
 
     def _told_last(self) -> str:
         return f"the weights after step {self._kept} are in {self._folder.last}"
+
+    def _told_kept(self) -> str:
+        """Only the first process knows what it has written."""
+        return f"; {self._told_last()}" if self._ranks.is_main else ""
 
     def _keep(self, score: float | None) -> None:
         """Without a score best.pth is the last epoch's, until there is one."""

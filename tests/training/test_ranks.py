@@ -213,15 +213,47 @@ def test_a_run_of_two_processes_has_one_voice_and_the_scores_of_one(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(quick_options: TrainOptions, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["torchrun", "all"])
+def test_two_processes_stop_together_and_go_on(
+    of: str, quick_options: TrainOptions, tmp_path: Path
+) -> None:
+    """SIGTERM to torchrun, and Ctrl-C in a terminal, which all of them get."""
     options = replace(quick_options, recipe=replace(RECIPES["modern"], epochs=400, batch_size=4))
     both = tmp_path / "both"
-    running = subprocess.Popen(command(options, both), env=environment(), stderr=subprocess.PIPE)
-    limit = time.monotonic() + TIMEOUT
-    while not (both / "last.pth").exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGTERM)
+    running = started(options, both)
+    if of == "all":
+        os.killpg(running.pid, signal.SIGINT)
+    else:
+        running.send_signal(signal.SIGTERM)
     _, stderr = running.communicate(timeout=TIMEOUT)
     assert b"goes on from here" in stderr
+    assert b"forcefully" not in stderr
     last = read_checkpoint(both / "last.pth").resume
     assert last["step"] == 3 * last["epoch"] + last["batch"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_with_a_message(
+    quick_options: TrainOptions, tmp_path: Path
+) -> None:
+    options = replace(quick_options, recipe=replace(RECIPES["modern"], epochs=400, batch_size=4))
+    both = tmp_path / "both"
+    running = started(options, both)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, stderr = running.communicate(timeout=TIMEOUT)
+    assert b"error: another process of the run has ended" in stderr
+    assert b"[rank0]" not in stderr, "a traceback"
+    last = read_checkpoint(both / "last.pth").resume
+    assert last["step"] == 3 * last["epoch"] + last["batch"] > 0
+
+
+def started(options: TrainOptions, both: Path) -> subprocess.Popen[bytes]:
+    """Two processes in a group of their own that have done an epoch."""
+    running = subprocess.Popen(
+        command(options, both), env=environment(), stderr=subprocess.PIPE, start_new_session=True
+    )
+    limit = time.monotonic() + TIMEOUT
+    while not (both / "best.pth").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    return running

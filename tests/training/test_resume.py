@@ -349,3 +349,30 @@ def test_what_is_ignored_stays_so(name: str) -> None:
             assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, handler)
+
+
+def test_a_signal_that_is_passed_on_is_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Ctrl-C the terminal tells torchrun and its processes, and torchrun tells them again."""
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.requested
+        now = time.monotonic()
+        monkeypatch.setattr("unetrt.training.interrupts.time.monotonic", lambda: now + 60)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_does_not_cost_what_is_being_written(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun sends one, once another process has ended."""
+
+    def write(path: Path, checkpoint: Checkpoint) -> None:
+        if checkpoint.resume.get("step") == 2:
+            signal.raise_signal(signal.SIGINT)
+        write_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr("unetrt.training.trainer.write_checkpoint", write)
+    interrupt(quick_options, monkeypatch, 2)
+    assert read_checkpoint(folder_of(quick_options) / "last.pth").resume["step"] == 2

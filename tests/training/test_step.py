@@ -46,6 +46,10 @@ def a_batch() -> Batch:
 
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+LOST = [
+    RuntimeError("[/pytorch/third_party/gloo/gloo/tcp/pair.cc:5] Connection closed by peer"),
+    torch.distributed.DistBackendError("NCCL communicator was aborted"),
+]
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GiB")
 
 
@@ -114,6 +118,19 @@ def test_another_error_is_not_taken_for_it(
     monkeypatch.setattr(LOSS, failing_at(1, error=RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(quick_options)
+
+
+@pytest.mark.parametrize("lost", LOST, ids=("gloo", "nccl"))
+def test_the_loss_of_another_process_costs_no_step(
+    lost: RuntimeError, quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the second step's forward pass did to the running statistics is not kept."""
+    monkeypatch.setattr(LOSS, failing_at(2, error=lost))
+    with pytest.raises(UserError, match=r"another process .* after step 1 \(epoch 1\); the"):
+        train(quick_options)
+    last = read_checkpoint(folder_of(quick_options) / "last.pth")
+    assert last.resume["step"] == 1
+    assert last.resume["trained"]["inc.double_conv.1.num_batches_tracked"] == 1
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
