@@ -92,7 +92,7 @@ class Reporter:
         """No run ends, and no error is replaced, because its curve could not be drawn."""
         try:
             self._folder.draw()
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001  of matplotlib: its settings may ask for LaTeX
             log.warning("the curve was not drawn: %s", first_line(error))
         self._drawn = time.monotonic()
 

@@ -82,7 +82,7 @@ def test_lines_that_cannot_be_read_are_left_out(
     assert "cannot be read and are left out, and kept in" in caplog.text
 
 
-@pytest.mark.parametrize("error", [OSError("full"), ValueError("no number"), KeyError("epoch")])
+@pytest.mark.parametrize("error", [OSError("full"), RuntimeError("no TeX"), ImportError("no map")])
 def test_a_curve_that_is_not_drawn_replaces_no_error(
     quick_options: TrainOptions,
     monkeypatch: pytest.MonkeyPatch,
