@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,6 +171,22 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"no image at {path}", seen="a folder") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened", seen=error.strerror or error) from error
+
+
+def stored_orientation(path: Path) -> int:
+    """The EXIF orientation that a readable file states before its pixels, 1 to 8; else 1."""
+    with suppress(*DECODE_ERRORS), path.open("rb") as file:
+        start = file.read(32)
+        reader = next((r for signature, r in _READERS if re.match(signature, start)), None)
+        if reader is None:
+            return 1
+        file.seek(0)
+        image = reader(file)
+        if isinstance(image, PngImageFile) and "exif" not in image.info:
+            return 1  # Pillow would decode the pixels to look behind them
+        value = image.getexif().get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+    return 1
 
 
 def check_file_size(path: Path, size: int) -> None:

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..contract.log import log
 from ..contract.metrics import ConfusionMatrix, Scores
 from ..contract.progress import show_progress
 from ..contract.types import U8
 from ..engine.base import Engine
-from ..training.pairs import Pair, checked_pairs, load_pair
+from ..training.pairs import (
+    Pair,
+    checked_pairs,
+    is_turned_in_doubt,
+    load_pair,
+    told_of_turns,
+)
 from .pipeline import Loaded, PipelineOptions, run_pipeline
 
 
@@ -45,9 +52,12 @@ def evaluate_engine(
     spec = engine.spec
     matrix, lock = ConfusionMatrix(spec.mask_classes), threading.Lock()
     truths: dict[Pair, U8] = {}
+    in_doubt: list[Pair] = []
 
     def load(pair: Pair) -> Loaded:
         image, size, truths[pair] = load_pair(pair, spec, bit_depth)
+        if is_turned_in_doubt(pair, size):
+            in_doubt.append(pair)
         return image, size
 
     def consume(pair: Pair, mask: U8) -> None:
@@ -62,4 +72,6 @@ def evaluate_engine(
             if result.error is not None:
                 truths.pop(result.task, None)
                 failures.append((result.task.image, result.reason))
+    if in_doubt:
+        log.warning(told_of_turns(sorted(in_doubt, key=lambda pair: pair.name), len(pairs)))
     return Evaluation(matrix.scores(spec.class_names), len(pairs), failures)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..contract.errors import ImageError, UserError
+from ..contract.errors import ImageError, UserError, as_word
 from ..contract.files import IMAGE_SUFFIXES, folders_below, image_paths, write_atomically
+from ..contract.headers import stored_orientation
 from ..contract.masks import StoredMask, read_stored
 from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
@@ -82,8 +83,34 @@ def read_pair(
         raise ImageError(
             f"{pair.image} and {pair.mask} differ in size",
             seen=f"image {_text(size)}, mask {_text(mask.pixels.shape)}",
+            hint=_hint_of_turn(pair, size == mask.pixels.shape[1::-1]),
         )
     return image, size, mask
+
+
+def _hint_of_turn(pair: Pair, swapped: bool) -> str | None:
+    if swapped and stored_orientation(pair.image) >= 5:
+        image = as_word(pair.image)
+        return f"exiftool -Orientation= {image}   where the mask is of the photo as it is stored"
+    return None
+
+
+def is_turned_in_doubt(pair: Pair, size: Size) -> bool:
+    """Whether the image is turned by its EXIF orientation, and nothing tells if its mask is.
+
+    size: that of both.
+    """
+    orientation = stored_orientation(pair.image)
+    shown_by_size = orientation >= 5 and size[0] != size[1]
+    return orientation != 1 and not shown_by_size and stored_orientation(pair.mask) == 1
+
+
+def told_of_turns(pairs: Sequence[Pair], count: int) -> str:
+    """What to say of those in doubt, among `count`."""
+    return (
+        f"{len(pairs)} of {count} images are turned by an EXIF orientation that their masks lack "
+        f"({pairs[0].image}): the masks are taken for those of the upright pictures"
+    )
 
 
 def checked_pairs(images: Path, masks: Path) -> list[Pair]:

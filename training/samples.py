@@ -21,7 +21,15 @@ from ..contract.spec import MIN_SIDE, ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .options import TrainOptions
-from .pairs import Pair, Problem, match_pairs, raise_problems, read_pair
+from .pairs import (
+    Pair,
+    Problem,
+    is_turned_in_doubt,
+    match_pairs,
+    raise_problems,
+    read_pair,
+    told_of_turns,
+)
 from .ranks import is_main_process, processes_here, progress_of_first
 from .values import Found, spec_from_masks
 
@@ -40,6 +48,7 @@ class Sample:
     input_size: of the image as the network takes it; size: of the file. shrunk: the truth is made
     as large as the image by its nearest pixels, when it is read. held: both in memory, or None
     where they did not fit and are read each time. checksum: of image and truth as they were read.
+    in_doubt: whether the mask is turned as the image is.
     """
 
     pair: Pair
@@ -49,6 +58,7 @@ class Sample:
     shrunk: bool = False
     held: Labelled | None = None
     checksum: int = 0
+    in_doubt: bool = False
 
     def load(self) -> Labelled:
         """Give image uint8 (h, w, C) of `input_size` and truth uint8 of that size, or of `size`.
@@ -126,6 +136,8 @@ def load_training_data(
     crop, warnings = _crop_problems(options.crop, samples[: len(train)])
     raise_problems(problems + crop, options.out)
     warnings = [*found.warnings, *warnings, *_warnings_of_size(samples, options.scale)]
+    turned = [sample.pair for sample in samples if sample.in_doubt]
+    warnings += [told_of_turns(turned, len(pairs))] if turned else []
     return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
 
 
@@ -217,6 +229,7 @@ def _sample(task: tuple[Pair, bool], found: Found) -> Sample | Problem:
         size=size,
         shrunk=shrunk,
         checksum=_checksum(image, truth),
+        in_doubt=is_turned_in_doubt(pair, size),
     )
     return replace(sample, held=(image, sample.fitted(truth)))
 

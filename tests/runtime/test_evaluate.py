@@ -12,6 +12,7 @@ from PIL import Image
 from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import torch_engine, write_picture
 from unetrt.contract.errors import UserError
+from unetrt.contract.headers import ORIENTATION
 from unetrt.contract.resize import network_input
 from unetrt.contract.types import U8
 from unetrt.engine.base import Engine
@@ -124,3 +125,16 @@ def test_every_file_without_a_partner_is_listed(tmp_path: Path) -> None:
     assert "no image for" in text
     assert "2.png" in text
     assert "train" not in caught.value.message.replace(str(tmp_path), "")
+
+
+def test_turned_photos_whose_masks_say_nothing_of_it_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pairs(tmp_path, 2, 4)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    for path in (tmp_path / "imgs").iterdir():
+        Image.open(path).save(path, exif=exif)
+    with torch_engine(balanced_checkpoint()) as engine:
+        evaluate_engine(engine, tmp_path / "imgs", tmp_path / "masks")
+    assert "2 of 2 images are turned by an EXIF orientation" in caplog.text

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from unetrt.contract.errors import ImageError, UserError
+from unetrt.contract.headers import ORIENTATION
 from unetrt.contract.spec import ModelSpec
+from unetrt.training.options import TrainOptions
 from unetrt.training.pairs import (
     Problem,
     checked_pairs,
@@ -15,6 +17,7 @@ from unetrt.training.pairs import (
     match_pairs,
     raise_problems,
 )
+from unetrt.training.samples import load_training_data
 
 Folders = tuple[Path, Path]
 
@@ -118,3 +121,46 @@ def test_truths_are_class_indices_at_the_file_s_size(empty_pairs: Folders) -> No
     Image.fromarray(np.zeros((8, 11), np.uint8)).save(masks / "a.png")
     with pytest.raises(ImageError, match="differ in size"):
         load_pair(pair, spec)
+
+
+def write_turned(folders: tuple[Path, Path], size: tuple[int, int], image: int, mask: int) -> None:
+    """A photo and its mask of `size` as stored, with their EXIF orientations."""
+    for folder, name, orientation in zip(folders, ("a.jpg", "a.png"), (image, mask), strict=True):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        pixels = np.resize(np.array([0, 1], np.uint8), size)
+        Image.fromarray(pixels).save(folder / name, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "mask", "in_doubt"),
+    [
+        *[((16, 16), 6, 1, True), ((16, 24), 3, 1, True)],
+        *[((16, 16), 6, 6, False), ((16, 24), 1, 1, False)],
+    ],
+)
+def test_masks_of_turned_photos_are_warned_of_where_their_size_tells_nothing(
+    empty_pairs: tuple[Path, Path], size: tuple[int, int], image: int, mask: int, in_doubt: bool
+) -> None:
+    write_turned(empty_pairs, size, image, mask)
+    for folder in empty_pairs:
+        for path in list(folder.iterdir()):
+            path.with_stem("b").write_bytes(path.read_bytes())
+    options = TrainOptions(images=empty_pairs[0], masks=empty_pairs[1], channels=1, validation=50)
+    warnings = load_training_data(options, None).warnings
+    told = [w for w in warnings if w.startswith("2 of 2 images are turned by an EXIF orientation")]
+    assert len(told) == in_doubt
+
+
+def test_a_mask_of_the_stored_pixels_says_how_to_mend_the_photo(
+    empty_pairs: tuple[Path, Path],
+) -> None:
+    write_turned(empty_pairs, (16, 24), 6, 1)
+    [pair] = checked_pairs(*empty_pairs)
+    with pytest.raises(ImageError, match="differ in size") as caught:
+        load_pair(pair, ModelSpec(channels=1))
+    assert "exiftool" in str(caught.value.hint)
+    write_turned(empty_pairs, (16, 24), 1, 6)
+    with pytest.raises(ImageError, match="differ in size") as caught:
+        load_pair(pair, ModelSpec(channels=1))
+    assert caught.value.hint is None
