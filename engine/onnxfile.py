@@ -20,6 +20,7 @@ _WEIGHT_TYPES = {
     "bf16": {"BFLOAT16", "FLOAT"},
 }
 """Types of a convolution's weights, by the graph's precision; blocks may stay in fp32."""
+_LAST_KERNEL = "net.outc.conv.weight"
 EXPORT_HINT = "unetrt export CHECKPOINT -o model.onnx   writes one"
 
 
@@ -75,6 +76,7 @@ def metadata_from_onnx(path: Path) -> tuple[ModelSpec, str, str]:
         )
     spec, precision = ModelSpec.from_json(entries[SPEC_KEY]), entries.get(PRECISION_KEY, "fp32")
     _check_ends(path, model.graph, spec)
+    _check_classes(path, model.graph, spec)
     _check_weights(path, model.graph, precision)
     return spec, precision, entries.get(SOURCE_KEY, "")
 
@@ -106,6 +108,19 @@ def _check_ends(path: Path, graph: Any, spec: ModelSpec) -> None:
             seen=f"inputs {_text(inputs)}; outputs {_text(outputs)}",
             expected=f"inputs image (?×?×?×{spec.channels}), size_like (?×?); "
             f"output {spec.result}, all uint8, of any size",
+            hint=EXPORT_HINT,
+        )
+
+
+def _check_classes(path: Path, graph: Any, spec: ModelSpec) -> None:
+    """Raise UserError where the metadata were edited: its masks would hold values of no class."""
+    kernels = (tensor for tensor in graph.initializer if tensor.name == _LAST_KERNEL)
+    seen = next((kernel.dims[0] for kernel in kernels), spec.classes)
+    if seen != spec.classes:
+        raise UserError(
+            f"{path} says that it has {spec.classes} classes and is a network of {seen}",
+            seen=f"{SPEC_KEY} with {spec.classes}, {_LAST_KERNEL} with {seen}",
+            expected="the metadata as they were exported",
             hint=EXPORT_HINT,
         )
 

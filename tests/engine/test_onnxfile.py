@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 from unetrt.contract.errors import UserError
+from unetrt.contract.spec import ModelSpec
 from unetrt.engine.onnxfile import PRECISION_KEY, SPEC_KEY, metadata_from_onnx
 from unetrt.engine.open import open_engine
 from unetrt.training.checkpoint import read_checkpoint
@@ -118,6 +120,19 @@ def test_our_metadata_on_a_graph_of_one_size(
     with pytest.raises(UserError, match="and is none") as caught:
         open_engine(edited(fix))
     assert str(length) in str(caught.value.seen)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_metadata_of_another_number_of_classes(edited: Callable[..., Path], classes: int) -> None:
+    def rewrite(model: onnx.ModelProto) -> None:
+        [entry] = [entry for entry in model.metadata_props if entry.key == SPEC_KEY]
+        spec = ModelSpec.from_json(entry.value)
+        names, values = tuple("abcde")[:classes], tuple(range(classes))
+        changed = replace(spec, classes=classes, class_names=names, mask_values=values)
+        entry.value = changed.to_json()
+
+    with pytest.raises(UserError, match=f"has {classes} classes and is a network of 4"):
+        open_engine(edited(rewrite))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
