@@ -126,13 +126,20 @@ class RunFolder:
         return self.path / CURVE
 
     def append_metrics(self, row: dict[str, int | float | None]) -> None:
-        """Add a line to metrics.csv; the first brings its header. None is an empty cell."""
-        new = self.metrics.stat().st_size == 0
-        with self.metrics.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        """Add a line to metrics.csv; the first brings its header. None is an empty cell.
+
+        Raises UserError where that is not possible: a full disk does not say of which file it is.
+        """
+        try:
+            new = self.metrics.stat().st_size == 0
+            with self.metrics.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if new:
+                    writer.writeheader()
+                cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+                writer.writerow(cells)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.metrics}", seen=error.strerror) from error
 
     def read_metrics(self, keep: bool = False) -> list[Row]:
         """Lines that cannot be read, as after a power cut, are left out with a warning.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,3 +98,19 @@ def test_a_curve_that_is_not_drawn_replaces_no_error(
     data = load_training_data(replace(quick_options), None)
     Reporter(RunFolder(quick_options.out), data, None).close()
     assert "the curve was not drawn" in caplog.text
+
+
+def test_a_full_disk_under_the_metrics_names_them(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends after the steps of the epoch, and goes on from there."""
+
+    def full(writer: csv.DictWriter[str], row: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerow", full)
+        with pytest.raises(UserError, match=r"metrics\.csv, after step 3") as caught:
+            train(quick_options)
+    assert caught.value.seen == "No space left on device"
+    assert train(TrainOptions(resume=quick_options.out)).name == "best.pth"
