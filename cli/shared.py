@@ -110,7 +110,8 @@ def device(text: str) -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Separated by commas."""
+    """Separated by commas; UTF-8, too, where the locale is of another encoding."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return tuple(part.strip() for part in text.split(","))
 
 

@@ -132,7 +132,7 @@ class RunFolder:
         """
         try:
             new = self.metrics.stat().st_size == 0
-            with self.metrics.open("a", newline="") as file:
+            with self.metrics.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(row))
                 if new:
                     writer.writeheader()
@@ -166,7 +166,10 @@ class RunFolder:
             draw_curve(rows, self.curve)
 
     def _write_metrics(self, rows: list[Row]) -> None:
-        with atomic_path(self.metrics) as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic_path(self.metrics) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             if rows:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
@@ -190,7 +193,7 @@ def _is_filled(path: Path) -> bool:
 def _rows_from_csv(path: Path) -> list[Row]:
     """Each line by the header's names, whatever it holds; nothing of one that has no end."""
     found: list[Row] = []
-    with path.open(newline="", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         try:
             for row in csv.DictReader(file):
                 found.append(row)  # noqa: PERF402  those before an error are kept

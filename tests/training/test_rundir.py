@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +117,24 @@ def test_a_full_disk_under_the_metrics_names_them(
             train(quick_options)
     assert caught.value.seen == "No space left on device"
     assert train(TrainOptions(resume=quick_options.out)).name == "best.pth"
+
+
+def test_metrics_are_in_utf_8_in_any_locale(quick_options: TrainOptions) -> None:
+    """A class name comes as surrogates where that cannot decode it."""
+    flags = f"--images {quick_options.images} --masks {quick_options.masks} --channels 1 "
+    flags += f"--classes 4 --width 4 --batch-size 4 --epochs 1 --out {quick_options.out} "
+    words = [
+        sys.executable,
+        "-m",
+        "unetrt.cli",
+        "train",
+        *flags.split(),
+        "--class-names",
+        "a,b,c,é",
+    ]
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        words, env={**os.environ, **plain}, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ",iou é," in RunFolder(quick_options.out, resumed=True).metrics.read_text("utf-8")
