@@ -122,8 +122,12 @@ class TrainOptions:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError, by the flag's name, for what no run can have."""
-        both = (self.val_images is None) == (self.val_masks is None)
+        """Raise UserError, by the flag's name, for what no run can have.
+
+        A resumed run has what goes with a flag that is repeated alone.
+        """
+        alone = self.resume is None
+        both = (self.val_images is None) == (self.val_masks is None) or not alone
         _require(both, "--val-images and --val-masks", "one of them", "both, or neither")
         percent, depth = self.validation, self.bit_depth
         _require(0 < percent < 100, "--validation", percent, "a percentage above 0, below 100")
@@ -135,7 +139,8 @@ class TrainOptions:
         workers = self.workers
         _require(workers is None or 0 <= workers <= 64, "--workers", workers, "0 to 64")
         self._check_network()
-        self._check_classes()
+        if alone:
+            self._check_classes()
 
     def _check_network(self) -> None:
         scale = self.scale

@@ -65,7 +65,8 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
     asked = _asked(options, given, checkpoint.resume)
     _require_same(options, stored, asked)
     own = {name: getattr(options, name) for name in (*FREE, *DATA_FOLDERS) if name in asked}
-    resumed = Resumed(replace(stored, resume=path, **own), checkpoint)
+    whole = replace(stored, resume=None, **own)
+    resumed = Resumed(replace(whole, resume=path), checkpoint)
     if not resumed.finished:
         _require_folders(resumed.options, path)
     return resumed

@@ -168,3 +168,29 @@ def test_the_size_of_the_loss_reaches_the_batches(
         assert batch.images.shape[1:3] == (24, 32)
         assert (batch.truth.shape[1:] == (48, 64)) == whole
         assert (batch.truth.shape[1:] == (24, 32)) != whole
+
+
+def test_one_of_the_folders_to_score_on_may_have_moved(begin: Begin, tmp_path: Path) -> None:
+    """As the hint of a run whose folder is gone says."""
+    images, masks, moved = (tmp_path / name for name in ("val-imgs", "val-masks", "moved"))
+    images.mkdir()
+    masks.mkdir()
+    run = begin(f"--val-images {images} --val-masks {masks}")
+    images.rename(moved)
+    with pytest.raises(UserError, match="not where it was") as caught:
+        resumed(run, "")
+    assert "--val-images DIR " in str(caught.value.hint)
+    assert resumed(run, f"--val-images {moved}").val_masks == masks
+
+
+def test_one_folder_to_score_on_is_too_few_for_a_run_without(begin: Begin, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--val-images and --val-masks"):
+        resumed(begin(""), f"--val-images {tmp_path}")
+
+
+def test_what_goes_with_the_classes_may_be_repeated_alone(begin: Begin) -> None:
+    run = begin("--classes 4 --class-names a,b,c,d --mask-values 0,1,2,3 --class-weights 1,2,3,4")
+    for flag in ("--class-names a,b,c,d", "--mask-values 0,1,2,3", "--class-weights 1,2,3,4"):
+        assert resumed(run, flag).classes == 4
+    with pytest.raises(UserError, match="keeps the options"):
+        resumed(run, "--class-names a,b")
