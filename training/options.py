@@ -54,7 +54,9 @@ class RecipeOptions:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
-        _require(0 < self.learning_rate < 1, "--learning-rate", self.learning_rate, "0 to 1")
+        _require(
+            0 < self.learning_rate < 1, "--learning-rate", self.learning_rate, "above 0, below 1"
+        )
         _require(0 <= self.ema < 1, "--ema", self.ema, "0 (none), to below 1")
         weights = self.class_weights
         positive = weights == "auto" or all(0 < w < math.inf for w in weights)
