@@ -25,6 +25,8 @@ from .cluster_work import (
     ROW,
     InferRows,
     absolute_task,
+    another_code,
+    code_digest,
     load_row,
     open_once,
     packed,
@@ -47,6 +49,7 @@ INFER_BATCH = 128
 """Images that an engine gets at once: many of its batches, so that its slots stay full."""
 
 CONNECT_SECONDS = 10.0
+EXPECTED = "HOST:6379 of a head node, or local"
 
 RETRIES = 3
 """Of what a process was doing when it died: what kills each of them would be tried for ever."""
@@ -137,8 +140,9 @@ class Cluster(Closing):
     def _ask_for_model(self, stop: Callable[[], bool]) -> Opened:
         ray = self._ray
         ask = ray.remote(_told).options(**self._shares, max_retries=0)
-        told = ask.remote(self._model, self._engine_options, self.device, self._threads)
-        with self._ray_errors():
+        given = (self._model, self._engine_options, self.device, self._threads)
+        told = ask.remote(code_digest(), *given)
+        with self._ray_errors(), self._code_errors():
             while not ray.wait([told], timeout=TICK)[0]:
                 if stop():
                     raise KeyboardInterrupt
@@ -177,6 +181,7 @@ class Cluster(Closing):
                 yield self._checked(unpacked(row[ROW]), task_of)
         finally:
             if not puller.end():  # it waits for a row that may take long
+                logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # of what is cut off
                 self.close()
             remove_temporaries_of({path for task in tasks for path in task.files})
 
@@ -186,6 +191,14 @@ class Cluster(Closing):
             raise outcome
         found: Outcome = outcome
         return replace(found, task=task_of[found.task])
+
+    @contextmanager
+    def _code_errors(self) -> Iterator[None]:
+        """What is raised where the cluster has no such function, or one of another version."""
+        try:
+            yield
+        except (self._ray.exceptions.RaySystemError, TypeError) as error:
+            raise another_code(first_line(_cause(error))) from error
 
     @contextmanager
     def _ray_errors(self) -> Iterator[None]:
@@ -240,9 +253,14 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _told(*arguments: Any) -> tuple[Opened, list[str]] | UserError:
-    """A UserError as a value: Ray would wrap it and its traceback in an error of its own."""
+def _told(code: str, *arguments: Any) -> tuple[Opened, list[str]] | UserError:
+    """A UserError as a value: Ray would wrap it and its traceback in an error of its own.
+
+    code: the digest of who asks.
+    """
     try:
+        if code != code_digest():
+            raise another_code("other sources than here")
         return open_once(*arguments)
     except UserError as error:
         return travelling(error)
@@ -258,32 +276,50 @@ def _connect(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in its own log files
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _refuse_client(address or os.environ.get("RAY_ADDRESS", ""))
+    hint = "ray start --head   starts one; --ray local   is one for this job alone"
     with _own_signals():
         try:
-            _require_listener(address)
+            if _require_listener(address):
+                hint = "RAY_AUTH_MODE=token unetrt predict …   where the cluster asks for a token"
             ray.init(
                 address=address,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise UserError(
                 f"no Ray cluster at {address or 'this machine'}",
                 seen=first_line(error),
-                expected="HOST:6379 of a head node, ray://HOST:10001 or local",
-                hint="ray start --head   starts one; --ray local   is one for this job alone",
+                expected=EXPECTED,
+                hint=hint,
             ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
-def _require_listener(address: str | None) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray would go on asking for minutes."""
-    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+def _refuse_client(address: str) -> None:
+    """Ray Data runs where the driver is, and a client's is on the other side."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"a job cannot run through Ray's client, {address}",
+            seen="an address that begins with ray://",
+            expected=EXPECTED,
+            hint="--ray HOST:6379   on a machine of the cluster",
+        )
+
+
+def _require_listener(address: str | None) -> bool:
+    """Raise OSError where nobody listens at HOST:PORT: Ray would go on asking for minutes.
+
+    False for what is no such address.
+    """
+    place = re.fullmatch(r"(.+):(\d+)", address or "")
     if place:
         socket.create_connection((place[1], int(place[2])), CONNECT_SECONDS).close()
+    return place is not None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
@@ -107,6 +108,25 @@ def ship_model(path: Path) -> ShippedModel:
     with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
         archive.add(path, path.name)
     return ShippedModel(path.name, buffer.getvalue())
+
+
+def code_digest() -> str:
+    """Of the sources that a job's processes share: rows go from one to the other as pickles."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in ("contract", "engine", "runtime"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def another_code(seen: str) -> UserError:
+    return UserError(
+        "the cluster's machines do not have this unetrt",
+        seen=seen,
+        expected="the same version on every machine, as here",
+        hint="pip install -c constraints.txt '.[ray]'   in the clone, on each; then ray start",
+    )
 
 
 def open_once(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,7 +25,7 @@ from tests.runtime.crews import (
 )
 from tests.runtime.test_journal import counts
 from unetrt.contract.errors import UserError
-from unetrt.contract.modules import is_installed
+from unetrt.contract.modules import import_module, is_installed
 from unetrt.engine.open import open_engine
 from unetrt.runtime.cluster import Cluster, ClusterOptions
 from unetrt.runtime.journal import FOLDER, NAME
@@ -202,8 +204,13 @@ InferRows.__call__ = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_stop_is_heard_while_no_row_comes(
-    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    whole: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Without a traceback of what is cut off."""
     in_every_process(monkeypatch, tmp_path, STUCK)
     tasks, stop = plan_tasks([str(whole.images)], output_dir=tmp_path / "out"), threading.Event()
     with Cluster(EngineOptions(model=model), ClusterOptions(address="local")) as cluster:
@@ -212,6 +219,7 @@ def test_a_stop_is_heard_while_no_row_comes(
         summary = run_job(cluster, tasks, options_of(tmp_path / "out"), stop)
     assert summary.left == PICTURES
     assert time.monotonic() - begun < 60
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_stop_is_heard_while_the_model_is_opened(model: Path) -> None:
@@ -245,6 +253,58 @@ def test_no_cluster_at_an_address(model: Path) -> None:
     with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1") as caught:
         Cluster(EngineOptions(model=model), ClusterOptions(address="127.0.0.1:1"))
     assert "ray start --head" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("named", ["argument", "environment"])
+def test_a_client_s_address_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Ray Data needs a driver that is in the cluster."""
+    address = "ray://127.0.0.1:10001"
+    if named == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    options = ClusterOptions(address=address if named == "argument" else None)
+    with pytest.raises(UserError, match="through Ray's client") as caught:
+        Cluster(EngineOptions(model=model), options)
+    assert "--ray HOST:6379" in str(caught.value.hint)
+
+
+def test_a_cluster_that_asks_for_a_token(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own error is neither an OSError nor a RuntimeError."""
+    error = import_module("ray").exceptions.AuthenticationError("no token was found")
+    monkeypatch.setattr("ray.init", Mock(side_effect=error))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options = ClusterOptions(address=f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1") as caught:
+            Cluster(EngineOptions(model=model), options)
+    assert "no token was found" in str(caught.value.seen)
+    assert "RAY_AUTH_MODE=token" in str(caught.value.hint)
+
+
+OLD = """
+import unetrt.runtime.cluster as cluster
+from unetrt.runtime.cluster_work import open_once
+cluster._told = lambda *arguments: open_once(*arguments)
+cluster._told.__module__, cluster._told.__qualname__ = cluster.__name__, "_told"
+"""
+OTHER = """
+import unetrt.runtime.cluster as cluster
+cluster.code_digest = lambda: "another"
+"""
+NONE = """
+import sys
+sys.modules["unetrt"] = None
+"""
+
+
+@pytest.mark.parametrize("code", [OLD, OTHER, NONE], ids=["old", "other", "none"])
+def test_a_cluster_of_another_version_is_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    in_every_process(monkeypatch, tmp_path, code)
+    with pytest.raises(UserError, match="do not have this unetrt") as caught:
+        Cluster(EngineOptions(model=model), ClusterOptions(address="local"))
+    assert "pip install" in str(caught.value.hint)
 
 
 def test_gpus_that_are_not_there_are_asked_for(model: Path) -> None:
