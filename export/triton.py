@@ -109,11 +109,13 @@ def _check_backend(directory: Path, manifest: Manifest) -> None:
             hint="unetrt build CHECKPOINT -o ENGINE_DIR   makes one",
         )
     if manifest.backend not in KINDS:
+        # An engine of PyTorch is made where there is no TensorRT.
+        instead = "onnxruntime" if manifest.backend == "torch" else "tensorrt"
         raise UserError(
             f"Triton has no backend for {directory}",
             seen=manifest.backend,
             expected=", ".join(KINDS),
-            hint="unetrt build CHECKPOINT -o ENGINE_DIR --backend tensorrt",
+            hint=f"unetrt build CHECKPOINT -o ENGINE_DIR --backend {instead}",
         )
 
 

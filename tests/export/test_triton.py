@@ -185,7 +185,8 @@ def test_openvino_is_told_its_precision(ort: Path, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], TritonOptions, str]] = {
-    "rtx": ({"backend": "tensorrt-rtx"}, OPTIONS, "Triton has no backend"),
+    "rtx": ({"backend": "tensorrt-rtx"}, OPTIONS, "(?s)Triton has no backend.*--backend tensorrt"),
+    "torch": ({"backend": "torch"}, OPTIONS, "(?s)Triton has no backend.*--backend onnxruntime"),
     "fp32": ({"backend": "openvino"}, OPTIONS, "cannot be told to compute in fp32"),
     "gpu": (
         {"backend": "openvino", "precision": "bf16"},
