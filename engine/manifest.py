@@ -163,9 +163,10 @@ def read_manifest(directory: Path) -> Manifest:
                 expected="a model",
                 hint=hint,
             )
+        other = "a file" if directory.exists() else "no such folder"
         raise UserError(
             f"{directory} is not an engine directory",
-            seen=f"no {MANIFEST} in it" if directory.is_dir() else "a file",
+            seen=f"no {MANIFEST} in it" if directory.is_dir() else other,
             hint=rebuild_hint(directory) if is_part_of_engine(directory) else BUILD,
         )
     try:

@@ -101,6 +101,12 @@ def test_nobody_is_told_to_build_over_a_folder_of_pictures(tmp_path: Path) -> No
     assert str(tmp_path) not in hint
 
 
+def test_a_folder_that_is_not_there_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not an engine directory") as caught:
+        read_manifest(tmp_path / "nothing")
+    assert caught.value.seen == "no such folder"
+
+
 @pytest.mark.parametrize("text", ["", "no json", "[]", "null", '"text"', "7", "{}", '{"format":'])
 def test_a_manifest_that_is_no_manifest(directory: Path, text: str) -> None:
     (directory / MANIFEST).write_text(text)
