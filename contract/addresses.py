@@ -82,15 +82,18 @@ def is_address(path: Path) -> bool:
 
 def files_below(folder: Path) -> dict[PurePosixPath, dict[str, Any]]:
     """Name below an address → what its store says of the file, in one listing. OSError."""
+    return {PurePosixPath(key): facts for key, facts in keys_below(folder).items()}
+
+
+def keys_below(folder: Path) -> dict[str, dict[str, Any]]:
+    """files_below, the names as the store has them: a//b and a/b are two."""
     store, root = store_of(folder)
     with store_errors():
         store.invalidate_cache()
         found = store.find(root, detail=True)
     prefix = root.rstrip("/") + "/"
     return {
-        PurePosixPath(name.removeprefix(prefix)): facts
-        for name, facts in found.items()
-        if name.startswith(prefix)
+        key.removeprefix(prefix): facts for key, facts in found.items() if key.startswith(prefix)
     }
 
 

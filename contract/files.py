@@ -9,10 +9,10 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
-from .addresses import files_below, is_address, store_errors
+from .addresses import is_address, keys_below, store_errors
 from .errors import UserError, as_word
 from .log import log
 
@@ -284,15 +284,29 @@ def _refuse_unread(error: OSError) -> None:
 
 def _image_addresses(folder: Path) -> list[Path]:
     try:
-        names = sorted(files_below(folder))
+        keys = sorted(key for key in keys_below(folder) if not key.endswith("/"))
     except OSError as error:
         raise UserError(
             f"cannot list {folder}", seen=error, expected="a folder of images"
         ) from error
-    found = _without_twins([folder / name for name in names if _names_image(name)])
+    names = [PurePosixPath(key) for key in keys]
+    for key, name in zip(keys, names, strict=True):
+        if _names_image(name) and (key != str(name) or name.is_absolute()):
+            _refuse_key(key, folder)
+    found = _without_twins([folder / name for name in sorted(names) if _names_image(name)])
     found = without_outputs(found)
     _require_images(found, folder, len(names))
     return found
+
+
+def _refuse_key(key: str, folder: Path) -> None:
+    """For a path it is another file, whose mask it would share: it would be left out in silence."""
+    raise UserError(
+        f"a file below {folder} has a name that no path has",
+        seen=key,
+        expected="names without // and ./ in them",
+        hint="rename it, or name the folders beside it",
+    )
 
 
 def _without_twins(found: list[Path]) -> list[Path]:

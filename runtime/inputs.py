@@ -89,7 +89,7 @@ def _may_be_there(path: Path) -> bool:
 
 def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     try:
-        if glob.has_magic(str(path)):
+        if _is_pattern(path):
             root, images = _fixed_address(path), without_outputs(files_matching(path))
         elif _is_file(path):
             root, images = path.parent, [path]
@@ -104,6 +104,14 @@ def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     meant = (root, *root.parents)
     folders = [folder for folder in outputs if is_address(folder) and folder not in meant]
     return [item for item in items if not any(f in item.path.parents for f in folders)]
+
+
+def _is_pattern(path: Path) -> bool:
+    """As for files here, what is there by that name is meant first."""
+    if not glob.has_magic(str(path)):
+        return False
+    with store_errors():
+        return not path.exists()
 
 
 def _is_file(path: Path) -> bool:
@@ -281,8 +289,8 @@ def input_roots(inputs: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """The folders that are read, each with the pattern that a file's name has to match."""
     for path in (path_from_text(text) for text in inputs if text != STDIN):
         if is_address(path):
-            magic = glob.has_magic(str(path))
-            yield (_fixed_address(path), path.name) if magic else (path, "*")
+            pattern = _is_pattern(path)
+            yield (_fixed_address(path), path.name) if pattern else (path, "*")
         elif path.is_dir():
             yield path, "*"
         elif not path.exists() and glob.has_magic(str(path)):

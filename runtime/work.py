@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..contract.addresses import is_address
 from ..contract.errors import DeviceMemoryError, ImageError, UserError, first_line
 from ..contract.files import write_atomically
 from ..contract.headers import check_file_size
@@ -196,9 +197,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        folder = ("a folder that takes files", "free the disk or the folder, then run again")
+        store = ("a store that takes files", "see to its server and your rights, then run again")
+        expected, hint = store if is_address(path) else folder
         raise OutputError(
-            f"cannot write {path}",
-            seen=error,
-            expected="a folder that takes files",
-            hint="free the disk or the folder, then run again",
+            f"cannot write {path}", seen=error, expected=expected, hint=hint
         ) from error

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.runtime.encodings import write_mixed
 from tests.runtime.test_journal import MODEL, counts
 from unetrt.contract.addresses import path_from_text
 from unetrt.contract.errors import UserError
+from unetrt.contract.files import image_paths
 from unetrt.engine.base import Engine
 from unetrt.engine.open import open_engine
 from unetrt.runtime.journal import JournalOptions
@@ -251,6 +253,46 @@ def test_lists_globs_and_single_addresses(pictures: Path, tmp_path: Path, store:
     for wrong in ("memory://in/nothing/*.png", "memory://nowhere"):
         with pytest.raises(UserError):
             plan_tasks([wrong], output_dir=tmp_path / "o")
+
+
+def test_what_is_there_by_the_name_of_a_pattern_is_meant_first(store: Any) -> None:
+    for name in ("[a].png", "a.png", "[d]/b.jpg", "d/c.png"):
+        store.pipe(f"/magic/{name}", b"")
+    for text, names in (("[a].png", ["[a].png"]), ("[d]", ["b.jpg"]), ("[d]/*", ["c.png"])):
+        tasks = plan_tasks([f"memory://magic/{text}"], output_dir=path_from_text(OUT))
+        assert [task.source.name for task in tasks] == names
+    with pytest.raises(UserError, match="masks among the images"):
+        plan_tasks(["memory://magic/[d]"], output_dir=path_from_text("memory://magic/[d]"))
+
+
+@pytest.mark.parametrize("key", ["x//a.png", "/a.png", "./a.png"])
+def test_a_name_that_no_path_has_is_refused(key: str) -> None:
+    """In a store it is an image beside a.png; as a path it is a.png, or is not there."""
+    folder = path_from_text("memory://odd")
+    store: Any = Mock(find=lambda root, detail: {f"{root}/{k}": {} for k in ("a.png", key)})
+    with (
+        patch("unetrt.contract.addresses.store_of", lambda path: (store, "/odd")),
+        pytest.raises(UserError, match="a name that no path has") as caught,
+    ):
+        image_paths(folder)
+    assert caught.value.seen == key
+
+
+def test_what_marks_a_folder_is_no_image() -> None:
+    store: Any = Mock(find=lambda root, detail: {f"{root}/{k}": {} for k in ("a.png", "b.png/")})
+    with patch("unetrt.contract.addresses.store_of", lambda path: (store, "/odd")):
+        assert [path.name for path in image_paths(path_from_text("memory://odd"))] == ["a.png"]
+
+
+def test_a_store_that_takes_no_mask_is_no_full_disk(job: Callable[..., Summary]) -> None:
+    error = PermissionError("AccessDenied")
+    with (
+        patch("unetrt.runtime.work.write_atomically", Mock(side_effect=error)),
+        pytest.raises(UserError, match="cannot write") as caught,
+    ):
+        job()
+    assert "store" in str(caught.value.expected)
+    assert "disk" not in str(caught.value.hint)
 
 
 def test_masks_beside_the_images_are_no_images_for_a_pattern(store: Any) -> None:
