@@ -165,7 +165,7 @@ def image_paths(folder: Path) -> list[Path]:
     Raises UserError when the folder is missing or holds no image, or a folder cannot be read.
     """
     if is_address(folder):
-        return _image_addresses(folder)
+        return image_addresses(folder)[0]
     if not folder.is_dir():
         seen = "a file" if folder.exists() else "no such folder"
         raise UserError(f"no folder of images at {folder}", seen=seen)
@@ -282,7 +282,8 @@ def _refuse_unread(error: OSError) -> None:
         ) from error
 
 
-def _image_addresses(folder: Path) -> list[Path]:
+def image_addresses(folder: Path, journals: str | None = None) -> tuple[list[Path], list[Path]]:
+    """image_paths of an address; and from the same listing, what lies in folders of that name."""
     try:
         keys = sorted(key for key in keys_below(folder) if not key.endswith("/"))
     except OSError as error:
@@ -296,7 +297,7 @@ def _image_addresses(folder: Path) -> list[Path]:
     found = _without_twins([folder / name for name in sorted(names) if _names_image(name)])
     found = without_outputs(found)
     _require_images(found, folder, len(names))
-    return found
+    return found, [folder / name for name in names if name.parent.name == journals]
 
 
 def _refuse_key(key: str, folder: Path) -> None:

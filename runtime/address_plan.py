@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -108,6 +108,12 @@ def plans_among(files: Facts, output_dir: Path) -> Iterator[tuple[Shard, Path]]:
         shard = shard_from_plan(name.name) if str(name.parent) == JOURNAL_FOLDER else None
         if shard is not None:
             yield shard, output_dir / name
+
+
+def masks_of(files: Iterable[Path]) -> set[str]:
+    """The masks, as text, that the plans among these files name."""
+    plans = [path for path in files if shard_from_plan(path.name) is not None]
+    return {f"{path.parent.parent}/{name}" for path in plans for name in read_plan(path).owners}
 
 
 def list_files(output_dir: Path) -> Facts:

@@ -12,22 +12,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 
-from ..contract.addresses import (
-    MARK,
-    files_matching,
-    is_address,
-    path_from_text,
-    store_errors,
-)
+from ..contract.addresses import MARK, files_matching, is_address, path_from_text, store_errors
 from ..contract.errors import UserError
 from ..contract.files import (
     OVERLAY_SUFFIX,
     folders_below,
+    image_addresses,
     image_paths,
     names_below,
     without_outputs,
 )
 from ..contract.log import log
+from .address_plan import masks_of
 from .entries import JOURNAL_FOLDER, journals_below, overlays_in, owners_in
 
 STDIN = "-"
@@ -88,13 +84,14 @@ def _may_be_there(path: Path) -> bool:
 
 
 def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
+    jobs: list[Path] = []
     try:
         if _is_pattern(path):
             root, images = _fixed_address(path), without_outputs(files_matching(path))
         elif _is_file(path):
             root, images = path.parent, [path]
         else:
-            root, images = path, image_paths(path)
+            root, (images, jobs) = path, image_addresses(path, JOURNAL_FOLDER)
     except OSError as error:
         raise UserError(f"cannot read {path}", seen=error, expected=EXPECTED) from error
     if not images:
@@ -103,7 +100,9 @@ def _expand_address(path: Path, outputs: Sequence[Path]) -> list[Input]:
     # As for folders here: where the root lies in an output folder, it is meant.
     meant = (root, *root.parents)
     folders = [folder for folder in outputs if is_address(folder) and folder not in meant]
-    return [item for item in items if not any(f in item.path.parents for f in folders)]
+    items = [item for item in items if not any(f in item.path.parents for f in folders)]
+    written = masks_of(plan for plan in jobs if plan.parent.parent not in (root, *folders))
+    return _without(written, [(str(item.path), item) for item in items], root)
 
 
 def _is_pattern(path: Path) -> bool:
@@ -171,11 +170,14 @@ def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) ->
         if folder != place and folder not in place.parents:
             ours = inside(folder)
             placed = [(path, item) for path, item in placed if not ours(path)]
-    others = _written_below(str(place), [path for path, _ in placed])
-    kept = [item for path, item in placed if path not in others]
+    return _without(_written_below(str(place), [path for path, _ in placed]), placed, place)
+
+
+def _without(written: set[str], placed: list[tuple[str, Input]], root: Path) -> list[Input]:
+    kept = [item for path, item in placed if path not in written]
     if len(kept) < len(placed):
         told = "masks and overlays that other jobs wrote below %s are no images: %d"
-        log.warning(told, place, len(placed) - len(kept))
+        log.warning(told, root, len(placed) - len(kept))
     return kept
 
 

@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .plan import Task
+if TYPE_CHECKING:  # .plan needs what reads plans of shards
+    from .plan import Task
 
 WHOLE_JOURNAL, _SHARD_JOURNAL = "journal.jsonl", "journal-{}-of-{}.jsonl"
 _WHOLE_PLAN, _SHARD_PLAN = "plan.json.gz", "plan-{}-of-{}.json.gz"

@@ -307,6 +307,16 @@ def test_masks_below_the_images_are_no_images(job: Callable[..., Summary], store
     assert counts(job(out="memory://in/masks")) == (0, 1, PICTURES - 1)
 
 
+def test_masks_of_another_job_below_the_images_are_no_images(
+    job: Callable[..., Summary], caplog: pytest.LogCaptureFixture
+) -> None:
+    job("memory://in", "memory://in/masks", shard=Shard(1, 2))
+    job("memory://in", "memory://in/masks", shard=Shard(2, 2))
+    assert counts(job("memory://in", OUT)) == (PICTURES - 1, 1, 0)
+    assert f"wrote below memory://in are no images: {PICTURES - 1}" in caplog.text
+    assert job("memory://in/masks", "memory://out/named").planned == PICTURES - 1
+
+
 def test_masks_above_the_images(job: Callable[..., Summary], store: Any) -> None:
     for name in store.find("/in"):
         store.pipe(name.replace("/in/", "/above/images/", 1), store.cat_file(name))
