@@ -26,7 +26,7 @@ from .address_plan import (
 )
 from .inputs import located
 from .journal import FOLDER, FORMAT, JournalOptions, check_same, is_written
-from .ownership import another_owner, refuse_foreign
+from .ownership import another_owner, overlays_there, refuse_foreign
 from .plan import Task
 from .stamps import GONE, Stamp, stamp_of
 
@@ -43,7 +43,7 @@ class AddressJournal(Closing):
 
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what must match, as JSON has it; the model is added."""
-        self.output_dir = options.output_dir
+        self.output_dir, self._overlay_dir = options.output_dir, options.overlay_dir
         if options.restart and options.shard is not None:
             raise UserError(
                 "--restart would make the masks of all shards old",
@@ -141,8 +141,16 @@ class AddressJournal(Closing):
             if owner != image:
                 raise another_owner(mask, owner, image)
         if self._plan == Plan():
-            refuse_foreign([mask for mask, name, _ in there if name not in owners])
+            foreign = [mask for mask, name, _ in there if name not in owners]
+            refuse_foreign(foreign + self._foreign_overlays(tasks))
         return owners
+
+    def _foreign_overlays(self, tasks: Sequence[Task]) -> list[Path]:
+        """Of masks that no plan of this job names: those of a run before are of this job."""
+        found = set(overlays_there(tasks, self._overlay_dir))
+        plans = self._other_plans() if found and not self._begins else ()
+        ours = {name for plan in plans for name in plan.owners}
+        return [t.overlay for t in tasks if t.overlay in found and self._name(t) not in ours]
 
     def _other_plans(self) -> Iterator[Plan]:
         """Of this job: of other shards, of another number of them, or of the whole."""

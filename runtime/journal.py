@@ -26,7 +26,14 @@ from .entries import (
 )
 from .inputs import real_folder
 from .lines import JsonLines, in_use, locked
-from .ownership import RESTART, another_owner, is_here, recorded_outputs, refuse_foreign
+from .ownership import (
+    RESTART,
+    another_owner,
+    is_here,
+    overlays_there,
+    recorded_outputs,
+    refuse_foreign,
+)
 from .plan import Task, require_inside
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 from .stamps import GONE, Stamp, stamp_of, status_of
@@ -71,7 +78,7 @@ class Journal(Closing):
     def __init__(self, options: JournalOptions, header: dict[str, Any]) -> None:
         """header: what else must match, as JSON has it; model and format are added."""
         self.output_dir = options.output_dir
-        overlays = options.overlay_dir
+        overlays = self._overlay_dir = options.overlay_dir
         self._overlays = None if overlays is None else str(real_folder(overlays))
         self.shard = options.shard
         self._folders: dict[Path, Path] = {}
@@ -192,7 +199,7 @@ class Journal(Closing):
             if not owned and ours.get(self._source(task)) != output:
                 found += [path for path in task.files if is_here(path)]
         if self._has_new_overlays(plans):
-            found += [t.overlay for t in tasks if t.overlay is not None and is_here(t.overlay)]
+            found += overlays_there(tasks, self._overlay_dir)
         refuse_foreign(list(dict.fromkeys(found)))
 
     def _has_new_overlays(self, plans: Plans) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..contract.addresses import is_address
 from ..contract.errors import UserError
-from .address_plan import plans_below, read_plan
+from .address_plan import list_files, plans_below, read_plan
 from .entries import journals_below, owners_in
+from .plan import Task
 
 RESTART = "--restart   makes every mask again; --output-dir with another folder keeps these"
 SHOWN = 3
@@ -36,6 +37,16 @@ def refuse_foreign(files: Sequence[Path]) -> None:
 def is_here(path: Path) -> bool:
     """False at an address, whose store is not asked for each file."""
     return not is_address(path) and os.path.isfile(path)  # noqa: PTH113  no error for a long name
+
+
+def overlays_there(tasks: Iterable[Task], folder: Path | None) -> list[Path]:
+    """Of these tasks' overlays, which lie in the folder now; one listing of an address."""
+    overlays = [task.overlay for task in tasks if task.overlay is not None]
+    if folder is None or not is_address(folder):
+        return [path for path in overlays if is_here(path)]
+    root = f"{folder}".rstrip("/")
+    found = {f"{root}/{name}" for name in list_files(folder)}
+    return [path for path in overlays if str(path) in found]
 
 
 def recorded_outputs(output_dir: Path) -> dict[str, str]:

@@ -307,6 +307,32 @@ def test_masks_below_the_images_are_no_images(job: Callable[..., Summary], store
     assert counts(job(out="memory://in/masks")) == (0, 1, PICTURES - 1)
 
 
+@pytest.mark.parametrize("look", ["memory://look", "{}/look"])
+@pytest.mark.parametrize("out", [OUT, "{}/out"])
+def test_a_foreign_overlay_is_not_replaced(
+    engine: Engine, pictures: Path, tmp_path: Path, out: str, look: str
+) -> None:
+    folder, overlays = (path_from_text(text.format(tmp_path)) for text in (out, look))
+    tasks = plan_tasks(["memory://in"], output_dir=folder, overlay_dir=overlays)
+    foreign = tasks[0].overlay
+    assert foreign is not None
+
+    def run(shard: Shard | None = None) -> Summary:
+        options = JournalOptions(output_dir=folder, model=MODEL, overlay_dir=overlays, shard=shard)
+        mine = tasks if shard is None else tasks_of_shard(tasks, shard, folder)
+        return predict_masks(engine, mine, PredictOptions(journal=options))
+
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_bytes(b"mine")
+    with pytest.raises(UserError, match="no job of unetrt has written"):
+        run()
+    assert foreign.read_bytes() == b"mine"
+    foreign.unlink()
+    assert sum(run(Shard(index, 2)).done for index in (1, 2)) == PICTURES - 1
+    run()  # what other shards have written is of this job
+    assert run().skipped == PICTURES - 1
+
+
 def test_masks_of_another_job_below_the_images_are_no_images(
     job: Callable[..., Summary], caplog: pytest.LogCaptureFixture
 ) -> None:
