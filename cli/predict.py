@@ -218,8 +218,7 @@ def _options_from_args(args: argparse.Namespace, model: str, trace: NoTrace) -> 
 def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
     from ..contract.errors import UserError
     from ..runtime.ownership import recorded_outputs
-    from ..runtime.plan import plan_tasks
-    from ..runtime.shards import tasks_of_shard
+    from ..runtime.plan import plan_tasks, tasks_of_shard
 
     if args.output_dir is None and (args.restart or args.format == "rle"):
         what = "--restart" if args.restart else "--format rle"

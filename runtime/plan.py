@@ -14,6 +14,7 @@ from ..contract.errors import UserError
 from ..contract.files import IMAGE_SUFFIXES, OVERLAY_SUFFIX, REFERENCE_SUFFIX
 from ..contract.log import log
 from .inputs import Input, expand_inputs, input_roots, inside, located
+from .shards import Shard
 
 
 @dataclass(frozen=True)
@@ -229,3 +230,19 @@ def _stems(path: PurePath) -> Iterable[str]:
     yield path.name
     for number in itertools.count(2):
         yield f"{path.name}-{number}"
+
+
+def tasks_of_shard(tasks: Sequence[Task], shard: Shard, output_dir: Path) -> list[Task]:
+    """The tasks of one shard; every task belongs to one of them.
+
+    By a hash of the output's name and not by place: an image that is added or goes between two
+    runs moves no other image to another shard, and costly images spread over all of them.
+    """
+    return [task for task in tasks if shard.holds(_name_in_job(task, output_dir))]
+
+
+def _name_in_job(task: Task, output_dir: Path) -> str:
+    """The same on every machine, wherever it has mounted the folders."""
+    if task.output is None:
+        return task.source.as_posix()
+    return task.output.relative_to(output_dir).as_posix()

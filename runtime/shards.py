@@ -5,13 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # .plan needs what reads plans of shards
-    from .plan import Task
 
 WHOLE_JOURNAL, _SHARD_JOURNAL = "journal.jsonl", "journal-{}-of-{}.jsonl"
 _WHOLE_PLAN, _SHARD_PLAN = "plan.json.gz", "plan-{}-of-{}.json.gz"
@@ -58,19 +52,3 @@ def _shard_from_name(name: str, whole: str, part: str) -> Shard | None:
         return Shard(1, 1)
     found = re.fullmatch(re.escape(part).replace(r"\{\}", r"(\d+)"), name)
     return Shard(int(found[1]), int(found[2])) if found else None
-
-
-def tasks_of_shard(tasks: Sequence[Task], shard: Shard, output_dir: Path) -> list[Task]:
-    """The tasks of one shard; every task belongs to one of them.
-
-    By a hash of the output's name and not by place: an image that is added or goes between two
-    runs moves no other image to another shard, and costly images spread over all of them.
-    """
-    return [task for task in tasks if shard.holds(_name(task, output_dir))]
-
-
-def _name(task: Task, output_dir: Path) -> str:
-    """The same on every machine, wherever it has mounted the folders."""
-    if task.output is None:
-        return task.source.as_posix()
-    return task.output.relative_to(output_dir).as_posix()

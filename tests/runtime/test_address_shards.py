@@ -21,9 +21,9 @@ from unetrt.runtime.address_journal import AddressJournal
 from unetrt.runtime.journal import JournalOptions
 from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.ownership import recorded_outputs
-from unetrt.runtime.plan import plan_tasks
+from unetrt.runtime.plan import plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard, tasks_of_shard
+from unetrt.runtime.shards import Shard
 
 OUT = path_from_text("memory://shared/masks")
 JOB = "/shared/masks/.unetrt/job.json"

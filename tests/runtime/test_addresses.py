@@ -24,9 +24,9 @@ from unetrt.engine.open import open_engine
 from unetrt.runtime.journal import JournalOptions
 from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.ownership import recorded_outputs
-from unetrt.runtime.plan import plan_tasks
+from unetrt.runtime.plan import plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import OneEngine, PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard, tasks_of_shard
+from unetrt.runtime.shards import Shard
 
 PICTURES = 12
 OUT = "memory://out/masks"

@@ -18,9 +18,9 @@ from unetrt.contract.types import U8
 from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.ownership import recorded_outputs
-from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.plan import Task, plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard, tasks_of_shard
+from unetrt.runtime.shards import Shard
 
 Job = Callable[..., Summary]
 

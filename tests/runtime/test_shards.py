@@ -21,9 +21,9 @@ from unetrt.contract.types import U8
 from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.merge import Merged, merge_journals
 from unetrt.runtime.pipeline import PipelineOptions
-from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.plan import Task, plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard, shard_from_journal, tasks_of_shard
+from unetrt.runtime.shards import Shard, shard_from_journal
 
 Job = Callable[..., Summary]
 SERIAL = PipelineOptions(batch=1, slots=1, load_threads=1, write_threads=1)

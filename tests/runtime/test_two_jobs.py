@@ -19,7 +19,7 @@ from unetrt.runtime.journal import FOLDER, JournalOptions
 from unetrt.runtime.lines import JsonLines
 from unetrt.runtime.merge import merge_journals
 from unetrt.runtime.ownership import recorded_outputs
-from unetrt.runtime.plan import Task, plan_tasks
+from unetrt.runtime.plan import Task, plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import (
     Look,
     OneEngine,
@@ -28,7 +28,7 @@ from unetrt.runtime.predict import (
     predict_masks,
     run_job,
 )
-from unetrt.runtime.shards import Shard, tasks_of_shard
+from unetrt.runtime.shards import Shard
 from unetrt.runtime.work import Outcome
 
 Job = Callable[..., Summary]
