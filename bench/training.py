@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..contract.errors import UserError
 from ..contract.files import ARRAY
-from ..training.batches import Batch, Batches
+from ..training.batches import Batch, Batches, batch_options
 from ..training.masknet import MaskNet
 from ..training.optim import optimizer_from_recipe
 from ..training.options import RECIPES, TrainOptions
@@ -30,7 +30,6 @@ from ..training.ranks import Ranks
 from ..training.samples import Sample, TrainingData, load_training_data
 from ..training.step import StepOptions, Stepper, amp_dtype
 from ..training.train import device_from_name
-from ..training.trainer import batch_options
 from ..training.unet import UNet
 from ..training.weights import loss_from_recipe
 from .machine import describe_bench_machine

@@ -100,6 +100,14 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="random flips, quarter turns, scale, brightness and contrast",
     )  # fmt: skip
     recipe.add_argument(
+        "--teacher", type=model_path, metavar="CHECKPOINT",
+        help="learn the answers of this trained network too, as of a larger one",
+    )  # fmt: skip
+    recipe.add_argument(
+        "--teacher-weight", type=float, metavar="SHARE",
+        help="of the loss that is to be like the teacher (default: 0.6); the masks have the rest",
+    )  # fmt: skip
+    recipe.add_argument(
         "--ema", type=float, metavar="DECAY",
         help="score and keep the weights' running average; 0: those of the last step",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .augment import draw_scale, random_brightness_contrast, random_flip_turn, random_resized_crop
+from .options import TrainOptions
 from .pairs import Pair
 from .ranks import Ranks
 from .samples import Sample
+
+MOST_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,19 @@ class BatchOptions:
     seed: int = 0
     workers: int = 0
     pinned: bool = False
+
+
+def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
+    """One core is left to the step, and a GPU copies from pinned memory."""
+    workers = options.workers
+    return BatchOptions(
+        size=options.recipe.batch_size,
+        crop=options.crop,
+        augment=options.recipe.augment,
+        seed=options.seed,
+        workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
+        pinned=device.type == "cuda",
+    )
 
 
 class Batches:

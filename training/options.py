@@ -36,6 +36,8 @@ class RecipeOptions:
     class_weights: of each class in the cross-entropy; "auto" is 1 / √(share of the pixels).
     augment: random flips, quarter turns (of square inputs), scale, brightness and contrast.
     ema: decay of the weights' running average, which is what is scored and kept; 0 is none.
+    teacher_weight: of being like the teacher in the loss, where there is one; the masks have the
+    rest.
     batch_size: images in a step, over all processes.
     """
 
@@ -50,6 +52,7 @@ class RecipeOptions:
     class_weights: tuple[float, ...] | Literal["auto"] = ()
     augment: bool = False
     ema: float = 0.0
+    teacher_weight: float = 0.6
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
@@ -58,6 +61,8 @@ class RecipeOptions:
             0 < self.learning_rate < 1, "--learning-rate", self.learning_rate, "above 0, below 1"
         )
         _require(0 <= self.ema < 1, "--ema", self.ema, "0 (none), to below 1")
+        weight = self.teacher_weight
+        _require(0 < weight <= 1, "--teacher-weight", weight, "above 0, to 1 (no masks)")
         weights = self.class_weights
         positive = weights == "auto" or all(0 < w < math.inf for w in weights)
         _require(positive, "--class-weights", weights, "auto, or a positive number for each class")
@@ -90,7 +95,8 @@ class TrainOptions:
     ignore_index: the mask-file value that takes no part in loss and scores.
     mask_values: those of the classes, in their order, whether they occur or not; without them
     they are 0 to classes - 1 if no mask holds another, else those that occur.
-    load: a checkpoint to start from. out: the run's folder; without it the first free of
+    load: a checkpoint to start from. teacher: one whose answers are learnt beside the masks.
+    out: the run's folder; without it the first free of
     runs/train, runs/train-2 …
     resume: a run's folder, or its last.pth: goes on with that run's own options.
     amp: compute in bfloat16, or in float16 where the GPU lacks that; a CPU without it: in fp32.
@@ -115,6 +121,7 @@ class TrainOptions:
     crop: int | None = None
     recipe: RecipeOptions = field(default=RECIPES["reference"])
     load: Path | None = None
+    teacher: Path | None = None
     amp: bool = False
     seed: int = 0
     device: str = "auto"

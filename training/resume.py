@@ -23,6 +23,9 @@ FREE = ("device", "workers", "wandb")
 DATA_FOLDERS = ("images", "masks", "val_images", "val_masks")
 """These may have moved: the names of the files in them tell whether they are the same."""
 
+TEACHER = "teacher"
+"""May have moved too; its digest is in last.pth under the same name."""
+
 CHECKSUMS = "pixels"
 """Of images as the network takes them and masks at their own size, in last.pth."""
 
@@ -64,7 +67,8 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
     stored = replace(options_from_json(checkpoint.resume["options"]), out=last.parent)
     asked = _asked(options, given, checkpoint.resume)
     _require_same(options, stored, asked)
-    own = {name: getattr(options, name) for name in (*FREE, *DATA_FOLDERS) if name in asked}
+    free = (*FREE, *DATA_FOLDERS, TEACHER)
+    own = {name: getattr(options, name) for name in free if name in asked}
     whole = replace(stored, resume=None, **own)
     resumed = Resumed(replace(whole, resume=path), checkpoint)
     if not resumed.finished:
@@ -74,7 +78,7 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
 
 def with_whole_paths(options: TrainOptions) -> TrainOptions:
     """Name data and first weights from the root: a run may be resumed from anywhere."""
-    places = {name: getattr(options, name) for name in (*DATA_FOLDERS, "load")}
+    places = {name: getattr(options, name) for name in (*DATA_FOLDERS, "load", TEACHER)}
     return replace(options, **{name: path.absolute() for name, path in places.items() if path})
 
 
@@ -107,7 +111,7 @@ def options_from_json(text: str) -> TrainOptions:
         values = raw.get("mask_values", ())
         raw["mask_values"] = mask_values_from_json(values)
         paths = [f.name for f in fields(TrainOptions) if "Path" in str(f.type)]
-        raw |= {name: Path(raw[name]) for name in paths if raw[name] is not None}
+        raw |= {name: Path(raw[name]) for name in paths if raw.get(name) is not None}
         return TrainOptions(**raw, recipe=RecipeOptions(**recipe))
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -190,7 +194,7 @@ def _asked(options: TrainOptions, given: Collection[str], state: dict[str, Any])
 def _require_same(options: TrainOptions, stored: TrainOptions, names: Collection[str]) -> None:
     """A flag may be repeated or left out; one that says something else is refused."""
     asked, run = _flat(options), _flat(stored)
-    free = ("resume", *FREE, *DATA_FOLDERS)
+    free = ("resume", *FREE, *DATA_FOLDERS, *([TEACHER] if stored.teacher else []))
     said = [name for name in asked if name in names and name not in free]
     wrong = [name for name in said if _whole(asked[name]) != _whole(run[name])]
     if wrong:

@@ -20,6 +20,7 @@ from .losses import LossOptions, segmentation_loss
 from .masknet import MaskNet
 from .memory import short_of_memory
 from .ranks import Ranks
+from .teacher import Teacher, imitation_loss
 from .unet import UNet
 
 CLIP_NORM = 1.0
@@ -51,10 +52,15 @@ def cpu_computes_bf16() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """amp: the dtype to compute in where that is safe; None is fp32."""
+    """amp: the dtype to compute in where that is safe; None is fp32.
+
+    teacher: a network to be like, which has `teacher_weight` of the loss.
+    """
 
     loss: LossOptions
     amp: torch.dtype | None = None
+    teacher: Teacher | None = None
+    teacher_weight: float = 0.0
 
 
 class Stepper:
@@ -122,7 +128,11 @@ class Stepper:
         amp = self._options.amp
         with torch.autocast(self._device.type, amp, enabled=amp is not None):
             logits = self._masknet.logits(images)
+            taught = self._options.teacher.logits(images) if self._options.teacher else None
         loss = segmentation_loss(logits, truth, self._options.loss, self._ranks)
+        if taught is not None:
+            weight = self._options.teacher_weight
+            loss = (1 - weight) * loss + weight * imitation_loss(logits, taught, truth, self._ranks)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self._optimizer)
         return loss, torch.nn.utils.clip_grad_norm_(self._net.parameters(), CLIP_NORM)

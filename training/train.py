@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from ..contract.errors import UserError, as_word, first_line
+from ..contract.files import sha256_from_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec
 from .checkpoint import Checkpoint, read_checkpoint
 from .options import TrainOptions
 from .ranks import Ranks, is_main_process, joined_ranks, local_rank, processes
 from .report import Reporter
-from .resume import Resumed, folder_of_run, read_resumed, require_same_data
+from .resume import TEACHER, Resumed, folder_of_run, read_resumed, require_same_data
 from .rundir import RunFolder
 from .samples import TrainingData, load_training_data
+from .teacher import Teacher
 from .tracking import Tracker, require_wandb
 from .trainer import Trainer
 from .unet import UNet
@@ -56,7 +58,10 @@ def _train(
     ranks: Ranks,
 ) -> Path:
     start = resumed.checkpoint if resumed else _start(options)
+    teacher = _teacher(options, resumed, device)
     data = _data(options, start, ranks, device)
+    if teacher:
+        teacher.require_values(data.spec)
     if resumed:
         require_same_data(data, resumed.checkpoint)
     net = _network(data.spec, start, options.seed).to(device)
@@ -69,7 +74,7 @@ def _train(
             log.warning(warning)
     folder.path = ranks.of_first(folder.path)
     reporter = _reporter(options, data, folder, state, ranks.is_main)
-    trainer = Trainer(options, data, net, folder, reporter, ranks, state.get("given", ()))
+    trainer = Trainer(options, data, net, folder, reporter, ranks, state.get("given", ()), teacher)
     if resumed:
         trainer.load_state(state)
     return trainer.run()
@@ -90,6 +95,32 @@ def _data(
     if problem is not None and (ranks.world == 1 or local_rank() == 0):
         raise problem
     raise UserError("another process tells what is wrong with the images and masks")
+
+
+def _teacher(
+    options: TrainOptions, resumed: Resumed | None, device: torch.device
+) -> Teacher | None:
+    if options.teacher is None:
+        return None
+    if resumed:
+        _require_same_teacher(options.teacher, resumed)
+    teacher = Teacher(options.teacher, options, device)
+    if is_main_process():
+        spec = teacher.spec
+        log.info(f"taught by {options.teacher}, a U-Net of width {spec.width}")
+    return teacher
+
+
+def _require_same_teacher(path: Path, resumed: Resumed) -> None:
+    there = path.is_file()
+    if not there or sha256_from_file(path) != resumed.checkpoint.resume[TEACHER]:
+        run = as_word(folder_of_run(resumed.options.resume or path))
+        raise UserError(
+            "the teacher of the run is not where it was",
+            seen=f"another file {path}" if there else f"no file {path}",
+            expected="the checkpoint that the run began with",
+            hint=f"unetrt train --resume {run} --teacher CHECKPOINT   where it is now",
+        )
 
 
 def _finished(options: TrainOptions, folder: RunFolder) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -17,7 +16,7 @@ from ..contract.errors import DeviceMemoryError, UserError, as_word, first_line
 from ..contract.log import log
 from ..contract.metrics import Scores
 from .average import WeightAverage
-from .batches import Batch, Batches, BatchOptions
+from .batches import Batch, Batches, batch_options
 from .checkpoint import Checkpoint, write_checkpoint
 from .finite import first_not_finite
 from .interrupts import Interrupts, Stopped
@@ -26,16 +25,23 @@ from .optim import RateSchedule, optimizer_from_recipe
 from .options import TrainOptions
 from .ranks import Ranks, loss_told, progress_of_first, sync_batchnorms
 from .report import EpochResult, Reporter
-from .resume import CHECKSUMS, data_checksums, data_names, options_to_json, with_whole_paths
+from .resume import (
+    CHECKSUMS,
+    TEACHER,
+    data_checksums,
+    data_names,
+    options_to_json,
+    with_whole_paths,
+)
 from .rundir import RunFolder
 from .samples import TrainingData
 from .step import NotFiniteError, StepOptions, Stepper, amp_dtype
+from .teacher import Teacher
 from .unet import UNet
 from .validate import validate, warn_of_one_class
 from .weights import loss_from_recipe
 
 GOLDEN_IMAGES = 4
-MOST_WORKERS = 4
 FEW_STEPS = 1000
 """One cycle of the rate in fewer steps is over before much is learnt."""
 
@@ -67,6 +73,7 @@ class Trainer:
         reporter: Reporter,
         ranks: Ranks,
         given: Collection[str] = (),
+        teacher: Teacher | None = None,
     ) -> None:
         """Take `net`, which lies on its device already. given: the options that the run names."""
         recipe = options.recipe
@@ -89,6 +96,8 @@ class Trainer:
         step_options = StepOptions(
             loss=loss_from_recipe(recipe, data.spec, data.train),
             amp=self._amp(),
+            teacher=teacher,
+            teacher_weight=recipe.teacher_weight,
         )
         joined = MaskNet(ranks.wrapped(net), data.spec)
         self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
@@ -99,6 +108,7 @@ class Trainer:
             "data": data_names(data),
             CHECKSUMS: data_checksums(data),
             "given": list(given),
+            TEACHER: teacher.digest if teacher else None,
         }
 
     def _amp(self) -> torch.dtype | None:
@@ -327,19 +337,6 @@ class Trainer:
             raise self._diverged("a weight", name)
         golden = [(s.load()[0].copy(), s.size) for s in self._data.validation[:GOLDEN_IMAGES]]
         return Checkpoint(self._data.spec, state, golden)
-
-
-def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
-    """One core is left to the step, and a GPU copies from pinned memory."""
-    workers = options.workers
-    return BatchOptions(
-        size=options.recipe.batch_size,
-        crop=options.crop,
-        augment=options.recipe.augment,
-        seed=options.seed,
-        workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
-        pinned=device.type == "cuda",
-    )
 
 
 def _on_host(net: nn.Module) -> dict[str, Tensor]:

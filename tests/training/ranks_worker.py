@@ -15,6 +15,7 @@ from unetrt.training.options import Dice, TrainOptions
 from unetrt.training.ranks import Ranks, joined_ranks, sync_batchnorms
 from unetrt.training.samples import TrainingData, load_training_data
 from unetrt.training.step import StepOptions, Stepper
+from unetrt.training.teacher import Teacher
 from unetrt.training.unet import UNet
 from unetrt.training.validate import validate
 
@@ -31,6 +32,9 @@ def main(images: str, masks: str, out: str) -> None:
     with joined_ranks(cuda=False) as ranks:
         rules: tuple[Dice, ...] = ("all", "foreground")
         results: dict[str, dict[str, Any]] = {d: three_steps(data, d, ranks) for d in rules}
+        teacher = Teacher(Path(images).parent / "teacher.pth", options, CPU)
+        teacher._masknet.double()
+        results["taught"] = three_steps(data, "foreground", ranks, teacher)
         results["any"] = {"yes": ranks.any(ranks.rank == ranks.world - 1, CPU)}
         if ranks.is_main:
             torch.save(results, out)
@@ -43,7 +47,9 @@ def gloo_threads() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
-def three_steps(data: TrainingData, dice: Dice, ranks: Ranks) -> dict[str, Any]:
+def three_steps(
+    data: TrainingData, dice: Dice, ranks: Ranks, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """In float64: what differs then is no rounding."""
     torch.manual_seed(0)
     net = UNet(1, 4, 4).train().double()
@@ -51,7 +57,8 @@ def three_steps(data: TrainingData, dice: Dice, ranks: Ranks) -> dict[str, Any]:
     net.double()
     masknet = MaskNet(ranks.wrapped(net), data.spec)
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    options = StepOptions(loss=LossOptions(dice=dice, weights=(1, 2, 3, 4)))
+    loss = LossOptions(dice=dice, weights=(1, 2, 3, 4))
+    options = StepOptions(loss=loss, teacher=teacher, teacher_weight=0.7)
     stepper = Stepper(net, masknet, optimizer, options, ranks)
     batches = Batches(data.train, BatchOptions(size=4, augment=True), ranks)
     losses = [stepper.step(batch)[0] for batch in batches.epoch(0)]

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from unetrt.contract.errors import UserError
-from unetrt.training.checkpoint import read_checkpoint
+from unetrt.contract.spec import ModelSpec
+from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.mask_files import read_mask_set
 from unetrt.training.masknet import MaskNet
 from unetrt.training.options import RECIPES, TrainOptions
@@ -42,6 +43,9 @@ def environment() -> dict[str, str]:
 def test_two_processes_step_as_one_does(steel: tuple[Path, Path], tmp_path: Path) -> None:
     """Batches of 4: in one process, and 2 images in each of two."""
     folders = str(steel[0]), str(steel[1])
+    spec = ModelSpec(channels=1, classes=4, width=4, scale=1.0)
+    state = UNet(1, 4, 4).state_dict()
+    write_checkpoint(steel[0].parent / "teacher.pth", Checkpoint(spec, state))
     runpy.run_path(str(WORKER))["main"](*folders, str(tmp_path / "one.pt"))
     command = [sys.executable, *TORCHRUN, str(WORKER), *folders, str(tmp_path / "two.pt")]
     done = subprocess.run(
@@ -50,7 +54,7 @@ def test_two_processes_step_as_one_does(steel: tuple[Path, Path], tmp_path: Path
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
     assert two["any"]["yes"]
-    for dice in ("all", "foreground"):
+    for dice in ("all", "foreground", "taught"):
         alone, both = one[dice], two[dice]
         assert both["losses"] == pytest.approx(alone["losses"], abs=1e-9)
         assert torch.equal(both["counts"], alone["counts"])

@@ -13,13 +13,12 @@ import torch
 from unetrt.cli.train import add_arguments, given_options, options_from_arguments
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.spec import ModelSpec
-from unetrt.training.batches import Batch, Batches
+from unetrt.training.batches import Batch, Batches, batch_options
 from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from unetrt.training.options import TrainOptions
 from unetrt.training.resume import options_to_json, read_resumed, with_whole_paths
 from unetrt.training.samples import load_training_data
 from unetrt.training.train import train
-from unetrt.training.trainer import batch_options
 from unetrt.training.unet import UNet
 
 Begin = Callable[[str], Path]
