@@ -111,7 +111,8 @@ def remove_aside(folder: Path) -> None:
 
 
 def _wants_more(job: RowJob, passes: int, spent: float) -> bool:
-    return passes < FEWEST or (passes < job.repeats and spent < job.seconds * job.repeats)
+    fewest = 1 if job.files_only else FEWEST
+    return passes < fewest or (passes < job.repeats and spent < job.seconds * job.repeats)
 
 
 def pauses_due(job: RowJob, passes: int) -> int:

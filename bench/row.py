@@ -63,7 +63,7 @@ def _measure_opened(job: RowJob) -> RowResult:
 
 
 def measure_again(job: RowJob) -> FilePasses:
-    """Passes of the reference loop alone, at the end. Raises UserError as measure_row."""
+    """Passes of the reference loop alone. Raises UserError as measure_row."""
     loop = _reference_loop(job)
     with stock_convolutions(loop.device):
         return _reference_passes(loop, job, paths_by_size(job.images))

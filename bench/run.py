@@ -1,4 +1,4 @@
-"""The rows of a bench, one after another: measured, judged, the baseline once more, the sweep."""
+"""The rows of a bench, one after another: measured, judged, the baseline between, the sweep."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from .result import Row, judged_row
 from .rows import Entry, override_flags
 from .samples import Samples, read_samples
 from .sweep import Sweep, SweepJob, sweep_model
+
+AGAIN = "again"
+"""For a row's number: the masks of the baseline's further passes, which nobody reads."""
 
 
 class Run:
@@ -60,15 +63,17 @@ class Run:
         peers: bool,
         after_row: Callable[[], None] = lambda: None,
     ) -> None:
-        """Every row, the baseline once more, the sweep. Ctrl-C keeps the rows that are finished.
+        """Every row, the baseline again between them, the sweep.
 
-        Raises KeyboardInterrupt where not even the baseline is.
+        Ctrl-C keeps the rows that are finished. Raises KeyboardInterrupt where none is.
         """
         try:
+            turns = baseline_turns(entries, self.options.repeats)
             for index, entry in enumerate(entries):
                 self._add_row(entry, index, peers)
+                for _ in range(turns[index]):
+                    self._measure_baseline_again(entries[0])
                 after_row()
-            self._measure_baseline_again(entries[0])
             if self.options.sweep:
                 self.sweep = self._swept(entries)
         except KeyboardInterrupt:
@@ -93,13 +98,17 @@ class Run:
             self.peers += [peer] if peer else []
 
     def _measure_baseline_again(self, entry: Entry) -> None:
-        """Files to files after all others: every speed-up hangs on this one rate."""
+        """One pass, files to files, in a process of its own: every speed-up hangs on this rate.
+
+        A small network in PyTorch runs at one of several speeds, which a process keeps for long.
+        """
         first = self.rows[0]
         if first.result is None or not any(row.result for row in self.rows[1:]):
             return
         sys.stderr.write(f"bench: {entry.name} once more\n")
         job = replace(
-            self._job(entry, self.outputs(len(self.rows))),
+            self._job(entry, self.outputs(AGAIN)),
+            repeats=1,
             files_only=True,
             pass_images=first.result.pass_images or None,
         )
@@ -107,7 +116,8 @@ class Run:
         passes = answer.get("passes") if isinstance(answer, dict) else None
         if passes is None:
             why = answer["error"] if isinstance(answer, dict) else answer
-            self.notes.append(f"{entry.name} was not measured again at the end: {why}")
+            told = f"{entry.name} was not measured again: {why}"
+            self.notes += [] if told in self.notes else [told]
             return
         self.rows[0] = replace(first, result=_with_passes(first.result, passes))
 
@@ -117,7 +127,7 @@ class Run:
         found = Counter(network_input(p, self.spec, bit_depth=depth)[1] for p in self.images)
         return [size for size, _ in found.most_common()]
 
-    def outputs(self, index: int) -> list[Path]:
+    def outputs(self, index: int | str) -> list[Path]:
         folder = self.folder / f"masks-{index}"
         folder.mkdir(exist_ok=True)
         return [folder / f"{i}.png" for i in range(len(self.images))]
@@ -230,13 +240,21 @@ def predict_flags(options: BenchOptions, built: bool) -> str:
     return shlex.join(flags)
 
 
+def baseline_turns(entries: Sequence[Entry], count: int) -> Counter[int]:
+    """Row → how often the baseline is measured after it: `count` times, spread over what runs."""
+    runs = [index for index, entry in enumerate(entries) if index and not entry.reason]
+    if not runs:
+        return Counter()
+    return Counter(runs[-(-len(runs) * turn // count) - 1] for turn in range(1, count + 1))
+
+
 def _with_passes(result: RowResult, passes: dict[str, Any]) -> RowResult:
-    """The baseline with the passes at the end; of the two crowds the larger counts."""
+    """The baseline with one more pass; of all crowds the largest counts."""
     others = [share for share in (result.others, passes["others"]) if share is not None]
     return replace(
         result,
         files_to_files=[*result.files_to_files, *passes["rates"]],
-        again=len(passes["rates"]),
+        again=result.again + len(passes["rates"]),
         others=max(others, default=None),
     )
 

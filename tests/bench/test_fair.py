@@ -30,7 +30,7 @@ from unetrt.bench.pass_length import spread_out
 from unetrt.bench.process import answer_from_process, run_alone
 from unetrt.bench.reference import ReferenceLoop
 from unetrt.bench.row import measure_again, measure_row
-from unetrt.bench.rows import entries_from_models
+from unetrt.bench.rows import Entry, entries_from_models
 from unetrt.bench.run import Run
 from unetrt.bench.stock import stock_convolutions
 from unetrt.bench.sweep import SweepJob, _keep_in_flight
@@ -212,7 +212,28 @@ def leave_masks(monkeypatch: pytest.MonkeyPatch, on_second: Callable[[], None]) 
     return jobs
 
 
-def test_the_baseline_is_measured_again_at_the_end_and_both_count(
+@pytest.mark.parametrize(
+    ("runs", "count", "turns"),
+    [
+        ("", 3, {}),
+        ("x", 3, {}),
+        ("y", 3, {1: 3}),
+        ("yyxyyy", 3, {2: 1, 5: 1, 6: 1}),
+        ("xyy", 1, {3: 1}),
+    ],
+)
+def test_the_baseline_s_turns_are_spread_over_the_rows_that_run(
+    runs: str, count: int, turns: dict[int, int]
+) -> None:
+    reasons = ["", *("" if run == "y" else "left out" for run in runs)]
+    entries = [
+        Entry(name=f"row {i}", model=Path("net.pth"), reason=reason)
+        for i, reason in enumerate(reasons)
+    ]
+    assert run.baseline_turns(entries, count) == turns
+
+
+def test_the_baseline_is_measured_again_between_the_rows_and_all_count(
     bench_run: Run, checkpoint_file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = leave_masks(monkeypatch, on_second=lambda: None)
@@ -220,25 +241,23 @@ def test_the_baseline_is_measured_again_at_the_end_and_both_count(
 
     def answer(module: str, job: RowJob, timeout: float) -> object:
         again.append(job)
-        return {"passes": {"rates": [20.0, 22.0], "others": 0.25}}
+        return {"passes": {"rates": [20.0 + len(again)], "others": 0.25 / len(again)}}
 
     monkeypatch.setattr(run, "answer_from_process", answer)
     model = checkpoint_file()
     bench_run.measure(entries_from_models([model, model], model), peers=False)
     baseline = bench_run.rows[0].result
     assert baseline is not None
-    assert baseline.files_to_files == [10.0, 12.0, 20.0, 22.0]
-    assert (baseline.files_rate, baseline.again, baseline.others) == (16.0, 2, 0.25)
-    (job,) = again
-    assert job.files_only
-    assert job.backend == REFERENCE
-    assert not set(job.outputs) & {path for job in jobs for path in job.outputs}
+    assert baseline.files_to_files == [10.0, 12.0, 21.0, 22.0, 23.0]
+    assert (baseline.files_rate, baseline.again, baseline.others) == (21.0, 3, 0.25)
+    for job in again:
+        assert job.files_only
+        assert (job.backend, job.repeats) == (REFERENCE, 1)
+        assert not set(job.outputs) & {path for job in jobs for path in job.outputs}
     monkeypatch.setattr(run, "answer_from_process", lambda *_: "given up after 1 s")
     bench_run.rows = []
     bench_run.measure(entries_from_models([model, model], model), peers=False)
-    assert bench_run.notes == [
-        "reference loop was not measured again at the end: given up after 1 s"
-    ]
+    assert bench_run.notes == ["reference loop was not measured again: given up after 1 s"]
 
 
 def test_passes_of_the_baseline_alone(
@@ -247,7 +266,7 @@ def test_passes_of_the_baseline_alone(
     job = job_of(checkpoint_file(), pictures, tmp_path / "o", REFERENCE)
     found = measure_again(replace(job, files_only=True))
     assert isinstance(found, FilePasses)
-    assert len(found.rates) == 2
+    assert len(found.rates) == job.repeats
     assert all(Path(path).is_file() for path in job.outputs)
 
 
