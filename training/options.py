@@ -138,6 +138,9 @@ class TrainOptions:
         alone = self.resume is None
         both = (self.val_images is None) == (self.val_masks is None) or not alone
         _require(both, "--val-images and --val-masks", "one of them", "both, or neither")
+        weight = self.recipe.teacher_weight
+        taught = self.teacher is not None or weight == RecipeOptions.teacher_weight or not alone
+        _require(taught, "--teacher-weight", f"{weight:g} and no teacher", "--teacher beside it")
         percent, depth = self.validation, self.bit_depth
         _require(0 < percent < 100, "--validation", percent, "a percentage above 0, below 100")
         _require(self.crop is None or self.crop >= 16, "--crop", self.crop, "at least 16")

@@ -205,6 +205,14 @@ def _interrupted_at(call: int) -> Callable[..., torch.Tensor]:
     return loss
 
 
+def test_a_weight_without_a_teacher_is_refused(teach: Teach, quick_options: TrainOptions) -> None:
+    recipe = replace(quick_options.recipe, teacher_weight=0.3)
+    with pytest.raises(UserError, match="--teacher-weight"):
+        replace(quick_options, recipe=recipe)
+    assert replace(quick_options, recipe=recipe, teacher=teach()).teacher
+    assert TrainOptions(resume=Path("run"), recipe=recipe), "the run may have one"
+
+
 def test_a_run_without_a_teacher_is_not_resumed_with_one(
     teach: Teach, quick_options: TrainOptions
 ) -> None:
