@@ -42,11 +42,17 @@ def _times(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def gain_from_rates(mine: Sequence[float], theirs: Sequence[float], reason: str = "") -> Gain:
-    """Of two rows' passes, images a second."""
+def gain_from_rates(
+    mine: Sequence[float], theirs: Sequence[float], reason: str = "", processes: bool = False
+) -> Gain:
+    """Of two rows' passes, images a second.
+
+    processes: theirs are of one each, which may differ in PyTorch's own way: the range tells.
+    """
     widest = max(spread(mine), spread(theirs))
-    if not reason and widest > WORTHLESS:
-        reason = f"passes differ by ±{widest:.0%}"
+    passes = spread(mine) if processes else widest
+    if not reason and passes > WORTHLESS:
+        reason = f"passes differ by ±{passes:.0%}"
     return Gain(
         ratio=statistics.median(mine) / statistics.median(theirs),
         low=min(mine) / max(theirs),
@@ -64,7 +70,8 @@ def gain_of(row: Row, bench: Bench) -> Gain | None:
     if row is baseline:
         return Gain(ratio=1, low=1, high=1, wide=False)
     reason = _crowd(row, bench) or _crowd(baseline, bench)
-    return gain_from_rates(row.result.files_to_files, baseline.result.files_to_files, reason)
+    mine, theirs = row.result.files_to_files, baseline.result.files_to_files
+    return gain_from_rates(mine, theirs, reason, processes=baseline.result.again > 0)
 
 
 def speed_up(row: Row, bench: Bench) -> float | None:

@@ -64,16 +64,17 @@ class RowJob:
 class RowResult:
     """Images a second of every repeat; what was opened, and how long that took.
 
-    engine_only: empty where it was not measured; with_copies: the same list on a CPU, which copies
-    to no device. flops: of one image. first_seconds: of the first batch, compiling included.
-    host_bytes: the process's peak; device_bytes: of the GPU, None on a CPU. use: of the GPU while
-    it was measured; use_reason: why that is not known. again: how many of files_to_files, the last,
-    were measured after all other rows. others: share of the usable cores that others kept busy
-    during files to files; None where that is not known. multiplies: the precision of the products,
-    where it is not `precision`. memory_by: who told of device_bytes, see device_memory. of_engine:
-    what each pass of files_to_files reached of the faster of engine_only and with_copies, measured
-    right before and after it; empty for the reference loop, and where images are of several sizes:
-    the engine runs the commonest alone. model_bytes: of the model's file on disk. graphs: slots
+    engine_only: empty where it was not measured; with_copies: the same list on a CPU, which
+    copies to no device. flops: of one image. first_seconds: of the first batch, compiling
+    included. host_bytes: the process's peak; device_bytes: of the GPU, None on a CPU. use: of
+    the GPU while it was measured; use_reason: why that is not known. again: how many of
+    files_to_files, the last, were measured between and after all other rows, in a process each.
+    others: share of the usable cores that others kept busy during files to files; None where
+    that is not known. multiplies: the precision of the products, where it is not `precision`.
+    memory_by: who told of device_bytes, see device_memory. of_engine: what each pass of
+    files_to_files reached of the faster of engine_only and with_copies, measured right before
+    and after it; empty for the reference loop, and where images are of several sizes: the
+    engine runs the commonest alone. model_bytes: of the model's file on disk. graphs: slots
     replayed CUDA graphs. shapes: sizes among the images. pass_images: of a timed pass, each as
     often as it was gone over; 0 in reports that do not tell.
     """

@@ -69,13 +69,14 @@ def job_with_part(job: RowJob, predict: Callable[[RowJob], None]) -> RowJob:
     """The job with as many of its images, evenly spread, as last about job.seconds.
 
     Of images of one size alone: of several each counts. job.pass_images: as many as it says.
-    Looks at some, untimed, to find out; the time that the masks of all need is kept for them.
+    Looks at some, untimed, to find out, and to be warm; the time that the masks of all need is kept
+    for them.
     """
     if len(job.images) <= FEWEST_IMAGES:
         return job
+    one = _seconds_an_image(job, predict)
     if job.pass_images is not None:
         return _part(job, job.pass_images)
-    one = _seconds_an_image(job, predict)
     part = _part(job, max(FEWEST_IMAGES, math.ceil(job.seconds / one)))
     slower = STRICT if wants_cuda(job.device) else 1
     kept = 0.0 if job.files_only else slower * one * len(job.images)

@@ -38,8 +38,11 @@ def _peak_warnings(peaks: Peaks) -> list[str]:
 
 def _unquiet(result: RowResult) -> list[str]:
     found = []
-    regions = [r for r in (result.engine_only, result.with_copies, result.files_to_files) if r]
-    widest = max(map(spread, regions))
+    files = [] if result.again else result.files_to_files
+    regions = [r for r in (result.engine_only, result.with_copies, files) if r]
+    widest = max(map(spread, regions), default=0.0)
+    if result.again and spread(result.files_to_files) > NOISY:
+        found.append(f"processes differ by ±{spread(result.files_to_files):.0%}, files to files")
     if widest > NOISY:
         found.append(f"repeats differ by ±{widest:.0%}: the machine was not quiet")
     if result.others is not None and result.others > BUSY:

@@ -131,11 +131,10 @@ def _baseline_lines(row: Row) -> list[str]:
     """That the rate which every speed-up hangs on was taken in several processes."""
     if row.result is None or not row.result.again:
         return []
-    last = row.result.again
-    first = len(row.result.files_to_files) - last
     return [
-        f"{row.name}: files to files {first} times before the other rows and {last} times between "
-        "and after them, each time in a process of its own; the median is of all"
+        f"{row.name}: files to files in {len(row.result.files_to_files)} processes, before the "
+        "other rows (the median of its passes), between and after them; the median is of the "
+        "processes"
     ]
 
 

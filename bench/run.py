@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 import sys
 import time
 from collections import Counter
@@ -51,6 +52,7 @@ class Run:
         self.notes = partial_truth(len(truth), len(images))
         self.sweep: Sweep | None = None
         self.interrupted = False
+        self._again_failed = False
 
     def read_files(self) -> None:
         """All of them once: else the first row alone would wait for the disk."""
@@ -68,11 +70,10 @@ class Run:
         Ctrl-C keeps the rows that are finished. Raises KeyboardInterrupt where none is.
         """
         try:
-            turns = baseline_turns(entries, self.options.repeats)
+            turns, due = baseline_turns(entries, self.options.repeats), 0
             for index, entry in enumerate(entries):
                 self._add_row(entry, index, peers)
-                for _ in range(turns[index]):
-                    self._measure_baseline_again(entries[0])
+                due = self._measure_baseline_again(entries[0], due + turns[index])
                 after_row()
             if self.options.sweep:
                 self.sweep = self._swept(entries)
@@ -97,29 +98,35 @@ class Run:
             peer = measure_peer(entry.name, entry.model, row.result, seconds, repeats)
             self.peers += [peer] if peer else []
 
-    def _measure_baseline_again(self, entry: Entry) -> None:
-        """One pass, files to files, in a process of its own: every speed-up hangs on this rate.
+    def _measure_baseline_again(self, entry: Entry, times: int) -> int:
+        """Passes over the files, each in a process of its own; return how many are still due.
 
-        A small network in PyTorch runs at one of several speeds, which a process keeps for long.
+        All are while no other row has a result, none where one has failed. Every speed-up hangs on
+        this rate, and a small network in PyTorch runs at one of several speeds, kept for seconds.
         """
-        first = self.rows[0]
-        if first.result is None or not any(row.result for row in self.rows[1:]):
-            return
+        if not any(row.result for row in self.rows[1:]):
+            return times
+        while times and self.rows[0].result is not None and not self._again_failed:
+            times -= 1
+            self.rows[0] = replace(self.rows[0], result=self._again(entry, self.rows[0].result))
+        return 0
+
+    def _again(self, entry: Entry, first: RowResult) -> RowResult:
         sys.stderr.write(f"bench: {entry.name} once more\n")
         job = replace(
             self._job(entry, self.outputs(AGAIN)),
             repeats=1,
             files_only=True,
-            pass_images=first.result.pass_images or None,
+            pass_images=first.pass_images or None,
         )
         answer = answer_from_process("unetrt.bench.row", job, self.options.row_timeout)
         passes = answer.get("passes") if isinstance(answer, dict) else None
-        if passes is None:
-            why = answer["error"] if isinstance(answer, dict) else answer
-            told = f"{entry.name} was not measured again: {why}"
-            self.notes += [] if told in self.notes else [told]
-            return
-        self.rows[0] = replace(first, result=_with_passes(first.result, passes))
+        if passes is not None:
+            return _with_passes(first, passes)
+        why = answer["error"] if isinstance(answer, dict) else answer
+        self.notes.append(f"{entry.name} was not measured again: {why}")
+        self._again_failed = True
+        return first
 
     def sizes(self) -> list[Size]:
         """(H, W) of the images, the most frequent first."""
@@ -249,11 +256,12 @@ def baseline_turns(entries: Sequence[Entry], count: int) -> Counter[int]:
 
 
 def _with_passes(result: RowResult, passes: dict[str, Any]) -> RowResult:
-    """The baseline with one more pass; of all crowds the largest counts."""
+    """The baseline with one more process, a rate of each; of all crowds the largest counts."""
+    rates = result.files_to_files if result.again else [statistics.median(result.files_to_files)]
     others = [share for share in (result.others, passes["others"]) if share is not None]
     return replace(
         result,
-        files_to_files=[*result.files_to_files, *passes["rates"]],
+        files_to_files=[*rates, *passes["rates"]],
         again=result.again + len(passes["rates"]),
         others=max(others, default=None),
     )

@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench.conftest import row_result
 from unetrt.bench.gain import gain_from_rates, gain_of, speed_up
+from unetrt.bench.quiet import warnings
 from unetrt.bench.report import fastest_row, table_lines
 from unetrt.bench.result import Bench, Row
 
@@ -73,3 +74,19 @@ def test_masks_that_are_not_trusted_have_none(bench: Bench) -> None:
     found = replace(bench, rows=(bench.rows[0], wrong), peers=())
     assert gain_of(wrong, found) is None
     assert told(found) == "agreement low"
+
+
+def test_processes_of_the_baseline_that_differ_give_a_range(bench: Bench) -> None:
+    """PyTorch runs a small network at one of several speeds; passes of one process are noise."""
+    theirs, mine = [45.0, 46.0, 73.0, 75.0], [300.0, 310.0]
+    assert told(with_passes(bench, mine, theirs)) == "passes differ by ±25%: no speed-up"
+    found = with_passes(bench, mine, theirs)
+    first = found.rows[0]
+    assert first.result is not None
+    several = replace(first, result=replace(first.result, again=3))
+    found = replace(found, rows=(several, *found.rows[1:]))
+    assert told(found) == "5.13× (4.00–6.89)"
+    noisy = with_passes(found, [100.0, 300.0], theirs)
+    rows = (several, noisy.rows[1])
+    assert told(replace(noisy, rows=rows)) == "passes differ by ±50%: no speed-up"
+    assert "reference: processes differ by ±25%, files to files" in warnings(found)[0]

@@ -237,7 +237,7 @@ def test_notes_and_what_was_measured_twice_are_told(bench: Bench) -> None:
     peaks = Peaks(reason="the probe was given up")
     told = replace(bench, rows=(first,), notes=("interrupted",), peaks=peaks)
     text = "\n".join(context_lines(told))
-    assert "2 times before the other rows and 1 times between and after them" in text
+    assert "files to files in 3 processes, before the other rows" in text
     assert warnings(told)[:2] == ["interrupted", "no measured peak: the probe was given up"]
     busy = replace(first, result=replace(result, others=0.2))
     assert any("others kept 20%" in line for line in warnings(replace(bench, rows=(busy,))))
