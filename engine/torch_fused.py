@@ -80,18 +80,20 @@ class _Conv(nn.Module):
 
 
 class _ConvRelu(_Conv):
-    """fuses: whether cuDNN does both in one, and as PyTorch does; None until it was asked."""
+    """Asks for each shape whether cuDNN does both in one, and as PyTorch does."""
 
-    fuses: bool | None = None
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.fuses: dict[torch.Size, bool] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.fuses is False or not _by_cudnn(x) or x.dtype == torch.float32:
+        if not self.fuses.get(x.shape, True) or not _by_cudnn(x) or x.dtype == torch.float32:
             return self._in_two(x)
         try:
-            if self.fuses is None:
-                self.fuses = self._keeps_nan(x)
-            if self.fuses:
+            if x.shape not in self.fuses:
+                self.fuses[x.shape] = self._keeps_nan(x)
+            if self.fuses[x.shape]:
                 return self._in_one(x)
             why = "its ReLU of a NaN is a number"
         except RuntimeError as error:
@@ -99,8 +101,9 @@ class _ConvRelu(_Conv):
                 raise
             why = first_line(error)
         found = self._in_two(x)  # where this finds no engine either, memory is short
-        self.fuses = False
-        log.info("cuDNN fuses no ReLU with a convolution %s: %s", tuple(self.weight.shape), why)
+        self.fuses[x.shape] = False
+        shapes = tuple(x.shape), tuple(self.weight.shape)
+        log.info("cuDNN fuses no ReLU with a convolution of %s by %s: %s", *shapes, why)
         return found
 
     def _in_one(self, x: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         amp = self._options.amp
         with torch.autocast(self._device.type, amp, enabled=amp is not None):
-            logits = self._masknet.logits(images)
+            # First: what it needs meanwhile is free again before features are kept for gradients.
             taught = self._options.teacher.logits(images) if self._options.teacher else None
+            logits = self._masknet.logits(images)
         loss = segmentation_loss(logits, truth, self._options.loss, self._ranks)
         if taught is not None:
             weight = self._options.teacher_weight

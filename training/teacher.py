@@ -19,7 +19,7 @@ from ..contract.types import NO_CLASS
 from .checkpoint import read_checkpoint, unet_from_checkpoint
 from .losses import EPSILON
 from .masknet import MaskNet
-from .options import TrainOptions
+from .options import TrainOptions, values_text
 from .ranks import Ranks
 
 
@@ -35,7 +35,9 @@ class Teacher:
         self._path, self._bare = path, checkpoint.bare
         self.digest = sha256_from_file(path)
         self.spec = checkpoint.spec
-        self._require(options, "channels", "classes", *([] if self._bare else ["scale"]))
+        names = ("channels", "classes") if self._bare else ("channels", "classes", "scale")
+        hint = "a --teacher trained with this run's --classes, --channels and --scale"
+        self._require(options, names, hint)
         net = unet_from_checkpoint(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._masknet = MaskNet(net.requires_grad_(False), checkpoint.spec).eval()
 
@@ -44,12 +46,15 @@ class Teacher:
         """uint8 (N, h, w, C) → logits (N, classes, h, w)."""
         return self._masknet.logits(images)
 
-    def require_values(self, spec: ModelSpec) -> None:
-        """Raise UserError where its classes stand for other values than those of the masks."""
+    def require_data(self, spec: ModelSpec) -> None:
+        """Raise UserError where it has learnt from other values of masks, or depths of images."""
         if not self._bare:
-            self._require(spec, "mask_values")
+            values = f"--mask-values {values_text(self.spec.mask_values)}"
+            hint = f"{values}   where the masks are of its classes"
+            self._require(spec, ("mask_values",), hint)
+            self._require(spec, ("bit_depth",), "the --bit-depth that the teacher had")
 
-    def _require(self, own: ModelSpec | TrainOptions, *names: str) -> None:
+    def _require(self, own: ModelSpec | TrainOptions, names: tuple[str, ...], hint: str) -> None:
         pairs = {name: (getattr(self.spec, name), getattr(own, name)) for name in names}
         differ = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         if differ:
@@ -57,7 +62,7 @@ class Teacher:
                 f"{self._path} cannot teach this network: it has learnt something else",
                 seen=", ".join(f"{name} {seen}" for name, (seen, _) in differ.items()),
                 expected=", ".join(f"{name} {wanted}" for name, (_, wanted) in differ.items()),
-                hint="a --teacher trained with this run's --classes, --channels and --scale",
+                hint=hint,
             )
 
 
@@ -65,12 +70,14 @@ def imitation_loss(logits: Tensor, taught: Tensor, truth: Tensor, ranks: Ranks) 
     """How far the classes' shares are from the teacher's, a scalar, in fp32 at least; 0 if equal.
 
     logits, taught (N, classes, h, w); of truth (N, H, W) only NO_CLASS is read: those pixels do not
-    count. The Kullback-Leibler divergence, a mean over the pixels, plus a Dice loss for shares,
-    1 - 2 Σ min(p, q) / Σ (p + q) (Wang et al. 2023, "Dice Semimetric Losses"), a mean over the
-    classes above 0 that the teacher sees in the batch. Sums go over the batches of all ranks.
+    count, nor do those where the teacher's answer is not finite. The Kullback-Leibler divergence, a
+    mean over the pixels, plus a Dice loss for shares, 1 - 2 Σ min(p, q) / Σ (p + q) (Wang et al.
+    2023, "Dice Semimetric Losses"), a mean over the classes above 0 that the teacher sees in the
+    batch. Sums go over the batches of all ranks.
     """
-    counted = _counted_at(truth, (logits.shape[2], logits.shape[3]))[:, None]
-    logs, aims = _log_shares(logits), _log_shares(taught)
+    answered = taught.isfinite().all(1, keepdim=True)
+    counted = _counted_at(truth, (logits.shape[2], logits.shape[3]))[:, None] & answered
+    logs, aims = _log_shares(logits), _log_shares(torch.where(answered, taught, 0))
     shares, aim = logs.exp() * counted, aims.exp() * counted
     divergence = (aim * (aims - logs)).sum()
     pixels = ranks.total(torch.stack([divergence, counted.sum().to(divergence.dtype)]))

@@ -61,7 +61,7 @@ def _train(
     teacher = _teacher(options, resumed, device)
     data = _data(options, start, ranks, device)
     if teacher:
-        teacher.require_values(data.spec)
+        teacher.require_data(data.spec)
     if resumed:
         require_same_data(data, resumed.checkpoint)
     net = _network(data.spec, start, options.seed).to(device)

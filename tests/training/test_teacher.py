@@ -98,6 +98,20 @@ def test_a_batch_without_counted_pixels_is_finite() -> None:
     assert logits.grad.isfinite().all()
 
 
+def test_what_the_teacher_does_not_answer_is_not_taught() -> None:
+    """In float16 a teacher may overflow."""
+    logits, taught = torch.randn(1, 3, 4, 4, requires_grad=True), torch.randn(1, 3, 4, 4)
+    truth = torch.zeros(1, 4, 4, dtype=torch.long)
+    taught[0, 1, :, 2:] = torch.tensor([torch.inf, torch.nan])
+    found = imitation_loss(logits, taught, truth, Ranks())
+    found.backward()  # type: ignore[no-untyped-call]
+    left = loss(logits[..., :2], taught[..., :2], truth[..., :2])
+    assert found.item() == pytest.approx(left, rel=1e-5)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[..., 2:] == 0).all()
+
+
 def test_answers_without_a_doubt_are_finite() -> None:
     """Logits of half-precision floats reach 65504."""
     logits = torch.tensor([-6e4, 6e4]).repeat(1, 4).reshape(1, 2, 2, 2).requires_grad_()
@@ -150,6 +164,7 @@ def test_a_network_comes_to_answer_as_its_teacher(
         ({"channels": 3}, "channels 3"),
         ({"scale": 0.5}, "scale 0.5"),
         ({"mask_values": (0, 1, 2, 9)}, "9"),
+        ({"bit_depth": 12}, "bit_depth 12"),
     ],
 )
 def test_one_that_learnt_something_else_is_refused(
