@@ -264,9 +264,9 @@ def test_passes_of_the_baseline_alone(
     checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
 ) -> None:
     job = job_of(checkpoint_file(), pictures, tmp_path / "o", REFERENCE)
-    found = measure_again(replace(job, files_only=True))
+    found = measure_again(replace(job, files_only=True, repeats=1))
     assert isinstance(found, FilePasses)
-    assert len(found.rates) == job.repeats
+    assert len(found.rates) == 1
     assert all(Path(path).is_file() for path in job.outputs)
 
 
