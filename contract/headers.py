@@ -132,8 +132,17 @@ class Picture:
         """
         if isinstance(self.image, PngImageFile) and not may_be_turned(self.data):
             return 1
-        value = self.image.getexif().get(ORIENTATION, 1)
-        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+        return _exif_orientation(self.image)
+
+
+def _exif_orientation(image: ImageFile.ImageFile) -> int:
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _reader_of(start: bytes) -> type[ImageFile.ImageFile] | None:
+    """Of the kind of image that begins like this."""
+    return next((r for signature, r in _READERS if re.match(signature, start)), None)
 
 
 @contextmanager
@@ -176,16 +185,14 @@ def read_bytes(path: Path) -> bytes:
 def stored_orientation(path: Path) -> int:
     """The EXIF orientation that a readable file states before its pixels, 1 to 8; else 1."""
     with suppress(*DECODE_ERRORS), path.open("rb") as file:
-        start = file.read(32)
-        reader = next((r for signature, r in _READERS if re.match(signature, start)), None)
+        reader = _reader_of(file.read(32))
         if reader is None:
             return 1
         file.seek(0)
         image = reader(file)
         if isinstance(image, PngImageFile) and "exif" not in image.info:
             return 1  # Pillow would decode the pixels to look behind them
-        value = image.getexif().get(ORIENTATION, 1)
-        return value if value in range(1, 9) else 1
+        return _exif_orientation(image)
     return 1
 
 
@@ -204,7 +211,7 @@ def open_picture(data: bytes, name: str) -> Picture:
     """Read the header. Call it within `decoding`; raises ImageError for what is no image."""
     if not data:
         raise ImageError(f"{name} is an empty file")
-    reader = next((r for signature, r in _READERS if re.match(signature, data)), None)
+    reader = _reader_of(data)
     if reader is None:
         raise ImageError(
             f"{name} is not an image of a known kind",

@@ -12,12 +12,12 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 _UNKNOWN = 8 << 30
 
+NO_ENGINE = "unable to find an engine"
+"""PyTorch, where cuDNN has no way to compute a convolution, or none finds room beside it."""
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
     r"|(out ?of ?|not enough |insufficient )memory|alloc(ation)?_failed"
-    r"|memory .*could not be allocated|not be enough free memory"
-    # PyTorch, when no way to compute a convolution finds room for what it needs beside.
-    r"|unable to find an engine",
+    rf"|memory .*could not be allocated|not be enough free memory|{NO_ENGINE}",
     re.IGNORECASE,
 )
 

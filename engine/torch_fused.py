@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..contract.errors import UserError, first_line
 from ..contract.log import log
+from ..contract.memory import NO_ENGINE
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from .onnxfile import EXPORT_HINT, read_onnx
@@ -23,8 +24,6 @@ WIDE = torch.complex128
 """The widest numbers that there are, for copies."""
 LAST = (0, 2, 3, 1)
 """Channels."""
-NO_ENGINE = "unable to find an engine"
-"""What PyTorch says where cuDNN has none for a convolution, or none finds memory."""
 
 Weights = Iterator[tuple[Tensor, Tensor]]
 

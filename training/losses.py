@@ -100,8 +100,15 @@ def _dice_of_all(sums: Tensor) -> Tensor:
 
 def _dice_of_foreground(sums: Tensor) -> Tensor:
     """Average the Dice of the classes above 0 that the batch has, each over the whole batch."""
-    common, predicted, true = sums[:, 1:].unbind()
-    present = true > 0
+    return mean_dice(sums[:, 1:], sums[2, 1:] > 0)
+
+
+def mean_dice(sums: Tensor, present: Tensor) -> Tensor:
+    """Average the Dice of the present classes, 1 where none is.
+
+    sums (3, classes): what both say, what is predicted, what is true; present bool (classes,).
+    """
+    common, predicted, true = sums.unbind()
     if not present.any():
         return torch.ones((), device=sums.device)
     return ((2 * common + EPSILON) / (predicted + true + EPSILON))[present].mean()

@@ -96,8 +96,7 @@ class TrainOptions:
     mask_values: those of the classes, in their order, whether they occur or not; without them
     they are 0 to classes - 1 if no mask holds another, else those that occur.
     load: a checkpoint to start from. teacher: one whose answers are learnt beside the masks.
-    out: the run's folder; without it the first free of
-    runs/train, runs/train-2 …
+    out: the run's folder; without it the first free of runs/train, runs/train-2 …
     resume: a run's folder, or its last.pth: goes on with that run's own options.
     amp: compute in bfloat16, or in float16 where the GPU lacks that; a CPU without it: in fp32.
     workers: threads that make batches ahead; None leaves one core to the step.

@@ -69,7 +69,7 @@ def read_resumed(options: TrainOptions, path: Path, given: Collection[str] = ())
     _require_same(options, stored, asked)
     free = (*FREE, *DATA_FOLDERS, TEACHER)
     own = {name: getattr(options, name) for name in free if name in asked}
-    whole = replace(stored, resume=None, **own)
+    whole = replace(stored, resume=None, **own)  # checked as a run of its own
     resumed = Resumed(replace(whole, resume=path), checkpoint)
     if not resumed.finished:
         _require_folders(resumed.options, path)

@@ -17,7 +17,7 @@ from ..contract.files import sha256_from_file
 from ..contract.spec import ModelSpec
 from ..contract.types import NO_CLASS
 from .checkpoint import read_checkpoint, unet_from_checkpoint
-from .losses import EPSILON
+from .losses import mean_dice
 from .masknet import MaskNet
 from .options import TrainOptions, values_text
 from .ranks import Ranks
@@ -39,7 +39,7 @@ class Teacher:
         hint = "a --teacher trained with this run's --classes, --channels and --scale"
         self._require(options, names, hint)
         net = unet_from_checkpoint(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._masknet = MaskNet(net.requires_grad_(False), checkpoint.spec).eval()
+        self._masknet = MaskNet(net.requires_grad_(False), checkpoint.spec)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -83,16 +83,7 @@ def imitation_loss(logits: Tensor, taught: Tensor, truth: Tensor, ranks: Ranks) 
     pixels = ranks.total(torch.stack([divergence, counted.sum().to(divergence.dtype)]))
     parts = (torch.minimum(shares, aim), shares, aim, aim == aim.amax(1, keepdim=True))
     sums = ranks.total(torch.stack([(part * counted).sum((0, 2, 3)) for part in parts]))
-    return pixels[0] / pixels[1].clamp(min=1) + _dice_loss(sums[:, 1:])
-
-
-def _dice_loss(sums: Tensor) -> Tensor:
-    """Of (4, classes above 0): common shares, the network's, the teacher's, and its pixels."""
-    common, own, aim, pixels = sums.unbind()
-    present = pixels > 0
-    if not present.any():
-        return sums.new_zeros(())
-    return 1 - ((2 * common + EPSILON) / (own + aim + EPSILON))[present].mean()
+    return pixels[0] / pixels[1].clamp(min=1) + 1 - mean_dice(sums[:3, 1:], sums[3, 1:] > 0)
 
 
 def _log_shares(logits: Tensor) -> Tensor:
