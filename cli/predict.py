@@ -35,6 +35,9 @@ DEFAULT = Path("MODEL.pth")
 """As in Pytorch-UNet's predict.py."""
 
 MOST_SLOTS = 256
+
+TILES = (512, 65_536)
+"""Least and most of --tile: of a smaller one hardly anything would be kept."""
 """Each has memory of its own from the start."""
 
 INTERRUPTED = 130
@@ -64,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fast-decode", action="store_true", help=fast)
     most = whole(1, MOST_SLOTS)
     add("--slots", type=most, help="batches in flight (default: the engine's)")
+    add("--tile", type=whole(*TILES), metavar="PIXELS",
+        help="cut larger inputs, masks unchanged (default: if memory is short)")  # fmt: skip
     add("--trace", type=trace_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)
@@ -211,7 +216,7 @@ def _options_from_args(args: argparse.Namespace, model: str, trace: NoTrace) -> 
         fast_decode=args.fast_decode,
         strict=args.strict,
         journal=journal,
-        pipeline=PipelineOptions(batch=args.batch, slots=args.slots, trace=trace),
+        pipeline=PipelineOptions(batch=args.batch, slots=args.slots, tile=args.tile, trace=trace),
     )
 
 

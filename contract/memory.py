@@ -14,10 +14,12 @@ _UNKNOWN = 8 << 30
 
 NO_ENGINE = "unable to find an engine"
 """PyTorch, where cuDNN has no way to compute a convolution, or none finds room beside it."""
+# The last two: oneDNN and OpenVINO without memory for the code that they generate.
 _NO_MEMORY = re.compile(
     r"(failed to|can't|cannot|could not) allocate|bad.alloc"
     r"|(out ?of ?|not enough |insufficient )memory|alloc(ation)?_failed"
-    rf"|memory .*could not be allocated|not be enough free memory|{NO_ENGINE}",
+    rf"|memory .*could not be allocated|not be enough free memory|{NO_ENGINE}"
+    r"|could not create a primitive|broken promise",
     re.IGNORECASE,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -99,7 +99,9 @@ class Engine(Closing, ABC):
     slots: batches to keep in flight; streams: how many of them it computes at once, where that is
     known; batch: images a slot should hold, min_batch the fewest that it runs with; graphs: whether
     slots replay CUDA graphs, None where an engine has none; timed: whether slots on CUDA note when
-    the device copies and computes; why: how it was chosen.
+    the device copies and computes; why: how it was chosen; largest: network sizes (h, w) of which
+    it takes none larger, or none where it takes any; pixel_bytes: host memory that a pixel of
+    network input takes while its batch runs, about, 0 where that is not the host's.
     """
 
     backend: str
@@ -112,6 +114,8 @@ class Engine(Closing, ABC):
     graphs: bool | None = None
     timed: bool = False
     why: str = ""
+    largest: Sequence[Size] = ()
+    pixel_bytes: int = 0
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

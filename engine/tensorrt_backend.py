@@ -112,6 +112,8 @@ class TensorRtEngine(Engine):
             least, best, _ = self._plan.get_tensor_profile_shape("image", 0)
             self.min_batch, self.batch = int(least[0]), int(best[0])
             self._profiles = profiles_of_plan(self._plan)
+            most = [profile["image"][1] for profile in self._profiles]
+            self.largest = [(height, width) for _, height, width, _ in most]
         except BaseException:
             self.close()
             raise

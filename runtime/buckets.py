@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from ..contract.types import U8, Size
@@ -34,6 +34,17 @@ class Buckets(Generic[T]):
         self.count -= len(taken)
         self.bytes -= bytes_of(taken)
         return taken
+
+    def drop(self, unwanted: Callable[[T], bool]) -> int:
+        """Of what is `unwanted` nothing stays; its bytes."""
+        before = self.bytes
+        for key in self.keys:
+            kept = [found for found in self._found.pop(key) if not unwanted(found[0])]
+            if kept:
+                self._found[key] = kept
+        self.count = sum(map(len, self._found.values()))
+        self.bytes = sum(map(bytes_of, self._found.values()))
+        return before - self.bytes
 
     def size(self, key: Key) -> int:
         return len(self._found.get(key, ()))

@@ -7,6 +7,9 @@ import threading
 SHARE = 8
 """Loaded images may take this part of the memory, 1/8 of it, and masks to be written as much."""
 
+NETWORK = 4
+"""The network may take so many times that, half of the memory, for the batches that it computes."""
+
 
 class Budget:
     """Bytes that are held, by any threads, of at most `most` and what they add at once.

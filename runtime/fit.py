@@ -50,12 +50,20 @@ class Fit:
         """The error of an image of `size` (H, W) for which the least is too much."""
         # Its frames hold the images.
         self.error, error.__cause__ = error.with_traceback(None), None
-        before, found = (self.batch, self.count), no_memory(size, error.seen or error.reason)
-        self.batch, self.count = self._proven or self._asked
-        if (self.batch, self.count) != before:
+        found = no_memory(size, error.seen or error.reason)
+        if self.take_up_again():
             again = "%s: for the others %d images a batch again, batches at once: %d"
             log.warning(again, found.message, self.batch, self.count)
         return found
+
+    def take_up_again(self) -> bool:
+        """What ran before, or was asked for, since what needed less is out of the way.
+
+        Whether it is more than now.
+        """
+        before = (self.batch, self.count)
+        self.batch, self.count = self._proven or self._asked
+        return (self.batch, self.count) != before
 
 
 def no_memory(size: Size, seen: object) -> ImageError:

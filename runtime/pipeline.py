@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections import deque
@@ -18,18 +19,24 @@ from ..contract.memory import memory_bytes
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
 from ..engine.probe import usable_cores
-from .buckets import Buckets, Key, bytes_of
+from .buckets import Key
 from .budget import SHARE, Budget
+from .cutter import Cutter
 from .fill import Fill
-from .fit import MOST_UNFIT, Fit, no_memory, refuse_batch
+from .fit import MOST_UNFIT, Fit, refuse_batch
 from .threads import worker_pool
+from .tiles import Tile
 from .trace import NO_TRACE, NoTrace
+from .waiting import Waiting, key_of, whole_key
+from .writing import Result as Result
+from .writing import Writing
 
 T = TypeVar("T")
-F = TypeVar("F")
 
 Loaded = tuple[U8, Size]
 """A network input (h, w, C) and its mask's (H, W)."""
+
+NOT_FINITE = "the network's output is not finite"
 
 MOST_AHEAD = 4096
 """Images asked for ahead of the engine, whatever the batch."""
@@ -46,7 +53,9 @@ class PipelineOptions:
 
     waiting: loaded images held in batches that are not full, before the fullest runs as it is;
     at least one batch. memory: bytes of loaded images, and as many of masks to be written; at least
-    one of each. trace: where the stages note when they ran.
+    one of each. single: there is one task, for which one slot will do unless it is cut. tile: the
+    longest side of a network input that is run in one piece; what does not fit into the memory is
+    cut in any case. trace: where the stages note when they ran.
     """
 
     batch: int | None = None
@@ -55,23 +64,9 @@ class PipelineOptions:
     write_threads: int = field(default_factory=lambda: writers_for(usable_cores()))
     waiting: int = 64
     memory: int = field(default_factory=lambda: memory_bytes() // SHARE)
+    single: bool = False
+    tile: int | None = None
     trace: NoTrace = NO_TRACE
-
-
-@dataclass(frozen=True)
-class Result(Generic[T]):
-    """error is None for a task that was loaded, run and consumed."""
-
-    task: T
-    error: ImageError | None = None
-
-    @property
-    def reason(self) -> str:
-        """Why it failed and what helps, on one line; empty for a task that did not."""
-        if self.error is None:
-            return ""
-        hint = f"; Hint: {self.error.hint}" if self.error.hint else ""
-        return self.error.reason + hint
 
 
 def run_pipeline(
@@ -88,8 +83,8 @@ def run_pipeline(
     anything else that they raise ends the run. Once stop() is true, what runs on the engine is
     finished and written, and what is only loaded is dropped. When the caller stops early,
     nothing new is started and what is in flight is dropped. Where the device has no memory for a
-    batch, half of it is tried from then on; an image for which the smallest is too large fails.
-    DeviceMemoryError when none has ever fitted.
+    batch, half of it is tried from then on; an image for which the smallest is too large is cut
+    into tiles, and fails where it cannot be. DeviceMemoryError when none has ever fitted.
     """
     with Pipeline(engine, load, consume, options or PipelineOptions(), stop) as pipeline:
         yield from pipeline.run(iter(tasks))
@@ -97,10 +92,10 @@ def run_pipeline(
 
 @dataclass
 class _Flight(Generic[T]):
-    """A batch on the engine."""
+    """A batch on the engine, of tasks and of tiles of them."""
 
     slot: Slot
-    tasks: list[T]
+    items: list[T | Tile[T]]
     key: Key
     batch: int
     number: int
@@ -122,15 +117,15 @@ class Pipeline(Closing, Generic[T]):
         options: PipelineOptions,
         stop: Callable[[], bool],
     ) -> None:
-        self.load, self.consume, self.options, self.stop = load, consume, options, stop
+        self.load, self.options, self.stop = load, options, stop
         self.engine, self.trace = engine, options.trace
         engine.timed = options.trace.of_device
         batch, count = options.batch or engine.batch, options.slots or engine.slots
-        self.fit = Fit(batch, count, engine.min_batch)
-        self.waiting = max(options.waiting, batch)
+        self.fit = Fit(batch, 1 if options.single else count, engine.min_batch)
+        self.most_waiting = max(options.waiting, batch)
         threads = options.load_threads or usable_cores()
         self.loaders = worker_pool(threads, "load")
-        self.writers = worker_pool(options.write_threads, "write")
+        self.writing = Writing(consume, options.write_threads, options.memory, options.trace)
         self.slots: list[Slot] = []
         self.free: list[Slot] = []
         self.too_large = False
@@ -138,12 +133,12 @@ class Pipeline(Closing, Generic[T]):
         self.ahead = 2 * threads + min(batch * count, MOST_AHEAD)
         self.budget, self.tickets = Budget(options.memory), itertools.count()
         self.loading: deque[tuple[int, T, Future[Loaded]]] = deque()
-        self.buckets: Buckets[T] = Buckets()
+        cutter = Cutter(engine, options.tile, batch, options.memory)
+        self.waiting: Waiting[T] = Waiting(cutter, self.budget)
+        self.buckets = self.waiting.buckets
         self.unfit: list[Result[T]] = []
         self.flying: deque[_Flight[T]] = deque()
         self.numbers = itertools.count()
-        self.writing: deque[tuple[T, Future[None], int]] = deque()
-        self.unwritten = 0
         self.fill = Fill()
 
     def run(self, tasks: Iterator[T]) -> Iterator[Result[T]]:
@@ -152,7 +147,7 @@ class Pipeline(Closing, Generic[T]):
             ticket, task, future = self.loading.popleft()
             self.budget.want(ticket)
             try:
-                image, size = self._waited("wait for an image", future)
+                image, size = self.trace.waited("wait for an image", future)
             except ImageError as error:
                 yield Result(task, error)
             else:
@@ -164,7 +159,7 @@ class Pipeline(Closing, Generic[T]):
                     yield from self._launch(key)
             while self.flying:
                 yield from self._land()
-        yield from self._written(leave=0)
+        yield from self.writing.results()
         self.fill.tell(self.engine.min_batch)
         if self.unfit and self.fit.error and not self.stop():
             raise self.fit.error
@@ -183,32 +178,34 @@ class Pipeline(Closing, Generic[T]):
         self.budget.hold(image.nbytes)
         return image, size
 
-    def _consume(self, task: T, mask: U8, batch: int) -> None:
-        with self.trace.span("save", batch=batch):
-            self.consume(task, mask)
-
-    def _waited(self, name: str, future: Future[F]) -> F:
-        if future.done():
-            return future.result()
-        with self.trace.span(name):
-            return future.result()
-
     def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
-        key = ((image.shape[0], image.shape[1]), size)
+        self.budget.give_back(image.nbytes)
+        try:
+            self._check(image, size)
+            key = self.waiting.put(task, image, size)
+        except ImageError as error:
+            yield Result(task, error)
+            return
+        if self.options.single and self.buckets.count > 1:
+            self.fit.count = self.options.slots or self.engine.slots
+            self._fill_slots()
+        while self.buckets.size(key) >= self.fit.batch:
+            yield from self._launch(key)
+        while self.buckets.count > self.most_waiting:
+            yield from self._launch(self.buckets.fullest)
+        while self.buckets.bytes > self.budget.most // 2:  # the other half is for what comes
+            yield from self._launch(self.buckets.heaviest)
+
+    def _check(self, image: U8, size: Size) -> None:
+        """Raise ImageError for what the engine takes neither whole nor in tiles."""
+        key = key_of(image, size)
+        if self.waiting.cutter.grid(*key) is not None:
+            return
         refusal = self.engine.refusal(*key)
         if refusal is None and self.options.batch is not None:
             refusal = refuse_batch(self.fit, image.nbytes, size)
         if refusal is not None:
-            self.budget.give_back(image.nbytes)
-            yield Result(task, refusal)
-            return
-        self.buckets.put(key, [(task, image)])
-        while self.buckets.size(key) >= self.fit.batch:
-            yield from self._launch(key)
-        if self.buckets.count > self.waiting:
-            yield from self._launch(self.buckets.fullest)
-        while self.buckets.bytes > self.budget.most // 2:  # the other half is for what comes
-            yield from self._launch(self.buckets.heaviest)
+            raise refusal
 
     def _launch(self, key: Key) -> Iterator[Result[T]]:
         """Fill a slot with a bucket and start it; a short batch runs padded."""
@@ -217,10 +214,11 @@ class Pipeline(Closing, Generic[T]):
                 yield from self._land()
             else:
                 self._open_slots()
+        if not self.buckets.size(key):  # what has landed made it be cut into smaller tiles
+            return
         batch = self.fit.batch
-        bucket = self.buckets.take(key, batch)
-        self.budget.give_back(bytes_of(bucket))
-        tasks = [task for task, _ in bucket]
+        bucket = self.waiting.take(key, batch)
+        items = [item for item, _ in bucket]
         slot = self.free.pop()
         number, row = next(self.numbers), self.slots.index(slot)
         try:
@@ -232,65 +230,70 @@ class Pipeline(Closing, Generic[T]):
             with self.trace.span("start a batch", batch=number, slot=row):
                 slot.submit(len(bucket), key[1])
         except DeviceMemoryError as error:
-            flight = _Flight(slot, tasks, key, batch, number, row, 0)
+            flight = _Flight(slot, items, key, batch, number, row, 0)
             yield from self._take_back(flight, lambda: [image for _, image in bucket], error)
         else:
-            self.flying.append(_Flight(slot, tasks, key, batch, number, row, started))
+            self.flying.append(_Flight(slot, items, key, batch, number, row, started))
 
     def _land(self) -> Iterator[Result[T]]:
         """Wait for the oldest slot and hand its masks to the writers."""
         flight = self.flying.popleft()
-        slot, tasks, number = flight.slot, flight.tasks, flight.number
+        slot, items, number = flight.slot, flight.items, flight.number
         try:
             with self.trace.span("wait for a batch", batch=number, slot=flight.row):
                 masks = slot.masks()
         except DeviceMemoryError as error:
-            loaded = slot.images[: len(tasks)]
+            loaded = slot.images[: len(items)]
             yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
             return
         self.fit.ran(flight.batch, len(self.slots))
-        self.fill.add(len(tasks), flight.batch)
+        self.fill.add(len(items), flight.batch)
         yield from self._tell_unfit()
-        told = {"batch": number, "images": len(tasks), "of": flight.batch}
+        told = {"batch": number, "images": len(items), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
-        for task, mask in zip(tasks, masks, strict=True):
+        for item, mask in zip(items, masks, strict=True):
             if (mask[..., 0, 0] == NO_CLASS).all():
-                yield Result(task, ImageError("the network's output is not finite"))
-            else:
-                yield from self._write(task, mask, number)
+                yield from self.waiting.fail(item, ImageError(NOT_FINITE))
+            elif not isinstance(item, Tile):
+                yield from self.writing.put(item, mask, number)
+            elif not item.mosaic.void and item.mosaic.put(item, mask):
+                mosaic = item.mosaic
+                yield from self.writing.put(mosaic.task, mosaic.mask, number, own=True)
         self.free.append(slot)
-        yield from self._written(leave=4 * self.fit.batch + self.options.write_threads)
-
-    def _write(self, task: T, mask: U8, batch: int) -> Iterator[Result[T]]:
-        try:
-            with self.trace.span("hand over a mask"):
-                copy = mask.copy()
-                future = self.writers.submit(self._consume, task, copy, batch)
-        except MemoryError:
-            yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
-            return
-        self.unwritten += copy.nbytes
-        self.writing.append((task, future, copy.nbytes))
+        yield from self.writing.results(waiting=4 * self.fit.batch)
 
     def _take_back(
         self, flight: _Flight[T], images: Callable[[], list[U8]], error: DeviceMemoryError
     ) -> Iterator[Result[T]]:
-        """A batch that found no memory goes back to its bucket; the next one is smaller."""
+        """What found no memory waits again: for a smaller batch, or in smaller tiles."""
         self.free.append(flight.slot)
         # Where a batch of before has said it already, this one only comes back.
-        smaller = self.too_large or self.fit.shrink(len(self.slots), error)
+        smaller = self.too_large or self._make_smaller(flight, error)
         self.too_large = True
         found: list[U8] = []
         with suppress(MemoryError):
             found = images() if smaller else []
-        if found:
-            bucket = list(zip(flight.tasks, found, strict=True))
-            self.budget.hold(bytes_of(bucket))
-            self.buckets.put(flight.key, bucket)
-            return
-        failure = self.fit.refuse(flight.key[1], error)
-        self.unfit += [Result(task, failure) for task in flight.tasks]
-        yield from self._tell_unfit()
+        for item, image in zip(flight.items, found, strict=False):  # all, or none
+            try:
+                self.waiting.put_back(item, image, flight.key)
+            except ImageError as error_of_it:
+                yield from self.waiting.fail(item, error_of_it)
+        if not found:
+            failure = self.fit.refuse(whole_key(flight.items[0], flight.key)[1], error)
+            for item in flight.items:
+                self.unfit += self.waiting.fail(item, failure)
+            yield from self._tell_unfit()
+
+    def _make_smaller(self, flight: _Flight[T], error: DeviceMemoryError) -> bool:
+        """Smaller batches, then tiles; of tiles smaller ones first. False: neither is possible."""
+        first = flight.items[0]
+        whole = whole_key(first, flight.key)
+        if whole == flight.key and self.fit.shrink(len(self.slots), error):
+            return True
+        if self.waiting.cutter.lower(flight.key[0], whole):
+            self.fit.take_up_again()
+            return True
+        return whole != flight.key and self.fit.shrink(len(self.slots), error)
 
     def _tell_unfit(self) -> Iterator[Result[T]]:
         """Images too large by themselves: said once another one has fitted, and not before."""
@@ -305,37 +308,25 @@ class Pipeline(Closing, Generic[T]):
         for slot in self.slots:
             slot.close()
         self.slots, self.free, self.too_large = [], [], False
+        gc.collect()  # the frames of an error hold what its network had computed
+        self._fill_slots()
+
+    def _fill_slots(self) -> None:
         try:
-            for _ in range(self.fit.count):
+            while len(self.slots) < self.fit.count:
                 self.slots.append(self.engine.slot())
+                self.free.append(self.slots[-1])
         except DeviceMemoryError as error:
             if not self.slots:
                 raise
             self.fit.count = len(self.slots)
             log.warning("%s: from now on %d slots", error.reason, self.fit.count)
-        self.free = list(self.slots)
-
-    def _written(self, leave: int) -> Iterator[Result[T]]:
-        """Results of finished writes; waits while more than `leave`, or too many bytes, are not."""
-        while self.writing and (
-            len(self.writing) > leave
-            or self.unwritten > self.budget.most
-            or self.writing[0][1].done()
-        ):
-            task, future, count = self.writing.popleft()
-            self.unwritten -= count
-            try:
-                self._waited("wait for a writer", future)
-            except ImageError as error:
-                yield Result(task, error)
-            else:
-                yield Result(task)
 
     def close(self) -> None:
         """Start nothing new, wait for what runs, free the slots; twice is harmless."""
         self.budget.open()
         self.loaders.shutdown(cancel_futures=True)
-        self.writers.shutdown(cancel_futures=False)
+        self.writing.close()
         with ExitStack() as stack:  # every slot is freed, also when a run has failed
             for slot in self.slots:
                 stack.callback(slot.close)

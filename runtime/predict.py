@@ -17,6 +17,7 @@ from ..contract.spec import ModelSpec
 from ..engine.base import Engine
 from . import rle
 from .address_journal import AddressJournal
+from .cutter import check_tile
 from .encode import check_output_suffix, resolve_format
 from .fast_decode import require_fast_decode
 from .journal import Journal
@@ -85,6 +86,7 @@ def run_job(
     # Of all that is planned, not of what is left: a job that goes on makes its batches as before.
     options = options_for(options, len(tasks), opened.min_batch)
     _check_rle(options)
+    check_tile(opened.spec, options.pipeline.tile)
     for task in tasks:
         if task.output is not None:
             check_output_suffix(task.output, opened.spec, options.format)

@@ -11,13 +11,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..contract.files import atomic_path
 from ..contract.log import log
 from ..engine.base import Span
+
+T = TypeVar("T")
 
 MOST_EVENTS = 200_000
 """Spans kept, the first ones: some 15,000 images, 70 MB of memory. A longer job is cut there."""
@@ -38,6 +41,13 @@ class NoTrace:
         """Note what the with block takes, in this thread."""
         del name, arguments
         return nullcontext()
+
+    def waited(self, name: str, future: Future[T]) -> T:
+        """Its result; a span only where it has to be waited for."""
+        if future.done():
+            return future.result()
+        with self.span(name):
+            return future.result()
 
     def note(
         self, name: str, slot: int, start: int, device: Sequence[Span] = (), **arguments: Any

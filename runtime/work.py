@@ -68,7 +68,7 @@ def options_for(options: PredictOptions, count: int, min_batch: int) -> PredictO
     """The options of a job of `count` images: a single one asks for a slot of one."""
     if count != 1:
         return options
-    return replace(options, pipeline=replace(options.pipeline, batch=min_batch, slots=1))
+    return replace(options, pipeline=replace(options.pipeline, batch=min_batch, single=True))
 
 
 class OutputError(UserError):

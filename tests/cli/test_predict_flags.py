@@ -1,4 +1,4 @@
-"""unetrt predict: --slots, --trace and probabilities."""
+"""unetrt predict: --slots, --tile, --trace and probabilities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import CheckpointFile, Command
+from tests.conftest import steel
 from unetrt.contract.spec import _say_threshold
 
 
@@ -50,6 +51,7 @@ def test_a_trace_that_cannot_be_written_is_told_before_the_work(
         ["--trace", tmp_path / "no" / "t.json"],
         ["--slots", 0],
         ["--slots", 257],
+        ["--tile", 511],
     ):
         outcome = unetrt("predict", "-m", checkpoint_file(), "-i", pictures, *wrong)
         assert outcome.status == 2
@@ -201,3 +203,30 @@ def test_a_threshold_makes_no_other_job_of_several_classes(
     assert unetrt(*words).status == 0
     assert unetrt(*words, "-t", "0.9").status == 0
     assert any("a threshold counts for one logit alone" in r.message for r in caplog.records)
+
+
+def test_tiles_have_the_mask_of_the_whole(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    Image.fromarray(steel(2, 700, 40)[..., 0]).save(tmp_path / "tall.png")
+    masks = []
+    for name, flags in (("whole", []), ("tiles", ["--tile", 512])):
+        outcome = unetrt(
+            *("predict", "-m", checkpoint_file(), "-i", tmp_path / "tall.png", *flags),
+            *("-o", tmp_path / f"{name}.png", "--device", "cpu"),
+        )
+        assert outcome.status == 0, outcome.err
+        masks.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.mean(masks[0] != masks[1]) <= 1e-4
+    assert len(np.unique(masks[0])) > 1
+
+
+def test_a_network_whose_masks_depend_on_the_whole_has_no_tiles(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    model = checkpoint_file(bilinear=True)
+    out = tmp_path / "out"
+    outcome = unetrt("predict", "-m", model, "-i", pictures, "--tile", 512, "--output-dir", out)
+    assert outcome.status == 2
+    assert "depend on the size of the whole image" in outcome.err
+    assert not out.exists()

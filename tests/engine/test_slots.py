@@ -209,3 +209,17 @@ def test_more_shapes_than_openvino_keeps(
         assert isinstance(engine, OpenVinoEngine)
         assert len(engine._compiled) == 2
         assert np.array_equal(engine.run(image, (48, 48)), first)
+
+
+def test_openvino_keeps_no_more_shapes_than_the_memory_allows(
+    exported: Callable[..., Path], steel: Draw
+) -> None:
+    """Each holds what its network computes: twelve photographs of other sizes, gigabytes."""
+    with engine_of_kind("openvino-fp32", exported(), exported()) as engine:
+        assert isinstance(engine, OpenVinoEngine)
+        engine._memory = engine._held_by((1, 96, 48, 96, 48))
+        for side in (96, 48, 47, 46):
+            assert engine.run(steel(0, side, 48), (side, 48)).shape == (side, 48)
+        assert [shape[1] for shape in engine._compiled] == [48, 47, 46]
+        engine.run(steel(0, 200, 48), (200, 48))
+        assert [shape[1] for shape in engine._compiled] == [47, 46, 200]

@@ -142,6 +142,8 @@ def test_where_nothing_ever_fits_the_job_ends_early(monkeypatch: pytest.MonkeyPa
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
         RuntimeError("Exception from src:\nFailed to allocate 64032920 bytes of memory\n\n"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("Exception from plugin.cpp:54:\nstd::future_error: Broken promise\n\n"),
     ],
 )
 def test_what_libraries_say_without_memory_is_known(error: Exception) -> None:

@@ -1,0 +1,90 @@
+"""Loaded images, whole or in tiles, that wait for others of their size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ..contract.errors import ImageError
+from ..contract.types import U8, Size
+from .buckets import Buckets, Key, bytes_of
+from .budget import Budget
+from .cutter import Cutter
+from .fit import no_memory
+from .tiles import Mosaic, Tile
+from .writing import Result
+
+T = TypeVar("T")
+
+
+class Waiting(Generic[T]):
+    """Buckets of tasks and of tiles of tasks, whose bytes the budget holds."""
+
+    def __init__(self, cutter: Cutter, budget: Budget) -> None:
+        self.cutter, self.budget = cutter, budget
+        self.buckets: Buckets[T | Tile[T]] = Buckets()
+
+    def put(self, task: T, image: U8, size: Size, mask: U8 | None = None) -> Key:
+        """Into the bucket of its size, which is returned, or its tiles into that of theirs.
+
+        mask: for that of the whole, else a new one. ImageError where there is no memory for it.
+        """
+        key = key_of(image, size)
+        grid = self.cutter.grid(*key)
+        if grid is None:
+            self._put(key, task, image)
+            return key
+        try:
+            mask = np.empty(self.cutter.mask_shape(size), np.uint8) if mask is None else mask
+        except MemoryError:
+            raise no_memory(size, "its mask") from None
+        key = (grid.input_size, grid.mask_size)
+        for tile in Mosaic(task, image, mask, grid).tiles():
+            self._put(key, tile, tile.image)
+        return key
+
+    def put_back(self, item: T | Tile[T], image: U8, key: Key) -> None:
+        """What found no memory; as put. A tile too large by now makes its image be cut anew."""
+        if not isinstance(item, Tile):
+            self.put(item, image, key[1])
+        elif item.mosaic.void:
+            pass
+        elif self.cutter.takes(key[0]):
+            self._put(key, item, image)
+        else:
+            mosaic = item.mosaic
+            self._drop(mosaic)
+            self.put(mosaic.task, mosaic.image, mosaic.size, mosaic.mask)
+
+    def _put(self, key: Key, item: T | Tile[T], image: U8) -> None:
+        self.budget.hold(image.nbytes)
+        self.buckets.put(key, [(item, image)])
+
+    def take(self, key: Key, most: int) -> list[tuple[T | Tile[T], U8]]:
+        bucket = self.buckets.take(key, most)
+        self.budget.give_back(bytes_of(bucket))
+        return bucket
+
+    def fail(self, item: T | Tile[T], error: ImageError) -> Iterator[Result[T]]:
+        """An image of many tiles fails once, and those that wait are not run."""
+        if not isinstance(item, Tile):
+            yield Result(item, error)
+        elif not item.mosaic.void:
+            self._drop(item.mosaic)
+            yield Result(item.mosaic.task, error)
+
+    def _drop(self, mosaic: Mosaic[T]) -> None:
+        mosaic.void = True
+        count = self.buckets.drop(lambda item: isinstance(item, Tile) and item.mosaic is mosaic)
+        self.budget.give_back(count)
+
+
+def key_of(image: U8, size: Size) -> Key:
+    return (image.shape[0], image.shape[1]), size
+
+
+def whole_key(item: object, key: Key) -> Key:
+    """That of the image of which `item`, of `key`, is a tile, or which it is itself."""
+    return key_of(item.mosaic.image, item.mosaic.size) if isinstance(item, Tile) else key
