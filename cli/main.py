@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +35,7 @@ VERBS = {
     "convert": "a checkpoint in the bare form of Pytorch-UNet",
 }
 INTERRUPTED = 130
+STDERR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,20 +97,33 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Lasting(io.FileIO):
-    """Whoever read it may go, as `| head` and a tee that is interrupted do; the work goes on."""
+    """Whoever read it may go, as `| head`, a tee that is interrupted and a terminal that is closed.
+
+    The work goes on. So it does where a log takes no more: its words are not worth it.
+    """
 
     def write(self, data: Buffer, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
-            return super().write(data)
+        except OSError as error:
+            if self._is_left(error):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.fileno())
+                os.close(null)
+                return super().write(data)
+            if self.fileno() != STDERR:
+                raise
+            return memoryview(data).nbytes
+
+    def _is_left(self, error: OSError) -> bool:
+        """A terminal that is gone says EIO, as a broken disk does."""
+        terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+        return isinstance(error, BrokenPipeError) or terminal
 
 
 def _open_streams() -> None:
     """A closed stream swallows what is written; names that are no Unicode are shown escaped."""
+    _take_numbers()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -115,6 +131,16 @@ def _open_streams() -> None:
             setattr(sys, name, null)
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             setattr(sys, name, _lasting(stream))
+
+
+def _take_numbers() -> None:
+    """Of streams that are closed: a file that had one of them, as a journal, would get its words.
+
+    Those of signal handlers, of libraries in C and of processes that are started.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -100,6 +101,61 @@ def test_a_stopped_job_says_so_by_its_status_where_nobody_reads(
     assert job.wait(60) == 130
     summary = json.loads((tmp_path / "j").read_text())
     assert 0 < summary["done"] == len(files_below(out)) < 2000
+
+
+def test_a_job_whose_streams_are_closed_keeps_its_journal_whole_when_it_is_stopped(
+    unetrt: Command, checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """As a daemon has them: the journal had the number of stderr, and got the words of the stop."""
+    images, out = many_pictures(tmp_path / "in", 2000), tmp_path / "out"
+    arguments = ["predict", "-m", checkpoint_file(), "-i", images, "--output-dir", out]
+    command = shlex.join([sys.executable, "-m", "unetrt.cli", *map(str, arguments)])
+    job = subprocess.Popen(["bash", "-c", f"exec {command} <&- >&- 2>&-"])
+    while job.poll() is None and not any(out.glob("*.png")):
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait(60) == 130
+    for line in (out / JOURNAL).read_text().splitlines():
+        json.loads(line)
+    for path in list(images.iterdir())[100:]:
+        path.unlink()
+    assert unetrt(*arguments).status == 0
+
+
+def test_a_job_whose_terminal_is_closed_is_done_all_the_same(
+    checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    """`unetrt predict … & disown`, and the window goes: what is written to it gives EIO."""
+    images, out = many_pictures(tmp_path / "in", 400), tmp_path / "out"
+    arguments = ["predict", "-m", checkpoint_file(), "-i", images, "--output-dir", out]
+    arguments += ["--json", tmp_path / "j"]
+    window, terminal = pty.openpty()
+    job = subprocess.Popen(
+        [sys.executable, "-m", "unetrt.cli", *map(str, arguments)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    while job.poll() is None and not any(out.glob("*.png")):
+        time.sleep(0.02)
+    os.close(window)
+    assert job.wait(60) == 0
+    assert json.loads((tmp_path / "j").read_text())["done"] == len(files_below(out)) == 400
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_costs_no_work_and_results_there_are_an_error(
+    checkpoint_file: CheckpointFile, tmp_path: Path
+) -> None:
+    images, out = many_pictures(tmp_path / "in", 4), tmp_path / "out"
+    job = f"{sys.executable} -m unetrt.cli predict -m {checkpoint_file()} -i {images}"
+    script = f"{job} --output-dir {out} 2>/dev/full; echo $?; {job} -n >/dev/full; echo $?"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "4 planned = 4 done + 0 failed + 0 skipped\n0\n2\n"
+    assert len(files_below(out)) == 4
+    assert "No space left" in done.stderr
 
 
 def test_the_same_command_goes_on_and_another_is_refused(
