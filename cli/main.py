@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -36,6 +37,8 @@ VERBS = {
 }
 INTERRUPTED = 130
 STDERR = 2
+ANSWERS_SIGNALS = "predict"
+"""The verb that goes on after a signal, to an end of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, run: Callable[[], int]) -> int:
     from ..contract.errors import UserError
     from ..contract.log import quiet_readers
+    from ..runtime.stop import interrupted_by_signals
 
     _show_warnings()
     quiet_readers()
     try:
-        status = run()
+        # As Ctrl-C does it: what is half written goes with the process.
+        with nullcontext() if verb == ANSWERS_SIGNALS else interrupted_by_signals():
+            status = run()
         sys.stdout.flush()
         return status
     except UserError as error:

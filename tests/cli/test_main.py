@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +130,25 @@ def test_what_the_system_refuses_is_a_message_too(
 
     monkeypatch.setattr(doctor, "run", refused)
     assert "Permission denied: '/root/x.json'" in unetrt("doctor").whole_error
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_ended_leaves_nothing_half_written(
+    name: signal.Signals, checkpoint_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`timeout 60 unetrt build …`, `docker stop`, scancel: a hidden folder stayed, each time."""
+    command = [sys.executable, "-m", "unetrt.cli", "build", str(checkpoint_file()), "-o"]
+    with subprocess.Popen(
+        [*command, tmp_path / "engine"], stderr=subprocess.PIPE, text=True
+    ) as build:
+        while build.poll() is None and not any(tmp_path.glob(".*.tmp")):
+            time.sleep(0.02)
+        build.send_signal(name)
+        told = build.communicate(timeout=60)[1]
+    assert build.returncode == 130
+    assert told.endswith("unetrt build: interrupted; what is written is whole\n")
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_ours_is_not_hidden(unetrt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
