@@ -78,19 +78,22 @@ def _run(verb: str, run: Callable[[], int]) -> int:
         sys.stderr.write(f"unetrt {verb}: interrupted; what is written is whole\n")
         return INTERRUPTED
     except OSError as error:
-        sys.stderr.write(f"unetrt {verb}: error: {_refused(error)}\n")
+        sys.stderr.write(f"unetrt {verb}: error: {_refused(error, verb)}\n")
         return 2
 
 
-def _refused(error: OSError) -> UserError:
+def _refused(error: OSError, verb: str) -> UserError:
     """A full disk, a folder that may not be written: the system's words in our form."""
     from ..contract.errors import UserError
 
+    hint = "name another file or folder"
+    if error.filename is None:  # it may be a temporary file, which no flag names
+        hint = f"df -h   shows a full disk; TMPDIR=DIR unetrt {verb} …   is for temporary files"
     return UserError(
         "the system refused to read or write a file",
         seen=error,
         expected="room on the disk, and the right to use the file",
-        hint="name another file or folder",
+        hint=hint,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,7 @@ def _round_convolutions(block: nn.Module) -> None:
 
 
 def _export(net: MaskNet, path: Path, opset: int) -> None:
+    tempfile.gettempdir()  # the exporter asks for it too, and where there is none ends in a page
     # A batch of 1 would become a constant: the exporter takes it for "always one".
     image = torch.zeros(2, 48, 40, net.spec.channels, dtype=torch.uint8)
     size_like = torch.zeros(96, 80, dtype=torch.uint8)

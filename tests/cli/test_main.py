@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_what_the_system_refuses_is_a_message_too(
 
     monkeypatch.setattr(doctor, "run", refused)
     assert "Permission denied: '/root/x.json'" in unetrt("doctor").whole_error
+
+
+def test_where_no_temporary_file_fits_the_hint_names_their_folder(
+    unetrt: Command,
+    checkpoint_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As in a container that is read-only: PyTorch's exporter ended in pages of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    found = unetrt("export", checkpoint_file(), "-o", tmp_path / "model.onnx")
+    assert "No usable temporary directory" in found.whole_error
+    assert "TMPDIR=DIR unetrt export …" in found.err
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP])
