@@ -186,11 +186,24 @@ def json_file(text: str) -> Path:
         return Path(text)
     path = local("--json and --trace write to a file", WHOLE_COPY)(text)
     with _trying(text):
+        if _is_open_as(1, path):
+            return Path("-")
+        if _is_open_as(2, path):
+            raise wrong(text, "a file, or - for standard output")
+        path = path.resolve() if path.is_symlink() else path  # the link stays, its file is replaced
         if not path.parent.is_dir() or (path.exists() and not path.is_file()):
             raise wrong(text, "a file in a folder that is there")
         # As write_atomically does: the file itself may be written and its folder not.
         with tempfile.TemporaryFile(dir=path.parent):
             return path
+
+
+def _is_open_as(number: int, path: Path) -> bool:
+    """Whether it is our own stream, as /dev/stdout: a file put in its place would not be that."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except OSError:
+        return False
 
 
 def writable_dir(does: str) -> Callable[[str], Path]:
@@ -222,9 +235,10 @@ def _trying(text: str) -> Iterator[None]:
 
 def trace_file(text: str) -> Path:
     """As json_file, but standard output is for the summary."""
-    if text == "-":
+    path = json_file(text)
+    if str(path) == "-":
         raise wrong(text, "a file, as trace.json")
-    return json_file(text)
+    return path
 
 
 def wrong(text: str, expected: str) -> argparse.ArgumentTypeError:

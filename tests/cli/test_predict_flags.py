@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,27 @@ def test_a_trace_that_cannot_be_written_is_told_before_the_work(
         outcome = unetrt("predict", "-m", checkpoint_file(), "-i", pictures, *wrong)
         assert outcome.status == 2
         assert "expected:" in outcome.err
+
+
+def test_a_summary_to_the_standard_output_s_own_name_leaves_that_name(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path, tmp_path: Path
+) -> None:
+    """`--json /dev/stdout > FILE` as root: a file took the place of /dev/stdout, FILE had none."""
+    name, found = tmp_path / "stdout", tmp_path / "found.json"
+    name.symlink_to("/proc/self/fd/1")
+    if not name.exists():
+        pytest.skip("needs /proc")
+    asked = ["predict", "-m", checkpoint_file(), "-i", pictures, "-n"]
+    command = [sys.executable, "-m", "unetrt.cli", *map(str, asked), "--json", str(name)]
+    with found.open("w") as file:
+        subprocess.run(command, stdout=file, stderr=subprocess.PIPE, check=True)
+    assert json.loads(found.read_text())["done"] == 4
+    assert name.is_symlink()
+    link = tmp_path / "latest.json"
+    link.symlink_to(found)
+    assert unetrt(*asked, "--json", link).status == 0
+    assert link.is_symlink()
+    assert json.loads(found.read_text())["done"] == 4
 
 
 @pytest.mark.parametrize("classes", [1, 2])
