@@ -278,7 +278,7 @@ def _refuse_unread(error: OSError) -> None:
             f"cannot read the folder {error.filename}",
             seen=error.strerror,
             expected="folders of images that may be listed",
-            hint=f"chmod u+rx {error.filename}   or name the folders beside it",
+            hint=f"chmod u+rx {as_word(Path(error.filename))}   or name the folders beside it",
         ) from error
 
 

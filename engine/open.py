@@ -275,7 +275,8 @@ def _other_result(path: Path, result: Result) -> UserError:
         return UserError(
             f"{path} gives probabilities",
             expected="a model that gives masks",
-            hint=f"unetrt predict -m {path} … --format prob   writes them; build has --result prob",
+            hint=f"unetrt predict -m {as_word(path)} … --format prob   writes them; "
+            "build has --result prob",
         )
     return UserError(
         f"{path} gives masks, not probabilities",

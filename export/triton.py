@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.files import atomic_path, sha256_from_file
 from ..contract.log import log
 from ..engine.manifest import GOLDEN, MANIFEST, Manifest, read_golden, read_manifest, verify_files
@@ -178,7 +178,7 @@ def _check_target(path: Path, record: dict[str, Any] | None, replace: bool) -> N
             f"{path} is there already, and would change",
             seen=seen,
             expected="a new folder",
-            hint=f"unetrt triton … -o {path} --replace",
+            hint=f"unetrt triton … -o {as_word(path)} --replace",
         )
 
 

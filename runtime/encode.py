@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.log import log
 from ..contract.masks import mask_pixels
 from ..contract.palettes import Colours, class_colour
@@ -94,7 +94,7 @@ def check_output_suffix(path: Path, spec: ModelSpec, fmt: MaskFormat = "index") 
             f"{path} is no name for masks of the format {fmt}",
             seen=suffix or "no suffix",
             expected=f"{NPY} for the formats npy and prob-npy, and for them alone",
-            hint=f"--format {npy}" if suffix == NPY else f"-o {path.with_suffix(NPY)}",
+            hint=f"--format {npy}" if suffix == NPY else f"-o {as_word(path.with_suffix(NPY))}",
         )
     if suffix not in SUFFIXES | {NPY}:
         raise UserError(
@@ -108,7 +108,7 @@ def check_output_suffix(path: Path, spec: ModelSpec, fmt: MaskFormat = "index") 
             f"JPEG would change the classes of {path}",
             seen=f"{spec.mask_classes} classes",
             expected="a .png file, which keeps every value",
-            hint=f"-o {path.with_suffix('.png')}",
+            hint=f"-o {as_word(path.with_suffix('.png'))}",
         )
     if suffix in LOSSY:
         log.warning("%s: JPEG changes mask values at borders; PNG keeps them", path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from .lines import damaged, read_lines
 
 JOURNAL_FOLDER = ".unetrt"
@@ -38,7 +38,7 @@ def journals_below(output_dir: Path) -> list[Path]:
             f"cannot list {folder}, where journals are",
             seen=error.strerror,
             expected="a folder that may be listed",
-            hint=f"chmod u+rx {folder}",
+            hint=f"chmod u+rx {as_word(folder)}",
         ) from error
     found = [name for name in names if name.startswith("journal") and name.endswith(".jsonl")]
     return [folder / name for name in sorted(found)]

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePath
 
 from ..contract.addresses import is_address
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from ..contract.files import IMAGE_SUFFIXES, OVERLAY_SUFFIX, REFERENCE_SUFFIX
 from ..contract.log import log
 from .inputs import Input, expand_inputs, input_roots, inside, located
@@ -116,7 +116,7 @@ def _check_no_inputs(inputs: Sequence[str], folder: Path, written: Sequence[Path
                     "masks among the images would be images of the next run",
                     seen=path,
                     expected=f"masks outside {root}, or in a folder below it, which is passed over",
-                    hint=f"--output-dir {root / 'masks'}",
+                    hint=f"--output-dir {as_word(root / 'masks')}",
                 )
 
 

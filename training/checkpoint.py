@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract.errors import UPGRADE_HINT, UserError, first_line
+from ..contract.errors import UPGRADE_HINT, UserError, as_word, first_line
 from ..contract.files import atomic_path, hint_of_run, require_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
@@ -104,7 +104,7 @@ def _save(path: Path, content: Mapping[str, Any]) -> None:
             f"cannot write {path}; {before}",
             seen=first_line(error),
             expected="room on the disk, and the right to write there",
-            hint=f"df -h {path.parent}",
+            hint=f"df -h {as_word(path.parent)}",
         ) from error
 
 

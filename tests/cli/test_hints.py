@@ -152,3 +152,12 @@ class TestBench:
         error = unetrt("bench", best, model, "--images", pictures).whole_error
         assert f"{model} is of another network than {best}" in error
         assert "classes 4" in error
+
+
+def test_masks_among_the_images_are_told_where_to_go(
+    unetrt: Command, checkpoint_file: CheckpointFile, pictures: Path
+) -> None:
+    asked = ("predict", "-m", checkpoint_file(), "-i", pictures, "--format", "npy", "--output-dir")
+    words = shlex.split(unetrt(*asked, pictures).whole_error.rpartition("Hint: --output-dir ")[2])
+    assert unetrt(*asked, *words).status == 0
+    assert unetrt(*asked, *words).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
