@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..contract.files import image_paths, told_of_masks
+from ..contract.files import told_of_masks
 from ..contract.spec import ModelSpec
 from ..engine.probe import package_version
+from ..runtime.inputs import images_below
 from ..runtime.stop import interrupted_by_signals
 from ..training.checkpoint import read_checkpoint
 from .judge import truth_masks
@@ -57,7 +58,7 @@ def bench_models(
     machine = describe_bench_machine()  # first: its load is that of others
     throttle = ThrottleClock()
     checkpoint = baseline_checkpoint(models)
-    found = image_paths(options.images)
+    found = images_below(options.images)
     images = spread_out(found, options.limit)
     spec = _spec(checkpoint, options)
     truth = truth_masks(images, options.images, options.masks, spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.errors import UserError
-from ..contract.files import image_paths, sha256_from_file, told_of_masks
+from ..contract.files import sha256_from_file, told_of_masks
 from ..contract.log import log
 from ..contract.resize import network_input, resize_image
 from ..contract.spec import NO_OVERRIDES, ModelSpec, SpecOverrides
@@ -18,6 +18,7 @@ from ..engine.base import Engine
 from ..engine.onnxfile import is_onnx, metadata_from_onnx, require_runnable
 from ..engine.open import check_overrides, open_engine
 from ..engine.torch_backend import TorchEngine
+from ..runtime.inputs import images_below
 from ..training.checkpoint import Checkpoint, Golden, read_checkpoint
 from .gate import PYTORCH
 
@@ -75,7 +76,7 @@ def gate_inputs(source: Source, images: Path | None) -> tuple[list[Path] | list[
 
 def judging_images(folder: Path) -> list[Path]:
     """Its images, which an engine is judged or calibrated by; warns of masks among them."""
-    images = image_paths(folder)
+    images = images_below(folder)
     if told := told_of_masks(images, folder):
         log.warning("%s", told)
     return images

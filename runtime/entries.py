@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError, as_word
+from ..contract.files import OVERLAY_SUFFIX
 from .lines import damaged, read_lines
 
 JOURNAL_FOLDER = ".unetrt"
@@ -120,3 +121,32 @@ def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, 
             if not isinstance(entry.get(name, ...), kind):
                 raise damaged(path, number, f"no {name}")
         yield entry
+
+
+def written_below(root: str, places: Iterable[str]) -> set[str]:
+    """What jobs have written, by their journals in the folders of `places` and in those above."""
+    folders = {os.path.dirname(place) for place in places}  # noqa: PTH120  text, as `located` gives
+    written: set[str] = set()
+    for above in {above for folder in folders for above in _up_to(folder, root)}:
+        if os.path.isdir(os.path.join(above, JOURNAL_FOLDER)):  # noqa: PTH112, PTH118  text
+            written |= _written_by_job(above)
+    return written
+
+
+def _up_to(folder: str, root: str) -> Iterator[str]:
+    """The folder and those above it, below `root`."""
+    while len(folder) > len(root) and folder.startswith(root):
+        yield folder
+        folder = os.path.dirname(folder)  # noqa: PTH120
+
+
+def _written_by_job(folder: str) -> set[str]:
+    """Masks and overlays, as the journals of an output folder name them."""
+    found: set[str] = set()
+    for journal in journals_below(Path(folder)):
+        masks = owners_in(journal)
+        found |= {f"{folder}{os.sep}{mask}" for mask in masks}
+        stems = [os.path.splitext(mask)[0] for mask in masks]  # noqa: PTH122
+        for overlays in overlays_in(journal):
+            found |= {f"{overlays}{os.sep}{stem}{OVERLAY_SUFFIX}" for stem in stems}
+    return found

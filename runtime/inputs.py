@@ -15,7 +15,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from ..contract.addresses import MARK, files_matching, is_address, path_from_text, store_errors
 from ..contract.errors import UserError
 from ..contract.files import (
-    OVERLAY_SUFFIX,
     folders_below,
     image_addresses,
     image_paths,
@@ -24,7 +23,7 @@ from ..contract.files import (
 )
 from ..contract.log import log
 from .address_plan import masks_of
-from .entries import JOURNAL_FOLDER, journals_below, overlays_in, owners_in
+from .entries import JOURNAL_FOLDER, written_below
 
 STDIN = "-"
 EXPECTED = "an image, a folder, a glob pattern, @LIST, an address or - for a list on standard input"
@@ -60,8 +59,7 @@ def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
     if is_address(path):
         return _expand_address(path, outputs)
     if os.path.isdir(path):  # noqa: PTH112  False for what may not be looked at
-        items = [Input(image, image.relative_to(path)) for image in image_paths(path)]
-        return _without_outputs(items, path, outputs)
+        return _expand_folder(path, outputs)
     if _may_be_there(path):
         return [Input(path, PurePath(path.name))]
     if text.startswith("@"):
@@ -74,6 +72,20 @@ def _expand_one(text: str, outputs: Sequence[Path]) -> list[Input]:
         expected=EXPECTED,
         hint="a path is read from the working folder, ** in a glob goes through all folders",
     )
+
+
+def _expand_folder(folder: Path, outputs: Sequence[Path]) -> list[Input]:
+    items = [Input(image, image.relative_to(folder)) for image in image_paths(folder)]
+    return _without_outputs(items, folder, outputs)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """As image_paths; without the masks and overlays that jobs have written there."""
+    found = [item.path for item in _expand_folder(folder, ())]
+    if not found:
+        seen = "masks and overlays that jobs wrote"
+        raise UserError(f"no images in {folder}", seen=seen, expected="what they were made of")
+    return found
 
 
 def _may_be_there(path: Path) -> bool:
@@ -170,7 +182,7 @@ def _without_outputs(items: list[Input], root: Path, outputs: Sequence[Path]) ->
         if folder != place and folder not in place.parents:
             ours = inside(folder)
             placed = [(path, item) for path, item in placed if not ours(path)]
-    return _without(_written_below(str(place), [path for path, _ in placed]), placed, place)
+    return _without(written_below(str(place), [path for path, _ in placed]), placed, place)
 
 
 def _without(written: set[str], placed: list[tuple[str, Input]], root: Path) -> list[Input]:
@@ -179,35 +191,6 @@ def _without(written: set[str], placed: list[tuple[str, Input]], root: Path) -> 
         told = "masks and overlays that other jobs wrote below %s are no images: %d"
         log.warning(told, root, len(placed) - len(kept))
     return kept
-
-
-def _written_below(root: str, places: Iterable[str]) -> set[str]:
-    """What jobs have written, by their journals in the folders of `places` and in those above."""
-    folders = {os.path.dirname(place) for place in places}  # noqa: PTH120  text, as `located` gives
-    written: set[str] = set()
-    for above in {above for folder in folders for above in _up_to(folder, root)}:
-        if os.path.isdir(os.path.join(above, JOURNAL_FOLDER)):  # noqa: PTH112, PTH118  text
-            written |= _written_by_job(above)
-    return written
-
-
-def _up_to(folder: str, root: str) -> Iterator[str]:
-    """The folder and those above it, below `root`."""
-    while len(folder) > len(root) and folder.startswith(root):
-        yield folder
-        folder = os.path.dirname(folder)  # noqa: PTH120
-
-
-def _written_by_job(folder: str) -> set[str]:
-    """Masks and overlays, as the journals of an output folder name them."""
-    found: set[str] = set()
-    for journal in journals_below(Path(folder)):
-        masks = owners_in(journal)
-        found |= {f"{folder}{os.sep}{mask}" for mask in masks}
-        stems = [os.path.splitext(mask)[0] for mask in masks]  # noqa: PTH122
-        for overlays in overlays_in(journal):
-            found |= {f"{overlays}{os.sep}{stem}{OVERLAY_SUFFIX}" for stem in stems}
-    return found
 
 
 def _expand_glob(pattern: str, outputs: Sequence[Path]) -> list[Input]:

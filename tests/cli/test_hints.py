@@ -161,3 +161,22 @@ def test_masks_among_the_images_are_told_where_to_go(
     words = shlex.split(unetrt(*asked, pictures).whole_error.rpartition("Hint: --output-dir ")[2])
     assert unetrt(*asked, *words).status == 0
     assert unetrt(*asked, *words).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
+
+
+def test_masks_below_the_images_are_none_of_the_gate_s_or_the_bench_s(
+    unetrt: Command,
+    checkpoint_file: CheckpointFile,
+    onnx_file: Path,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    """Where predict's hint had them written, they were judged on and measured as images."""
+    asked = ("predict", "-m", checkpoint_file(), "-i", pictures, "--output-dir", pictures / "found")
+    assert unetrt(*asked, "--overlay", pictures / "look").status == 0
+    build = ("build", onnx_file, "-o", tmp_path / "engine", "--backend", "onnxruntime")
+    assert "judged on 4 images" in unetrt(*build, "--gate-images", pictures).out
+    (tmp_path / "only").mkdir()
+    (pictures / "found").rename(tmp_path / "only" / "found")
+    assert "no images in" in unetrt(*build, "--gate-images", tmp_path / "only").whole_error
+    bench = ("bench", checkpoint_file(), "--images", tmp_path / "only")
+    assert "no images in" in unetrt(*bench).whole_error
