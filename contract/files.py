@@ -78,7 +78,11 @@ def _replace_directory(new: Path, target: Path) -> None:
     except OSError:
         old.rename(target)
         raise
-    _remove(old)
+    try:
+        _remove(old)
+    except OSError as error:  # another user's files, or on NFS one that a server has open
+        told = "%s is replaced; what it was before cannot be removed and is in %s: %s"
+        log.warning(told, target, old, error.strerror)
 
 
 def _remove(path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,28 @@ def test_a_directory_replaces_one_as_a_whole(tmp_path: Path) -> None:
             (temporary / content).write_text(content)
     assert names(target) == ["new"]
     assert names(tmp_path) == ["engine"]
+
+
+def test_what_was_there_before_may_be_another_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root may remove everything, so the refusal is put in its place."""
+
+    def rmtree(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "old"))
+
+    target = tmp_path / "engine"
+    target.mkdir()
+    (target / "old").write_bytes(b"old")
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_bytes(b"new")
+    assert names(target) == ["new"]
+    (kept,) = [path for path in tmp_path.iterdir() if path != target]
+    assert names(kept) == ["old"]
+    assert f"{target} is replaced" in caplog.text
+    assert f"{kept}: Permission denied" in caplog.text
 
 
 def test_a_directory_replaces_a_file(tmp_path: Path) -> None:
