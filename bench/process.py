@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..runtime.stop import END_SIGNALS
@@ -61,7 +62,7 @@ def run_alone(
                 stderr=errors,
                 text=True,
                 start_new_session=True,
-                env={**os.environ, PARENT: str(os.getpid())},
+                env={**os.environ, **_paths_as_here(), PARENT: str(os.getpid())},
             )
         out, told = child.communicate(text, timeout)
     except BaseException:
@@ -70,6 +71,14 @@ def run_alone(
                 _end(child)
         raise
     return subprocess.CompletedProcess(command, child.returncode, out, told)
+
+
+def _paths_as_here() -> dict[str, str]:
+    """-m looks for modules in the working folder first, where a queue.py of the user's may lie.
+
+    Not where this process does not either.
+    """
+    return {} if {"", str(Path.cwd())} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -49,6 +50,27 @@ import sys
 from unetrt.bench.process import run_alone
 run_alone([sys.executable, "-c", {row!r}], 100)
 """
+
+WHOSE = """
+import sys
+from unetrt.bench.process import run_alone
+print(run_alone([sys.executable, "-c", "import queue; print(queue.__file__)"], 100).stdout)
+"""
+
+
+def test_a_row_imports_nothing_of_the_working_folder_that_its_bench_does_not(
+    tmp_path: Path,
+) -> None:
+    """`unetrt bench` where the user keeps a queue.py: predict ran there, and every row failed."""
+    work, script = tmp_path / "work", tmp_path / "script.py"
+    work.mkdir()
+    (work / "queue.py").touch()
+    script.write_text(WHOSE)
+    for command in ([str(script)], ["-c", WHOSE]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=work, capture_output=True, text=True, check=True
+        )
+        assert (str(work) in done.stdout) == (command[0] == "-c")
 
 
 @pytest.mark.parametrize("late", [False, True])
