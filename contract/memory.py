@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container says what it may use, by the second and the first version of cgroups."""
+_GROUPS = Path("/proc/self/cgroup")
+_LIMITS = {
+    "": ("/sys/fs/cgroup", "memory.max"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+}
+"""Where cgroups say what may be used, by their second and their first version."""
 
 _UNKNOWN = 8 << 30
 
@@ -25,14 +30,29 @@ _NO_MEMORY = re.compile(
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, or of the container that it is; 8 GiB where nothing tells."""
+    """The memory of this machine, or of the container or a scheduler's job that this is.
+
+    8 GiB where nothing tells.
+    """
     found = []
-    for name in _LIMITS:
+    for path in _limit_files():
         with suppress(OSError, ValueError):  # "max" where there is no limit
-            found.append(int(Path(name).read_text(encoding="ascii")))
+            found.append(int(path.read_text(encoding="ascii")))
     if hasattr(os, "sysconf"):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=_UNKNOWN)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Of the group that this process is in and of those above it; a container's own is the root."""
+    groups = dict.fromkeys(_LIMITS, "/")
+    with suppress(OSError):
+        for line in _GROUPS.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, kinds, group = line.split(":", 2)
+            groups |= dict.fromkeys(kinds.split(","), group)
+    for kind, (root, name) in _LIMITS.items():
+        place = PurePosixPath(groups[kind])
+        yield from (Path(f"{root}{above}", name) for above in (place, *place.parents))
 
 
 def tells_of_memory(error: Exception | str) -> bool:

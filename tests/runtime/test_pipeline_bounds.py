@@ -242,11 +242,27 @@ def test_who_is_waited_for_passes_and_all_pass_at_the_end() -> None:
     assert not late.is_alive()
 
 
-def test_the_memory_is_that_of_the_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        ("0::/", ""),
+        ("0::/system.slice/job_7/step_0", "system.slice/job_7/step_0"),
+        ("0::/system.slice/job_7/step_0", "system.slice/job_7"),
+        ("4:cpu,memory:/slurm/job_7\n1:name=systemd:/x\n0::/", "memory/slurm/job_7"),
+        ("9:memory:/docker/of the host", "memory"),
+    ],
+)
+def test_the_memory_is_that_of_the_container_or_the_scheduler_s_job(
+    groups: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_LIMITS", (str(limit),))
+    first = where.startswith("memory")
+    limit = tmp_path / where / ("memory.limit_in_bytes" if first else "memory.max")
+    limit.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "groups").write_text(f"{groups}\n")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    found = {"": (str(tmp_path), "memory.max")}
+    found["memory"] = (str(tmp_path / "memory"), "memory.limit_in_bytes")
+    monkeypatch.setattr(memory, "_LIMITS", found)
     whole = memory_bytes()
     assert whole > 1 << 28
     limit.write_text("max\n")
