@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import first_line
-from ..contract.modules import is_installed
+from ..contract.modules import import_module, is_installed
 from .machine import CROWDED, OthersClock, wants_cuda
 from .process import end_with_parent, run_alone
 from .stock import TF32
@@ -165,8 +165,7 @@ def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:
 
 def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
     """A precision counts only where the compiled product runs in it, by its own word."""
-    import openvino
-
+    openvino = import_module("openvino")
     core = openvino.Core()
     found = []
     for precision, hint, runs_in in (
@@ -187,9 +186,8 @@ def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
 
 def _product_model(side: int, quantised: bool) -> Any:
     """One product with a constant, between quantisers where int8 is asked for."""
-    import openvino
-    from openvino import opset13 as ops
-
+    openvino = import_module("openvino")
+    ops = openvino.opset13
     image = ops.parameter([side, side], np.float32)
     values = np.random.default_rng(0).uniform(-1, 1, (side, side)).astype(np.float32)
     a, b = image, ops.constant(values)

@@ -261,6 +261,20 @@ def test_benchmark_app_does_not_report_to_its_makers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_probe_of_peaks_does_not_report_to_their_makers(tmp_path: Path) -> None:
+    """It is a process of its own, which opens no engine before."""
+    script = """
+import sys
+from unetrt.bench.peak import measure_peaks
+
+found = measure_peaks("cpu", sides=(64,), seconds=0.001)
+print("OpenVINO" in str(found))
+print("openvino_telemetry" in sys.modules)
+"""
+    assert run_at_home(script, tmp_path) == "True\nFalse\n"
+    assert not list(tmp_path.rglob("intel"))
+
+
 def test_who_wants_it_to_report_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_module("onnxruntime")
