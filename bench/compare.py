@@ -30,13 +30,15 @@ NOTHING = "nothing to compare: no row of that report has numbers that were trust
 class Change:
     """One region of a row, images a second of every repeat; now: () for a row that is lost.
 
-    It had a trusted number before and has none now.
+    It had a trusted number before and has none now. baseline: of the reference loop, whose speed is
+    PyTorch's own and changes from process to process: it is told, and is no regression.
     """
 
     row: str
     region: str
     before: tuple[float, ...]
     now: tuple[float, ...]
+    baseline: bool = False
 
     @property
     def lost(self) -> bool:
@@ -59,13 +61,17 @@ class Change:
 
         The fastest repeat now below the slowest before is beyond any noise.
         """
-        if self.lost or max(self.now) < (1 - most) * min(self.before):
+        if self.lost or self.baseline:
+            return self.lost
+        if max(self.now) < (1 - most) * min(self.before):
             return True
         return self.noise is not None and self.change < -max(most, self.noise)
 
     def is_unknown(self, most: float) -> bool:
         """The repeats differ so much that a regression could hide among them."""
-        if self.is_regression(most) or min(self.now) >= (1 - most) * max(self.before):
+        if self.baseline or self.is_regression(most):
+            return False
+        if min(self.now) >= (1 - most) * max(self.before):
             return False
         return spread(self.before) + spread(self.now) > WIDE
 
@@ -95,6 +101,7 @@ def compare_reports(before: dict[str, Any], now: Bench) -> list[Change]:
                 region=SHOWN[region],
                 before=tuple(old["result"][region]),
                 now=tuple(getattr(result, region)) if result else (),
+                baseline=old is before["rows"][0],
             )
             for region in _regions_of(old["result"])
         ]

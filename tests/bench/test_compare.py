@@ -110,6 +110,28 @@ def test_a_slower_network_does_not_hide_behind_its_copies(bench: Bench, tmp_path
     ]
 
 
+def test_the_speed_of_the_reference_loop_is_no_regression(bench: Bench, tmp_path: Path) -> None:
+    """A small network in PyTorch runs at one of several speeds, which a process keeps."""
+
+    def with_baseline(rates: list[float]) -> Bench:
+        result = replace(row_result("reference", rates), again=3)
+        return replace(bench, rows=(replace(bench.rows[0], result=result), *bench.rows[1:]))
+
+    processes = [46.551, 46.236, 80.747, 59.91]
+    before = read_report(report_of(with_baseline(processes), tmp_path))
+    lines, failed = compare_lines(before, with_baseline(processes), 0.05)
+    assert not failed, "a report and itself"
+    assert "within the noise" in lines[2]
+    lines, failed = compare_lines(before, with_baseline([5.0, 5.1]), 0.05)
+    assert not failed
+    assert "| reference" in lines[2]
+    assert "slower" in lines[2]
+    lost = replace(bench, rows=(replace(bench.rows[0], trusted=False), *bench.rows[1:]))
+    lines, failed = compare_lines(before, lost, 0.05)
+    assert failed
+    assert "lost" in lines[2]
+
+
 def test_a_comparison_of_nothing_is_no_pass(bench: Bench, tmp_path: Path) -> None:
     untrusted = replace(bench, rows=tuple(replace(row, trusted=False) for row in bench.rows))
     before = read_report(report_of(untrusted, tmp_path))
