@@ -27,9 +27,11 @@ def run(args: argparse.Namespace) -> int:
 def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
     for key, value in content.items():
-        if isinstance(value, dict):
+        if value in ({}, [], (), None):
+            lines.append(f"{indent}{key}: none")
+        elif isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        elif isinstance(value, list | tuple) and isinstance(value[0], dict):
             rows = (", ".join(f"{k} {v}" for k, v in row.items()) for row in value)
             lines += [f"{indent}{key}:", *(f"{indent}  {row}" for row in rows)]
         else:

@@ -23,7 +23,7 @@ from ..engine.manifest import (
 )
 from ..engine.onnxfile import is_onnx, metadata_from_onnx, read_onnx
 from ..engine.tensorrt_backend import TensorRtEngine, cuda_devices
-from ..training.checkpoint import read_checkpoint
+from ..training.checkpoint import read_checkpoint, unet_from_checkpoint
 from .memory import activation_bytes, weight_bytes
 
 
@@ -86,6 +86,7 @@ def _memory(model: Any, path: Path, manifest: Manifest) -> dict[str, Any]:
     """Bytes. The features' are estimated for the largest shape of the profiles or golden images."""
     image, mask = _largest(path, manifest)
     found: dict[str, Any] = {
+        "unit": "bytes",
         "model_file": (path / manifest.model).stat().st_size,
         "weights": weight_bytes(model),
         "features_estimated": activation_bytes(model, image, mask),
@@ -150,12 +151,11 @@ def _end(value: Any) -> dict[str, Any]:
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
-    weights = sum(t.numel() for t in checkpoint.state.values() if t.is_floating_point())
     return {
         "kind": "checkpoint of Pytorch-UNet" if checkpoint.bare else "checkpoint",
         "spec": asdict(checkpoint.spec),
         "sha256": sha256_from_file(path),
-        "numbers": weights,
+        "parameters": sum(p.numel() for p in unet_from_checkpoint(checkpoint).parameters()),
         "golden_images": len(checkpoint.golden),
         "resume": {k: v for k, v in checkpoint.resume.items() if isinstance(v, int | float | str)},
     }

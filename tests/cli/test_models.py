@@ -33,6 +33,19 @@ def test_export_says_what_it_wrote(
     assert json.loads(unetrt("inspect", path, "--json").out)["spec"]["scale"] == 0.5
 
 
+def test_inspect_says_none_of_what_is_not_there(
+    unetrt: Command, checkpoint_file: CheckpointFile
+) -> None:
+    outcome = unetrt("inspect", checkpoint_file())
+    assert outcome.status == 0
+    lines = outcome.out.splitlines()
+    assert "resume: none" in lines
+    assert "  ignore_index: none" in lines
+    assert "  palette: none" in lines
+    net = UNet(1, 4, 4)
+    assert f"parameters: {sum(p.numel() for p in net.parameters())}" in lines
+
+
 @pytest.mark.parametrize(
     ("output", "said", "hint"),
     [("x.bin", "ends in .onnx", "-o {}/x.bin.onnx"), ("no/x.onnx", "no folder", "mkdir -p {}/no")],

@@ -15,7 +15,7 @@ from unetrt.export.build import BuildOptions, build_engine
 from unetrt.export.gate import GateOptions
 from unetrt.export.inspect import describe_model
 from unetrt.export.tensorrt_build import PlanOptions
-from unetrt.training.checkpoint import read_checkpoint, write_bare
+from unetrt.training.checkpoint import read_checkpoint, unet_from_checkpoint, write_bare
 
 ENDS = (
     {
@@ -31,6 +31,8 @@ def test_a_checkpoint(checkpoint_file: Callable[..., Path]) -> None:
     assert found["kind"] == "checkpoint"
     assert found["spec"] == asdict(read_checkpoint(checkpoint_file()).spec)
     assert found["sha256"] == sha256_from_file(checkpoint_file())
+    net = unet_from_checkpoint(read_checkpoint(checkpoint_file()))
+    assert found["parameters"] == sum(p.numel() for p in net.parameters()), "as train counts them"
     json.dumps(found)
 
 
@@ -65,6 +67,7 @@ def test_memory_of_an_engine(exported: Callable[..., Path], tmp_path: Path) -> N
     found = describe_model(tmp_path / "engine")
     assert (found["inputs"], found["outputs"]) == ENDS
     memory = found["memory"]
+    assert memory["unit"] == "bytes"
     assert memory["model_file"] == exported().stat().st_size
     assert 0.9 < memory["weights"] / memory["model_file"] < 1
     assert memory["features_of"] == {"image": [1, 256, 320, 1], "size_like": [256, 320]}
