@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backends = ("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
     add("--backend", choices=backends, default="auto", help="default: the fastest that runs here")
     precisions = ("auto", "fp16", "bf16", "fp32", "int8")
-    add("--precision", choices=precisions, default="auto", help="default: the backend's fastest")
+    help_text = "default: of an ONNX file its own, else fp16 for TensorRT and PyTorch, bf16 or fp32"
+    add("--precision", choices=precisions, default="auto", help=help_text)
     add("--calibration", type=images, metavar="DIR", help="pictures to measure int8 ranges on")
     add(
         "--fp32-blocks",
@@ -237,20 +238,21 @@ def _class_text(score: ClassGate, gate: GateResult) -> str:
     if gate.min_class_iou and score.iou is not None:
         few = f"not judged: {score.pixels} pixels"
         iou += f" (at least {gate.min_class_iou})" if score.counts else f" ({few})"
+    told = f"{score.name}: IoU to the masks of {gate.reference} {iou}"
     if score.iou_drop is None:
-        return f"{score.name}: IoU to theirs {iou}"
+        return told
     change = round(-score.iou_drop, 4)
     shown = f"changed by {change:+.4f}" if change else "unchanged"
-    return f"{score.name}: IoU to theirs {iou}, IoU to the truth {shown}"
+    return f"{told}, IoU to the truth {shown}"
 
 
 def _borders_text(borders: BorderGate) -> str:
     at, inside, all_of = (
-        "none there" if part is None else f"{part:.4%}"
+        "there are none" if part is None else f"{part:.4%}"
         for part in (borders.at_border, borders.inside, borders.share)
     )
     where = f"at most {borders.reach} px from another class, {all_of} of all"
-    return f"{at} of those at class borders ({where}), {inside} of those inside"
+    return f"of those at class borders ({where}) {at}, of those inside {inside}"
 
 
 def batches(text: str) -> tuple[int, int, int]:

@@ -241,12 +241,12 @@ def test_the_table_names_reference_and_bounds() -> None:
     )
     text = gate_text(result)
     assert "pixels equal to those of the ONNX file's own graph: 99.2000%" in text
-    assert "class 2: IoU to theirs 0.0000 (at least 0.9)" in text
+    assert "class 2: IoU to the masks of the ONNX file's own graph 0.0000 (at least 0.9)" in text
     assert "masks like those of the ONNX file's own graph" in str(result.error(Path("e")))
     few = gate_text(judge(Painter(), [rare(20)]))
     assert "NOT JUDGED: " in few
     assert "--gate-images" in few
-    assert "class 2: IoU to theirs 1.0000 (not judged: 20 pixels)" in few
+    assert "class 2: IoU to the masks of PyTorch 1.0000 (not judged: 20 pixels)" in few
 
 
 def test_a_change_to_the_truth_is_told_as_one() -> None:
