@@ -17,6 +17,7 @@ from ..contract.types import U8
 from ..export.gate import MIN_AGREEMENT, GateOptions
 from ..training.pairs import match_pairs
 from .stock import TF32
+from .text import listed
 
 ClassIou = dict[str, float | None]
 """Per class; None for a class that neither side has."""
@@ -25,8 +26,6 @@ LEAST_AGREEMENT = {**MIN_AGREEMENT, TF32: MIN_AGREEMENT["fp16"]}
 """The gate's; of TF32, which rounds to as many bits as fp16, that of fp16."""
 IOU_FACTOR = 10
 """A class may lose ten times the share of its own pixels that LEAST_AGREEMENT grants to all."""
-SHOWN = 5
-"""Wrong masks that a message names."""
 FEW_PIXELS = 4
 """As many of a class may differ whatever its IoU: one pixel of a dozen says nothing."""
 
@@ -159,10 +158,9 @@ def truth_masks(
     wrong = [_wrong_truth(images[index], mask, spec) for index, mask in found.items()]
     told = [text for text in wrong if text]
     if told:
-        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
         raise UserError(
             f"masks in {masks} cannot be judged by",
-            seen="; ".join(told[:SHOWN]) + more,
+            seen=listed(told),
             expected="masks of their images' sizes, of the network's values",
             hint="correct them, or leave --masks out",
         )

@@ -1,18 +1,23 @@
-"""Models that a bench is given, looked at before the first row: a row may take many minutes."""
+"""What a bench is given, looked at before the first row: a row may take many minutes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..contract.errors import UserError
+from ..contract.errors import ImageError, UserError, as_word
+from ..contract.resize import network_input
 from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.types import Size
 from ..engine.manifest import read_manifest, verify_files
 from ..engine.onnxfile import is_onnx, metadata_from_onnx
 from ..engine.open import check_overrides
 from ..training.checkpoint import read_checkpoint
 from ..training.options import values_text
 from .machine import cuda_device
+from .options import BenchOptions
+from .text import listed
 
 ALIKE = ("channels", "classes", "mask_values")
 """What networks have in common whose masks are compared."""
@@ -35,6 +40,31 @@ def check_device(device: str) -> None:
             expected="auto, cpu, or a GPU that is there",
             hint="unetrt doctor   says what this machine can run",
         )
+
+
+def image_sizes(
+    images: Sequence[Path], checkpoint: Path, spec: ModelSpec, options: BenchOptions
+) -> list[Size]:
+    """(H, W) of the images, the most frequent first; every one of them is decoded.
+
+    Raises UserError where some cannot be read: no row could be measured on them.
+    """
+    found: Counter[Size] = Counter()
+    wrong: list[str] = []
+    for path in images:
+        try:
+            found[network_input(path, spec, bit_depth=options.bit_depth)[1]] += 1
+        except ImageError as error:
+            wrong.append(error.reason)
+    if wrong:
+        raise UserError(
+            "the bench measures on all of its images, and some cannot be read",
+            seen=f"{len(wrong)} of {len(images)}: {listed(wrong)}",
+            expected="images that are whole",
+            hint=f"unetrt predict -m {as_word(checkpoint)} -i {as_word(options.images)} --no-save"
+            "   lists all such images of the folder: take them out of it",
+        )
+    return [size for size, _ in found.most_common()]
 
 
 def check_models(

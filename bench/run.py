@@ -14,9 +14,7 @@ from typing import Any
 
 from ..contract.errors import UserError
 from ..contract.headers import read_bytes
-from ..contract.resize import network_input
 from ..contract.spec import ModelSpec
-from ..contract.types import Size
 from .file_passes import output_folder, remove_aside
 from .job import RowJob, RowResult, result_from_dict
 from .judge import Judgement, judge_masks, partial_truth, verdict
@@ -127,12 +125,6 @@ class Run:
         self.notes.append(f"{entry.name} was not measured again: {why}")
         self._again_failed = True
         return first
-
-    def sizes(self) -> list[Size]:
-        """(H, W) of the images, the most frequent first."""
-        depth = self.options.bit_depth
-        found = Counter(network_input(p, self.spec, bit_depth=depth)[1] for p in self.images)
-        return [size for size, _ in found.most_common()]
 
     def outputs(self, index: int | str) -> list[Path]:
         folder = self.folder / f"masks-{index}"

@@ -14,7 +14,7 @@ from ..runtime.stop import interrupted_by_signals
 from ..training.checkpoint import read_checkpoint
 from .judge import truth_masks
 from .machine import describe_bench_machine
-from .models import check_device, check_models
+from .models import check_device, check_models, image_sizes
 from .options import BenchOptions as BenchOptions
 from .pass_length import spread_out
 from .peak import Peaks, probe_peaks
@@ -61,12 +61,13 @@ def bench_models(
     found = images_below(options.images)
     images = spread_out(found, options.limit)
     spec = _spec(checkpoint, options)
-    truth = truth_masks(images, options.images, options.masks, spec)
     alone = len(models) == 1
     check_device(options.device)
     notes = check_models(models, checkpoint, spec, options.overrides)
     check_skipped(options.skip, alone)
     check_calibration(options.calibration, alone)
+    sizes = image_sizes(images, checkpoint, spec, options)
+    truth = truth_masks(images, options.images, options.masks, spec)
     with (
         interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="unetrt-bench-") as name,
@@ -78,7 +79,7 @@ def bench_models(
             entries = entries_from_checkpoint(
                 checkpoint,
                 run.folder,
-                run.sizes(),
+                sizes,
                 options.device,
                 options.overrides,
                 options.skip,

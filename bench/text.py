@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from ..contract.errors import UserError
 from .measure import spread
 
+SHOWN = 5
+"""Wrong files that a message names."""
+
 
 def print_lines(program: str, measure: Callable[[], Sequence[str]]) -> int:
     """Print what `measure` gives; where it raises UserError say that, and return its status."""
@@ -44,6 +47,12 @@ def free_name(name: str, is_taken: Callable[[str], bool], form: str = "{}-{}") -
 def rates_text(rates: Sequence[float]) -> str:
     middle = number(statistics.median(rates))
     return f"{middle} ± {spread(rates):.0%}" if len(rates) > 1 else middle
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first SHOWN of them in one line, and how many more there are."""
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more
 
 
 def number(value: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +78,27 @@ def test_a_model_of_another_scale_is_measured_and_named(pictures: Path, tmp_path
     assert "net.onnx is of scale 1, the baseline of 0.5" in note
     assert note.endswith("--scale 1 compares alike")
     assert note in "\n".join(context_lines(bench))
+
+
+@pytest.mark.parametrize("engines", [0, 1])
+def test_an_image_that_no_row_could_read_ends_the_bench_before_its_first(
+    engines: int, pictures: Path, tmp_path: Path
+) -> None:
+    """It had cost every row, or was called a fault of the masks."""
+    checkpoint = balanced_checkpoint()
+    write_checkpoint(tmp_path / "net.pth", checkpoint)
+    onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx", "fp32")
+    images, masks = tmp_path / "my imgs", tmp_path / "masks"
+    masks.mkdir()
+    shutil.copytree(pictures, images)
+    for path in images.iterdir():
+        (masks / path.name).write_bytes(path.read_bytes())
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:100])
+    options = BenchOptions(images=images, masks=masks, seconds=0.05, peaks=False)
+    models = [tmp_path / "net.pth", tmp_path / "net.onnx"][: 1 + engines]
+    with pytest.raises(UserError, match="measures on all of its images") as caught:
+        bench_models(models, options)
+    assert str(caught.value.seen).startswith("1 of 5: ")
+    assert "3.png" in str(caught.value.seen)
+    command = shlex.split(caught.value.hint.partition("   ")[0])
+    assert command[1:] == ["predict", "-m", str(models[0]), "-i", str(images), "--no-save"]
