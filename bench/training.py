@@ -185,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.repeats < 1:
         parser.error(f"argument --repeats: {args.repeats}, not at least 1")
+    if args.seconds <= 0:
+        parser.error(f"argument --seconds: {args.seconds:g}, not above 0")
 
     def measure() -> list[str]:
         rows = measure_training(_options(args), args.seconds, args.repeats)

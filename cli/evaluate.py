@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if scored and str(args.json) != "-":
         sys.stdout.write(_table(evaluation.scores))
         if evaluation.failures:
-            sys.stdout.write(f"of {scored} images; {len(evaluation.failures)} have no score\n")
+            failed = len(evaluation.failures)
+            sys.stdout.write(f"of {scored} images; {failed} could not be scored\n")
     write_json(args.json, evaluation.to_dict())
     expected = "images that can be read, with masks of their size and of the model's values"
     require_done(evaluation.images, len(evaluation.failures), expected)

@@ -45,6 +45,9 @@ def test_no_repeats_are_nothing_to_time(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         training.main(["--images", "i", "--masks", "m", "--repeats", "0"])
     assert "--repeats: 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        training.main(["--images", "i", "--masks", "m", "--seconds", "0"])
+    assert "--seconds: 0" in capsys.readouterr().err
 
 
 def test_every_source_is_timed(folders: tuple[Path, Path]) -> None:

@@ -89,6 +89,7 @@ def test_evaluate_leaves_out_what_it_cannot_score(
     assert outcome.status == 1
     assert "differ in size" in outcome.err
     assert "foreground mean" in outcome.out
+    assert outcome.out.endswith("of 2 images; 1 could not be scored\n")
     for path in images.iterdir():
         path.write_text("no image")
     assert "no image could be used" in unetrt(*asked).whole_error
