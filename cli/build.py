@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backends = ("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
     add("--backend", choices=backends, default="auto", help="default: the fastest that runs here")
     precisions = ("auto", "fp16", "bf16", "fp32", "int8")
-    help_text = "default: of an ONNX file its own, else fp16 for TensorRT and PyTorch, bf16 or fp32"
+    help_text = "default: fp16 for TensorRT and PyTorch, bf16 or fp32 for the others, never int8"
     add("--precision", choices=precisions, default="auto", help=help_text)
     add("--calibration", type=images, metavar="DIR", help="pictures to measure int8 ranges on")
     add(
