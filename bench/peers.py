@@ -48,7 +48,7 @@ def measure_peer(
 ) -> Peer | None:
     """benchmark_app for OpenVINO, trtexec for TensorRT, tensorrt_rtx for TensorRT-RTX, else None.
 
-    Slots in flight and CUDA graphs are those of the row.
+    A plan's slots in flight and CUDA graphs are those of the row; benchmark_app goes by its hint.
     """
     if not (directory / MANIFEST).is_file():
         return None

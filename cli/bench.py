@@ -183,7 +183,6 @@ def _options(args: argparse.Namespace, slo: Slo | None) -> BenchOptions:
 def _lines(bench: Bench, layers: bool) -> list[str]:
     """What the terminal shows: all rows, and of the fastest where its time goes."""
     from ..bench.class_report import class_lines
-    from ..bench.layer_report import layer_lines
     from ..bench.report import (
         context_lines,
         detail_lines,
@@ -196,10 +195,22 @@ def _lines(bench: Bench, layers: bool) -> list[str]:
     fastest = fastest_row(bench)
     lines = [*table_lines(bench), "", *detail_lines(bench), "", *class_lines(bench.rows), ""]
     lines += [*stage_lines([fastest]), ""] if fastest else []
-    lines += [*layer_lines([fastest], bench.peaks), ""] if fastest and layers else []
+    lines += [*_layer_lines(bench), ""] if layers else []
     lines += [*sweep_lines(bench.sweep), ""] if bench.sweep else []
     lines += [*bench.slo.lines, ""] if bench.slo else []
     return [*lines, *context_lines(bench)]
+
+
+def _layer_lines(bench: Bench) -> list[str]:
+    """Of the fastest row that a profiler ran on: PyTorch, which may be faster, has none."""
+    from ..bench.layer_report import layer_lines
+    from ..bench.report import fastest_row
+
+    profiled = [row for row in bench.rows[1:] if row.result and row.result.layers]
+    fastest = fastest_row(replace(bench, rows=(bench.rows[0], *profiled)))
+    if fastest is None:
+        return ["no layers: no row with trusted masks has a profiler of its own"]
+    return layer_lines([fastest], bench.peaks)
 
 
 def _with_answer(bench: Bench, slo: Slo | None) -> Bench:

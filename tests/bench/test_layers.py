@@ -28,8 +28,9 @@ from unetrt.bench.layers import (
 )
 from unetrt.bench.peak import Peak, Peaks
 from unetrt.bench.profilers import profile_layers, records_from_trace
-from unetrt.bench.result import Row
+from unetrt.bench.result import Bench, Row
 from unetrt.bench.tensorrt_profile import LayerRecorder, layer_kinds, profiler_of
+from unetrt.cli.bench import _lines
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.onnxruntime_backend import OnnxRuntimeEngine
 from unetrt.engine.open import open_engine
@@ -203,6 +204,18 @@ def table() -> LayerTable:
         Layer(name="y", kind="Cast", precision="i32", ms=0.01),
     )
     return LayerTable(profiler="a profiler", batch=1, runs=7, streams=2, wall=10.0, layers=layers)
+
+
+def test_a_faster_row_without_a_profiler_hides_no_layers(bench: Bench, table: LayerTable) -> None:
+    """The terminal shows the fastest row alone, and PyTorch's engine may be it."""
+    torch = Row(name="torch", result=row_result("torch", [99.0]), agreement=1.0, trusted=True)
+    bare = replace(bench, rows=(*bench.rows, torch))
+    assert "no layers: no row with trusted masks has a profiler of its own" in _lines(bare, True)
+    assert not [line for line in _lines(bare, False) if "layers" in line]
+    profiled = replace(bench.rows[1], result=replace(row_result("x", [50.0]), layers=table))
+    lines = _lines(replace(bench, rows=(bench.rows[0], profiled, torch)), True)
+    assert "openvino: layer by layer, from a profiler" in lines
+    assert "torch: where the time of files to files goes" in lines
 
 
 def test_the_layers_are_shown_with_their_share_of_the_peak(table: LayerTable) -> None:
