@@ -23,7 +23,8 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     epochs = [int(row["epoch"]) for row in rows]
     loss.plot(epochs, _column(rows, "loss"), ".-", color="black")
     loss.set_ylabel("training loss")
-    scores.plot(epochs, _column(rows, "foreground_miou"), ".-", color="black", label="mIoU")
+    mean = _column(rows, "foreground_miou")  # the background's IoU is drawn too, and not in it
+    scores.plot(epochs, mean, ".-", color="black", label="foreground mIoU")
     for name in [name for name in rows[0] if name.startswith("iou ")]:
         scores.plot(epochs, _column(rows, name), label=name.removeprefix("iou "), alpha=0.7)
     scores.set(ylabel="IoU on validation", ylim=(0, 1))

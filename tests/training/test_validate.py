@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from unetrt.contract.errors import UserError
@@ -168,3 +169,22 @@ def test_the_curve_shows_every_column_and_stands_absent_scores(tmp_path: Path) -
     assert picture.shape[:2] == (720, 640)
     assert picture[:250].std() > 10
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_the_curve_says_that_the_mean_is_the_foregrounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands beside the background's own IoU, which it leaves out."""
+    texts: list[str] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: object, **options: object) -> None:
+        legend = figure.axes[1].get_legend()
+        assert legend is not None
+        texts.extend(text.get_text() for text in legend.get_texts())
+        save(figure, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    row = {"epoch": "1", "loss": "1", "foreground_miou": "0.5", "learning_rate": "0.1"}
+    draw_curve([{**row, "iou background": "0.9", "iou a": "0.5"}], tmp_path / "curve.png")
+    assert texts == ["foreground mIoU", "background", "a"]
