@@ -70,6 +70,12 @@ def _impossible(result: RowResult, bench: Bench) -> list[str]:
             f"{result.stages.in_no_step:.0%} of the pass whose stages were timed is in no step of "
             "the main thread: the table does not say where that time went"
         )
+    reached = result.stages.reached if result.stages is not None else None
+    if reached is not None and reached > 1 + NOISY:
+        found.append(
+            f"the pass whose stages were timed reached {reached:.0%} of what bounds it: the engine "
+            "was slower right before and after it, as on a machine that is not quiet"
+        )
     return [*found, *_above_the_peak(result, bench)]
 
 

@@ -251,9 +251,8 @@ def _bound(table: StageTable, shapes: int) -> str:
         f"{table.bottleneck}"
     )
     if table.bound is not None:
-        reached = table.images / table.wall / (table.shared_bound or table.bound)
         told += f"; alone it allows {number(table.bound)} images/s{shared}; the pass reached "
-        told += f"{reached:.1%} of that"
+        told += f"{table.reached:.1%} of that"
     if shapes > 1:
         return f"{told}. The engine's time is not known: the images are of several sizes"
     return (

@@ -90,6 +90,12 @@ class StageTable:
         """Share of the wall time; below 0 where steps overlap."""
         return 1 - self.main_seconds / self.wall
 
+    @property
+    def reached(self) -> float | None:
+        """The pass's rate as a share of its bound; above 1 the bound is none."""
+        bound = self.shared_bound or self.bound
+        return None if bound is None else self.images / self.wall / bound
+
 
 def stage_table_from_dict(raw: dict[str, Any]) -> StageTable:
     return StageTable(**{**raw, "stages": tuple(Stage(**stage) for stage in raw["stages"])})

@@ -44,6 +44,22 @@ def test_files_faster_than_the_engine_alone_are_no_measurement(bench: Bench) -> 
     assert not warnings(replace(bench, rows=(faster,))), "CUDA graphs run with the copies alone"
 
 
+def test_a_pass_above_what_bounds_it_is_a_warning(bench: Bench) -> None:
+    """Its table says that the engine allows less than the pass had."""
+    row = one_row(bench, [100.0, 100.0], [60.0, 60.0]).rows[0]
+    assert row.result is not None
+    assert row.result.stages is not None
+    assert row.result.stages.reached == pytest.approx(7 / 18), "the engine's rate with the threads"
+    above = replace(row.result.stages, bound=6.0, shared_bound=5.0)
+    held = replace(bench, rows=(replace(row, result=replace(row.result, stages=above)),))
+    (told,) = warnings(held)
+    assert told.startswith("x: the pass whose stages were timed reached 140% of what bounds it")
+    unknown = replace(above, bound=None, shared_bound=None)
+    none = replace(bench, rows=(replace(row, result=replace(row.result, stages=unknown)),))
+    assert unknown.reached is None
+    assert not warnings(none)
+
+
 def shares_of(bench: Bench) -> tuple[str, str]:
     """(in the table, in the CSV) of the second row, whose arithmetic is 8e10 a second."""
     cells = cells_of(detail_lines(bench))
