@@ -18,6 +18,8 @@ FOLDERS = ("contract", "training", "engine", "runtime", "export", "bench", "cli"
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "from-pytorch-unet.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"\*\*`([^`]+)`\*\*", TEXT)
+HOUSE = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+NAMED = re.findall(r"`(\w+)` (?:\(|of |in )`([a-z_]+/\w+\.py)`", HOUSE)
 OTHERS = {"--gpus"}
 """Flags of Docker."""
 
@@ -48,6 +50,16 @@ def test_a_quoted_message_is_one_of_the_code(message: str, texts: set[str]) -> N
 def test_each_message_stands_once() -> None:
     assert len(MESSAGES) > 30
     assert len(set(MESSAGES)) == len(MESSAGES)
+
+
+@pytest.mark.parametrize(("name", "path"), NAMED)
+def test_what_contributing_names_is_in_its_file(name: str, path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.search(rf"^(class |def )?{name}\b", text, re.MULTILINE)
+
+
+def test_contributing_names_what_passes_between_the_stages() -> None:
+    assert len(NAMED) >= 9
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
