@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import CheckpointFile, Command
+from tests.conftest import ROOT
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.synthetic import draw_pair
 
@@ -38,6 +39,8 @@ def test_evaluate_says_and_writes_the_scores(
     assert (scores["failed"], scores["failures"]) == (0, [])
     assert set(scores) >= {"foreground_miou", "foreground_dice", "pixel_accuracy", "classes"}
     assert [set(row) for row in scores["classes"]] == [{"name", "iou", "dice"}] * 4
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [key for key in scores if f"`{key}`" not in page] == [], "they are documented"
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["class", "IoU", "Dice"]
     assert f"{scores['classes'][1]['iou']:.4f}" in lines[2]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import ROOT
 from unetrt.cli.main import main
 from unetrt.cli.train import add_arguments, options_from_arguments, run
 from unetrt.contract.errors import UserError
@@ -58,6 +60,9 @@ def test_training_learns_and_leaves_a_whole_run(quick_options: TrainOptions) -> 
     assert losses[-1] < 0.5 * losses[0]
     assert max(scores) > 0.2
     assert float(rows[-1]["learning_rate"]) < float(rows[4]["learning_rate"])
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    columns = [re.sub("^iou .*", "iou CLASS", column) for column in rows[0]]
+    assert [column for column in columns if f"`{column}`" not in page] == [], "it is documented"
     assert {"epoch", "step", "pixel_accuracy", "iou class 3", "seconds"} <= rows[0].keys()
     files = {"best.pth", "last.pth", "metrics.csv", "curve.png"}
     assert {p.name for p in best.parent.iterdir()} == files
