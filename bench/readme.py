@@ -23,7 +23,7 @@ from .text import markdown_table, rates_text
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 HEADS = {
     "en": ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement"),
-    "zh": ("引擎", "仅引擎，图/秒", "文件到文件，图/秒", "加速比", "一致性"),
+    "zh": ("引擎", "仅引擎，图/秒", "文件到文件，图/秒", "加速比", "一致率"),
 }
 COPIES = {"en": "engine with copies, images/s", "zh": "引擎含拷贝，图/秒"}
 """A column of its own where a row ran on a GPU; on a CPU there are no copies."""
