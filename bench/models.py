@@ -50,19 +50,19 @@ def image_sizes(
     Raises UserError where some cannot be read: no row could be measured on them.
     """
     found: Counter[Size] = Counter()
-    wrong: list[str] = []
+    wrong: list[ImageError] = []
     for path in images:
         try:
             found[network_input(path, spec, bit_depth=options.bit_depth)[1]] += 1
         except ImageError as error:
-            wrong.append(error.reason)
+            wrong.append(error)
     if wrong:
+        every = f"unetrt predict -m {as_word(checkpoint)} -i {as_word(options.images)} --no-save"
         raise UserError(
             "the bench measures on all of its images, and some cannot be read",
-            seen=f"{len(wrong)} of {len(images)}: {listed(wrong)}",
-            expected="images that are whole",
-            hint=f"unetrt predict -m {as_word(checkpoint)} -i {as_word(options.images)} --no-save"
-            "   lists all such images of the folder: take them out of it",
+            seen=f"{len(wrong)} of {len(images)}: {listed([error.reason for error in wrong])}",
+            expected="images that are whole, of the network's channels and bits",
+            hint=wrong[0].hint or f"{every}   lists all such images: take them out of the folder",
         )
     return [size for size, _ in found.most_common()]
 

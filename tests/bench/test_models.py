@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.conftest import balanced_checkpoint
@@ -102,3 +104,13 @@ def test_an_image_that_no_row_could_read_ends_the_bench_before_its_first(
     assert "3.png" in str(caught.value.seen)
     command = shlex.split(caught.value.hint.partition("   ")[0])
     assert command[1:] == ["predict", "-m", str(models[0]), "-i", str(images), "--no-save"]
+
+
+def test_images_of_fewer_bits_are_told_with_the_flag_that_reads_them(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "net.pth", balanced_checkpoint())
+    pixels = np.arange(40 * 56, dtype=np.uint16).reshape(40, 56)
+    (tmp_path / "imgs").mkdir()
+    cv2.imwrite(str(tmp_path / "imgs" / "a.png"), pixels)
+    with pytest.raises(UserError, match="measures on all of its images") as caught:
+        bench_models([tmp_path / "net.pth"], BenchOptions(images=tmp_path / "imgs", peaks=False))
+    assert "--bit-depth 12" in caught.value.hint
