@@ -30,7 +30,7 @@ def is_onnx(path: Path) -> bool:
 
 
 def read_onnx(path: Path) -> Any:
-    """The onnx.ModelProto. Raises UserError when the file is not ONNX."""
+    """The onnx.ModelProto, weights of convolutions as initializers. UserError: it is not ONNX."""
     require_file(path, "ONNX model", EXPORT_HINT)
     onnx = import_module("onnx")
     decode_error = import_module("google.protobuf.message").DecodeError
@@ -48,7 +48,19 @@ def read_onnx(path: Path) -> Any:
             expected="one file with the weights inside",
             hint=EXPORT_HINT,
         )
+    _gather_weights(model.graph)
     return model
+
+
+def _gather_weights(graph: Any) -> None:
+    """Make weights that another tool keeps as nodes initializers: all here look for them there."""
+    layers = (node for node in graph.node if node.op_type in ("Conv", "ConvTranspose"))
+    names = {name for node in layers for name in node.input[1:]}
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
+        if node.attribute[0].name == "value":
+            graph.initializer.append(node.attribute[0].t)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
 
 
 def _messages_of(message: Any, kind: type) -> Iterator[Any]:

@@ -107,13 +107,14 @@ def int8_from_onnx(
     Raises UserError when the graph cannot be quantised.
     """
     quantization = import_module("onnxruntime.quantization")
+    graph = _graph_to_quantise(source)
     # Of a copy of its own that a full disk cut short: what writes it does not tell.
     decode_error = import_module("google.protobuf.message").DecodeError
     kind = quantization.QuantType
     with show_progress("calibrate", len(calibration.inputs)) as advance, _quiet():
         try:
             quantization.quantize_static(
-                str(source),
+                graph,
                 str(target),
                 _reader(quantization.CalibrationDataReader, calibration, advance),
                 quant_format=quantization.QuantFormat.QDQ,
@@ -122,10 +123,10 @@ def int8_from_onnx(
                 per_channel=True,
                 reduce_range=scheme.narrow,
                 op_types_to_quantize=list(scheme.kinds) or None,
-                nodes_to_exclude=_in_floats(source, scheme),
+                nodes_to_exclude=_in_floats(graph, scheme),
                 extra_options=scheme.extra_options(),
             )
-        except (RuntimeError, ValueError, decode_error) as error:
+        except (RuntimeError, ValueError, OSError, decode_error) as error:
             raise UserError(
                 f"ONNX Runtime cannot quantise {source}",
                 seen=error,
@@ -135,9 +136,20 @@ def int8_from_onnx(
     _finish(source, target)
 
 
-def _in_floats(source: Path, scheme: QuantizationScheme) -> list[str]:
+def _graph_to_quantise(source: Path) -> Any:
+    """The file's onnx.ModelProto with a name for each node: other tools take names off.
+
+    What stays in floats is told by its name, which all nodes without one have in common.
+    """
+    model = read_onnx(source)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{index}"
+    return model
+
+
+def _in_floats(model: Any, scheme: QuantizationScheme) -> list[str]:
     """Names of the nodes from the last convolution on, and of the first one where asked."""
-    nodes = list(read_onnx(source).graph.node)
+    nodes = list(model.graph.node)
     convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
     first = [] if scheme.first else [nodes[convolutions[0]].name]
     return first + [node.name for node in nodes[convolutions[-1] :]]

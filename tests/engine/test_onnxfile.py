@@ -164,16 +164,22 @@ def test_a_spec_that_is_none(edited: Callable[..., Path], text: str) -> None:
         open_engine(edited(spoil))
 
 
+@pytest.mark.parametrize("as_nodes", [False, True])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_weights_of_another_precision_than_it_says(
-    edited: Callable[..., Path], backend: str
+    edited: Callable[..., Path], backend: str, as_nodes: bool
 ) -> None:
     """As tools that turn a file into fp16 leave it, with our metadata."""
 
     def halve(model: onnx.ModelProto) -> None:
-        for weight in (w for w in model.graph.initializer if len(w.dims) == 4):
+        weights = [w for w in model.graph.initializer if len(w.dims) == 4]
+        for weight in weights:
             half = onnx.numpy_helper.to_array(weight).astype(np.float16)
             weight.CopyFrom(onnx.numpy_helper.from_array(half, weight.name))
+            if as_nodes:
+                node = onnx.helper.make_node("Constant", [], [weight.name], value=weight)
+                model.graph.node.insert(0, node)
+                model.graph.initializer.remove(weight)
 
     with pytest.raises(UserError, match="says that it is in fp32 and is not") as caught:
         open_engine(edited(halve), backend)

@@ -81,6 +81,19 @@ def largest_weight(path: Path) -> int:
     return max(int(np.abs(w.astype(int)).max()) for w in weights if w.ndim == 4)
 
 
+def without_names(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.ClearField("name")
+
+
+def with_weights_as_nodes(model: onnx.ModelProto) -> None:
+    weights, nodes = list(model.graph.initializer), list(model.graph.node)
+    del model.graph.initializer[:], model.graph.node[:]
+    constant = onnx.helper.make_node
+    model.graph.node.extend(constant("Constant", [], [w.name], value=w) for w in weights)
+    model.graph.node.extend(nodes)
+
+
 class TestGraph:
     def test_inputs_outputs_and_spec_stay(self, quantised: Path, exported: Export) -> None:
         old, new = onnx.load(str(exported())), onnx.load(str(quantised))
@@ -106,6 +119,25 @@ class TestGraph:
         names = [n.op_type for n in onnx.load(str(quantised)).graph.node]
         last = max(i for i, name in enumerate(names) if name == "Conv")
         assert not {"QuantizeLinear", "DequantizeLinear"} & set(names[last:])
+
+    @pytest.mark.parametrize("change", [without_names, with_weights_as_nodes])
+    def test_a_graph_that_another_tool_has_written_anew(
+        self,
+        exported: Export,
+        pictures: tuple[Path, Path],
+        quantised: Path,
+        tmp_path: Path,
+        change: Callable[[onnx.ModelProto], None],
+    ) -> None:
+        """It was published as int8 and computed in floats, or stopped the build."""
+        model = onnx.load(str(exported()))
+        change(model)
+        edited, path = tmp_path / "edited.onnx", tmp_path / "int8.onnx"
+        edited.write_bytes(model.SerializeToString())
+        assert onnx_shares(edited) == onnx_shares(exported())
+        int8_from_onnx(edited, path, calibration_inputs(read_source(edited), pictures[0], None))
+        assert onnx_shares(path) == onnx_shares(quantised)
+        assert largest_weight(path) == largest_weight(quantised)
 
     def test_it_is_smaller(self, quantised: Path, exported: Export) -> None:
         numbers = [
