@@ -158,17 +158,26 @@ def judged_hint(inputs: str) -> str:
     return "--gate-images DIR   judges on yours, not on drawn pictures; or " if drawn else ""
 
 
+def _more_precise(result: GateResult) -> str:
+    """What builds an engine that rounds less: '' of one in fp32. An fp16 graph becomes none."""
+    backend, precision = result.ran_on.split()[:2]
+    if precision == "fp32":
+        return ""
+    if precision == "fp16" and result.reference != PYTORCH:
+        return "unetrt build CHECKPOINT …   keeps in fp32 what needs it; or "
+    return f"{precision_flags('fp32', backend)}, or "
+
+
 class RefusedError(GateError):
     """An engine that did not pass, with what was found."""
 
     def __init__(self, result: GateResult, directory: Path) -> None:
-        fp32 = precision_flags("fp32", result.ran_on.partition(" ")[0])
         super().__init__(
             f"the gate did not pass: {directory} was not written",
             seen="; ".join(result.failures),
             expected=f"masks like those of {result.reference}",
             hint=judged_hint(result.inputs)
-            + f"{fp32}, or --min-agreement / --min-class-iou / --max-iou-drop, "
+            + f"{_more_precise(result)}--min-agreement / --min-class-iou / --max-iou-drop, "
             "or --force to publish it with this verdict",
         )
         self.result = result

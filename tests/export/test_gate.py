@@ -18,6 +18,7 @@ from unetrt.export.gate import (
     MIN_AGREEMENT,
     MIN_CLASS_IOU,
     MIN_CLASS_PIXELS,
+    PYTORCH,
     GateCase,
     GateOptions,
     GateResult,
@@ -98,6 +99,22 @@ def test_on_drawn_pictures_a_failure_asks_for_images_first() -> None:
     error = replace(judge(Painter(500)), inputs="synthetic").error(Path("engine"))
     assert str(error.hint).startswith("--gate-images DIR")
     assert "--force" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("ran_on", "reference", "hint"),
+    [
+        ("onnxruntime fp32 on cpu", PYTORCH, "--min-agreement"),
+        ("onnxruntime fp16 on cpu", PYTORCH, "--precision fp32, or --min-agreement"),
+        ("torch fp16 on cpu", PYTORCH, "--backend onnxruntime --precision fp32, or "),
+        ("onnxruntime fp16 on cpu", "the ONNX file's own graph", "unetrt build CHECKPOINT …  "),
+        ("openvino int8 on cpu", "the ONNX file's own graph", "--precision fp32, or "),
+    ],
+)
+def test_the_hint_names_a_build_that_rounds_less(ran_on: str, reference: str, hint: str) -> None:
+    """Where there is one: no graph in fp16 is built in fp32."""
+    error = replace(judge(Painter(500)), ran_on=ran_on, reference=reference).error(Path("engine"))
+    assert str(error.hint).startswith(hint)
 
 
 def test_output_that_is_not_finite_fails_whatever_the_bound() -> None:
