@@ -40,7 +40,7 @@ def read_state_dict(path: Path, content: dict[str, Any]) -> tuple[ModelSpec, dic
     Raises UserError for what is no state_dict of this network.
     """
     values = content.pop("mask_values", None)
-    state = _counted(_unwrapped(path, content))
+    state = _without_biases(_counted(_unwrapped(path, content)))
     values = state.pop("mask_values", values)
     first, last = state.get(FIRST_WEIGHT), state.get("outc.conv.weight")
     if not isinstance(first, Tensor) or not isinstance(last, Tensor):
@@ -87,6 +87,21 @@ def _counted(state: dict[str, Any]) -> dict[str, Any]:
     means = (name for name in state if name.endswith(".running_mean"))
     counters = [name.replace("running_mean", "num_batches_tracked") for name in means]
     return state | {name: torch.tensor(0) for name in counters if name not in state}
+
+
+def _without_biases(state: dict[str, Any]) -> dict[str, Any]:
+    """Without those before batch norms, which older versions of Pytorch-UNet have.
+
+    What such a norm takes off is a mean that is lower by the bias: the network is the same.
+    """
+    kept = dict(state)
+    for name, bias in state.items():
+        stem, _, place = name.removesuffix(".bias").rpartition(".double_conv.")
+        norm = f"{stem}.double_conv.{int(place) + 1}.running_mean" if place in ("0", "3") else ""
+        mean = state.get(norm)
+        if isinstance(mean, Tensor) and isinstance(bias, Tensor) and bias.shape == mean.shape:
+            kept[norm] = mean - kept.pop(name)
+    return kept
 
 
 def _prefix(path: Path, names: list[str]) -> str:

@@ -24,7 +24,7 @@ from unetrt.training.checkpoint import (
     write_checkpoint,
 )
 from unetrt.training.state_dicts import WRAPPED_BY
-from unetrt.training.unet import UNet
+from unetrt.training.unet import DoubleConv, UNet
 
 
 class Bomb:
@@ -111,6 +111,27 @@ def test_counters_of_batch_norms_may_be_left_out(tmp_path: Path) -> None:
     read = read_checkpoint(tmp_path / "old.pth")
     assert read.state.keys() == state.keys()
     unet_from_checkpoint(read)
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_biases_before_batch_norms_are_part_of_their_means(tmp_path: Path, bilinear: bool) -> None:
+    """Older versions of Pytorch-UNet have them, under the names of today."""
+    checkpoint = balanced_checkpoint(classes=2, bilinear=bilinear)
+    net = unet_from_checkpoint(checkpoint)
+    for block in (m for m in net.modules() if isinstance(m, DoubleConv)):
+        for index in (0, 3):
+            convolution = block.double_conv[index]
+            bias = torch.rand(convolution.out_channels)  # type: ignore[arg-type]
+            convolution.bias = torch.nn.Parameter(bias)  # type: ignore[assignment]
+    torch.save(net.state_dict(), tmp_path / "old.pth")
+    read = read_checkpoint(tmp_path / "old.pth")
+    assert read.state.keys() == checkpoint.state.keys()
+    image = torch.rand(1, 1, 40, 56)
+    with torch.no_grad():
+        expected, without = net(image), unet_from_checkpoint(checkpoint)(image)
+        found = unet_from_checkpoint(read)(image)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(without, expected, atol=1e-2), "the biases have to tell"
 
 
 def test_a_file_of_two_networks_says_which_there_are(tmp_path: Path) -> None:
