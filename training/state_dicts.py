@@ -18,9 +18,10 @@ WRAPPED_BY = ("state_dict", "model_state_dict", "model")
 """Keys below which other training scripts keep the state_dict."""
 
 WHOLE_HINT = (
-    'where it was made: old = torch.load("old.pth", weights_only=False); torch.save('
-    f"next((old[k] for k in {WRAPPED_BY} if k in old), old) "
-    'if isinstance(old, dict) else old.state_dict(), "weights.pth")'
+    'where it was made: old = torch.load("old.pth", weights_only=False); '
+    f"new = next((old[k] for k in {WRAPPED_BY} if k in old), old) "
+    "if isinstance(old, dict) else old.state_dict(); torch.save("
+    '{k: v for k, v in new.items() if torch.is_tensor(v)}, "weights.pth")'
 )
 TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"
 
@@ -64,7 +65,8 @@ def read_state_dict(path: Path, content: dict[str, Any]) -> tuple[ModelSpec, dic
         )
     except UserError as error:
         raise not_a_checkpoint(path, error.reason) from error
-    return spec, state
+    # Scripts keep numbers and text beside the weights too; tensors without a place are refused.
+    return spec, {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _unwrapped(path: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,16 @@ def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path
     assert read.state.keys() == checkpoint.state.keys()
 
 
+def test_numbers_and_text_may_stand_among_the_weights(tmp_path: Path) -> None:
+    """Not only above a state_dict; a tensor that the network has no place for is another net."""
+    state = balanced_checkpoint(classes=2).state
+    torch.save({**state, "epoch": 3, "args": {"lr": 0.1}, "by": "me"}, tmp_path / "old.pth")
+    assert read_checkpoint(tmp_path / "old.pth").state.keys() == state.keys()
+    torch.save({**state, "attention.weight": torch.ones(2)}, tmp_path / "old.pth")
+    with pytest.raises(UserError, match="has no place for"):
+        read_checkpoint(tmp_path / "old.pth")
+
+
 def test_counters_of_batch_norms_may_be_left_out(tmp_path: Path) -> None:
     """PyTorch before 0.4.1 had none, and exporters drop them."""
     state = balanced_checkpoint(classes=2).state
@@ -318,14 +328,16 @@ def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("key", ["", *WRAPPED_BY])
+@pytest.mark.parametrize("key", ["", "beside", *WRAPPED_BY])
 def test_the_hint_writes_what_can_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """Of a whole model, and of weights with a score of NumPy beside them."""
     net = UNet(3, 2, 2)
-    content = {key: net.state_dict(), "best": np.float64(0.9)}
-    torch.save(content if key else net, tmp_path / "old.pth")
+    content: Any = {key: net.state_dict(), "best": np.float64(0.9)} if key else net
+    if key == "beside":
+        content = {**net.state_dict(), "mask_values": [np.uint8(0), np.uint8(255)]}
+    torch.save(content, tmp_path / "old.pth")
     with pytest.raises(UserError, match="would run code") as caught:
         read_checkpoint(tmp_path / "old.pth")
     monkeypatch.chdir(tmp_path)
