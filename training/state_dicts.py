@@ -19,8 +19,8 @@ WRAPPED_BY = ("state_dict", "model_state_dict", "model")
 
 WHOLE_HINT = (
     'where it was made: old = torch.load("old.pth", weights_only=False); '
-    f"new = next((old[k] for k in {WRAPPED_BY} if k in old), old) "
-    "if isinstance(old, dict) else old.state_dict(); torch.save("
+    f"new = next((old[k] for k in {WRAPPED_BY} if k in old), old) if isinstance(old, dict) else old"
+    "; new = new if isinstance(new, dict) else new.state_dict(); torch.save("
     '{k: v for k, v in new.items() if torch.is_tensor(v)}, "weights.pth")'
 )
 TRAIN_HINT = "unetrt train --images DIR --masks DIR   writes a checkpoint"

@@ -328,13 +328,15 @@ def test_what_is_no_checkpoint_is_told_and_never_run(tmp_path: Path, kind: str, 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("key", ["", "beside", *WRAPPED_BY])
+@pytest.mark.parametrize("key", ["", "beside", "below", *WRAPPED_BY])
 def test_the_hint_writes_what_can_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """Of a whole model, and of weights with a score of NumPy beside them."""
     net = UNet(3, 2, 2)
     content: Any = {key: net.state_dict(), "best": np.float64(0.9)} if key else net
+    if key == "below":
+        content = {"model": net, "epoch": 3}
     if key == "beside":
         content = {**net.state_dict(), "mask_values": [np.uint8(0), np.uint8(255)]}
     torch.save(content, tmp_path / "old.pth")
