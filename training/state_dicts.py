@@ -145,7 +145,9 @@ def _bare_values(path: Path, raw: object, count: int) -> tuple[MaskValue, ...]:
 
 
 def _bare_value(raw: object) -> MaskValue:
-    """A number, or a colour whose alpha is dropped."""
+    """A number, or a colour; the alpha of either is dropped."""
+    if isinstance(raw, list | tuple) and len(raw) == 2:
+        return _byte(raw[0])
     if isinstance(raw, list | tuple) and len(raw) in (3, 4):
         return tuple(_byte(x) for x in raw[:3])
     return _byte(raw)

@@ -213,12 +213,13 @@ def bare_with(values: object, path: Path, classes: int = 4) -> Path:
             [[0, 0, 0, 255], [9, 0, 0, 255], [0, 9, 0, 255], [0, 0, 9, 255]],
             ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)),
         ),
+        ([[0, 255], [9, 255], [7, 255], [255, 255]], (0, 9, 7, 255)),
     ],
 )
 def test_values_of_pytorch_unet_are_completed(
     tmp_path: Path, values: object, expected: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It writes the values that its data set had, and of RGBA masks four channels."""
+    """It writes the values that its data set had, and of masks with alpha that too."""
     read = read_checkpoint(bare_with(values, tmp_path / "bare.pth"))
     assert read.spec.mask_values == expected
     padded = [r for r in caplog.records if "names no mask value" in r.message]
@@ -228,7 +229,7 @@ def test_values_of_pytorch_unet_are_completed(
 @pytest.mark.parametrize(
     "values",
     [["a", "b"], 3, [0, 1, 2, 3, 4], [0, 0, 1, 2], [0, 300], [0.5], [[0, 0, 0], 1], [None],
-     [[0, 0]], [float("nan")], [[1, 2, 3, 0], [1, 2, 3, 255]]],
+     [[0, 0], [0, 255]], [[]], [float("nan")], [[1, 2, 3, 0], [1, 2, 3, 255]]],
 )  # fmt: skip
 def test_values_that_are_none_name_the_file(tmp_path: Path, values: object) -> None:
     path = bare_with(values, tmp_path / "bare.pth")
