@@ -33,7 +33,7 @@ def texts_of_the_code() -> set[str]:
                 parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
                 found.add("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(node.value.replace("%s", "…"))
+                found.add(re.sub(r"%(\.\d)?[sdf]", "…", node.value))
     return found
 
 
