@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
     from ..training.masknet import MaskNet
 
-PIXEL_BYTES = 32
-"""Of each pixel of network input and channel of the network's width, while it is computed on a CPU.
-
-Measured in fp32 at widths of 16 and 64, 1024×1024 and 2048×2048: 29 to 36.
-"""
-
 FUSED_BATCH = 8
 """As TensorRT's engines are built for unless asked otherwise."""
 
@@ -51,6 +45,8 @@ class NetEngine(HostEngine):
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
         self._cuda: CudaDevice | None = None
         if not self.device.startswith("cuda"):
+            from ..training.memory import PIXEL_BYTES
+
             self.pixel_bytes = PIXEL_BYTES * net.spec.width
             return
         # Slots' streams do not wait for the one that copied the weights.

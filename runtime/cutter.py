@@ -7,11 +7,11 @@ import sys
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.spec import ModelSpec
+from ..contract.tiles import Grid, cut, fewer, shrunk
 from ..contract.types import Size
 from ..engine.base import Engine
 from .buckets import Key
 from .budget import NETWORK
-from .tiles import Grid, cut, shrunk
 
 
 class Cutter:
@@ -75,8 +75,8 @@ class Cutter:
 
     def lower(self, unfit: Size, whole: Key) -> bool:
         """What is of network size `unfit` found no memory. False: `whole` can't be cut smaller."""
-        before, unfit_pixels = self.pixels, min(self.pixels, unfit[0] * unfit[1])
-        for self.pixels in (unfit_pixels // 2, unfit_pixels * 3 // 4):
+        before = self.pixels
+        for self.pixels in fewer(min(before, unfit[0] * unfit[1])):
             if self.grid(*whole) is not None:
                 return True
         self.pixels = before

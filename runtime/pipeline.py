@@ -16,6 +16,7 @@ from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
 from ..contract.memory import memory_bytes
+from ..contract.tiles import Tile
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
 from ..engine.probe import usable_cores
@@ -25,7 +26,6 @@ from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, refuse_batch
 from .threads import worker_pool
-from .tiles import Tile
 from .trace import NO_TRACE, NoTrace
 from .waiting import Waiting, key_of, whole_key
 from .writing import Result as Result

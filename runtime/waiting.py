@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..contract.errors import ImageError
+from ..contract.tiles import Mosaic, Tile
 from ..contract.types import U8, Size
 from .buckets import Buckets, Key, bytes_of
 from .budget import Budget
 from .cutter import Cutter
 from .fit import no_memory
-from .tiles import Mosaic, Tile
 from .writing import Result
 
 T = TypeVar("T")

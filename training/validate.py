@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -11,12 +12,14 @@ import torch
 
 from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
+from ..contract.memory import memory_bytes
 from ..contract.metrics import ConfusionMatrix
+from ..contract.tiles import Grid, Mosaic, cut, fewer, shrunk
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .masknet import MaskNet
-from .memory import short_of_memory
-from .ranks import Ranks, progress_of_first
+from .memory import PIXEL_BYTES, short_of_memory
+from .ranks import Ranks, processes_here, progress_of_first
 from .samples import Sample
 
 BATCH_PIXELS = 1 << 20
@@ -58,36 +61,74 @@ def validate(
 
 
 class _Fitting:
-    """Predicts as many images at once as the memory takes: half as many each time it does not."""
+    """Predicts as many images at once as the memory takes: half as many each time it does not.
+
+    A single image for which it does not suffice is predicted in overlapping tiles.
+    """
 
     def __init__(self, masknet: MaskNet, speaks: bool) -> None:
         self._masknet, self._speaks, self._most = masknet, speaks, 0
+        self._on_gpu = next(masknet.parameters()).device.type == "cuda"
+        # Linux gives memory that it has not: on a CPU too large an image is not tried.
+        host = memory_bytes() // 2 // processes_here()
+        self._pixels = sys.maxsize if self._on_gpu else host // (PIXEL_BYTES * masknet.spec.width)
 
     def masks(self, images: Sequence[U8], size: Size) -> list[U8]:
         done: list[U8] = []
         while len(done) < len(images):
             part = images[len(done) : len(done) + (self._most or len(images))]
             try:
-                done += list(masks_from_net(self._masknet, part, size))
+                done += self._predicted(part, size)
             except (RuntimeError, MemoryError) as error:
                 if not short_of_memory(error):
                     raise
-                self._halve(len(part), error)
+                self._shrink(part, size, error)
         return done
 
-    def _halve(self, count: int, error: Exception) -> None:
-        if count == 1:
-            on_gpu = next(self._masknet.parameters()).device.type == "cuda"
-            message = "a validation image does not fit into the memory of this machine"
-            raise DeviceMemoryError(
-                "a validation image does not fit into the memory of the GPU" if on_gpu else message,
-                seen=first_line(error),
-                hint="a smaller --scale, or smaller validation images",
-            ) from error
-        self._most = count // 2
+    def _predicted(self, images: Sequence[U8], size: Size) -> list[U8]:
+        grid = self._grid(images[0], size)
+        if grid is None:
+            return list(masks_from_net(self._masknet, images, size))
+        return [self._in_tiles(image, size, grid) for image in images]
+
+    def _grid(self, image: U8, size: Size) -> Grid | None:
+        """How an image is cut; None where it fits, or cannot be cut."""
+        height, width = image.shape[:2]
+        if height * width <= self._pixels or self._masknet.spec.bilinear:
+            return None
+        return cut((height, width), size, shrunk((height, width), self._pixels))
+
+    def _in_tiles(self, image: U8, size: Size, grid: Grid) -> U8:
+        mosaic = Mosaic(None, image, np.empty(size, np.uint8), grid)
+        for tile in mosaic.tiles():
+            mosaic.put(tile, masks_from_net(self._masknet, [tile.image], grid.mask_size)[0])
+        return mosaic.mask
+
+    def _shrink(self, images: Sequence[U8], size: Size, error: Exception) -> None:
+        """Fewer images at once, then smaller tiles. DeviceMemoryError: neither is possible."""
+        if len(images) > 1:
+            self._most = len(images) // 2
+            told = f"{self._most} images at once"
+        else:
+            grid = self._grid(images[0], size)
+            pixels = images[0].size // images[0].shape[2] if grid is None else grid.tile_pixels
+            for self._pixels in fewer(pixels):
+                if self._grid(images[0], size) is not None:
+                    break
+            else:
+                raise self._unfit(error) from error
+            told = "in overlapping tiles, with the same masks"
         if self._speaks:
-            log.warning(f"out of memory in validation: from here on {self._most} images at once")
+            log.warning(f"out of memory in validation: from here on {told}")
         torch.cuda.empty_cache()
+
+    def _unfit(self, error: Exception) -> DeviceMemoryError:
+        where = "the GPU" if self._on_gpu else "this machine"
+        return DeviceMemoryError(
+            f"a validation image does not fit into the memory of {where}",
+            seen=first_line(error),
+            hint="a smaller --scale, or smaller validation images",
+        )
 
 
 def masks_from_net(masknet: MaskNet, images: Sequence[U8], size: Size) -> U8:

@@ -9,19 +9,28 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from tests.conftest import balanced_checkpoint
 from unetrt.contract.errors import UserError
 from unetrt.contract.images import read_image
 from unetrt.contract.metrics import ConfusionMatrix
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
 from unetrt.training.ahead import map_ahead
-from unetrt.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from unetrt.training.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    unet_from_checkpoint,
+    write_checkpoint,
+)
 from unetrt.training.curve import draw_curve
 from unetrt.training.masknet import MaskNet
+from unetrt.training.memory import PIXEL_BYTES
 from unetrt.training.options import RecipeOptions, TrainOptions
-from unetrt.training.samples import Labelled, Sample, load_training_data
+from unetrt.training.samples import Labelled, Sample, TrainingData, load_training_data
+from unetrt.training.synthetic import draw_pair
 from unetrt.training.train import train
 from unetrt.training.unet import UNet
 from unetrt.training.validate import validate, warn_of_one_class
@@ -94,6 +103,62 @@ def test_validation_takes_what_fits(
     with pytest.raises(UserError, match="does not fit into the memory") as caught:
         validate(tight, data.validation)
     assert "9 GiB" in str(caught.value.seen)
+
+
+class Narrow(MaskNet):
+    """Takes so many pixels at once; sizes: of what it took."""
+
+    most = 0
+    sizes: set[tuple[int, ...]]
+
+    def forward(self, images: Tensor, size_like: Tensor) -> Tensor:
+        if images.numel() > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        self.sizes.add(tuple(images.shape[1:3]))
+        return super().forward(images, size_like)
+
+
+@pytest.fixture
+def large_pairs(quick_options: TrainOptions, empty_pairs: tuple[Path, Path]) -> TrainingData:
+    """Two pictures of 700×40 to score."""
+    images, masks = empty_pairs
+    for index in range(4):
+        grey, mask = draw_pair(index, (700, 40), seed=3)
+        Image.fromarray(grey).save(images / f"{index}.png")
+        Image.fromarray(mask).save(masks / f"{index}.png")
+    return load_training_data(
+        replace(quick_options, images=images, masks=masks, validation=50), None
+    )
+
+
+def test_an_image_that_does_not_fit_is_predicted_in_tiles(
+    large_pairs: TrainingData, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, net = large_pairs, balanced_checkpoint()
+    unet = unet_from_checkpoint(net)
+    expected = validate(MaskNet(unet, data.spec), data.validation).counts
+    assert np.count_nonzero(expected) > 4
+    narrow = Narrow(unet, data.spec)
+    narrow.most, narrow.sizes = 600 * 40, set()
+    found = validate(narrow, data.validation).counts
+    assert np.abs(found - expected).sum() <= expected.sum() // 10_000
+    assert narrow.sizes == {(492, 40)}
+    assert "in overlapping tiles" in caplog.text
+    narrow.most = 300 * 40
+    with pytest.raises(UserError, match="does not fit into the memory of this machine"):
+        validate(narrow, data.validation)
+
+
+def test_what_the_hosts_memory_would_not_take_is_not_tried(
+    large_pairs: TrainingData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = 2 * 600 * 40 * PIXEL_BYTES * large_pairs.spec.width
+    monkeypatch.setattr("unetrt.training.validate.memory_bytes", lambda: memory)
+    narrow = Narrow(unet_from_checkpoint(balanced_checkpoint()), large_pairs.spec)
+    narrow.most, narrow.sizes = 1 << 30, set()
+    validate(narrow, large_pairs.validation)
+    assert narrow.sizes == {(492, 40)}
+    assert not caplog.records
 
 
 def test_validation_is_read_ahead(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..contract.types import U8, Size
+from .types import U8, Size
 
 T = TypeVar("T")
 
@@ -129,7 +129,12 @@ class Grid:
     @property
     def pixels(self) -> int:
         """That the network computes."""
-        return self.count * self.rows.length * self.columns.length
+        return self.count * self.tile_pixels
+
+    @property
+    def tile_pixels(self) -> int:
+        """Of the network's input, in each tile."""
+        return self.rows.length * self.columns.length
 
     @property
     def exact(self) -> bool:
@@ -141,6 +146,11 @@ def cut(input_size: Size, size: Size, most: Size, fixed: bool = False) -> Grid |
     rows = cut_axis(input_size[0], size[0], most[0], fixed)
     columns = cut_axis(input_size[1], size[1], most[1], fixed)
     return None if rows is None or columns is None else Grid(rows, columns)
+
+
+def fewer(pixels: int) -> tuple[int, int]:
+    """What to try where so many found no memory: half, or, where no tile is so small, 3/4."""
+    return pixels // 2, pixels * 3 // 4
 
 
 def shrunk(most: Size, pixels: int) -> Size:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import balanced_checkpoint, steel
 from tests.engine.test_slots import engine_of_kind
+from unetrt.contract.tiles import GRAIN, MARGIN, Axis, Mosaic, cut, cut_axis, shrunk
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine
 from unetrt.engine.torch_backend import TorchEngine
-from unetrt.runtime.tiles import GRAIN, MARGIN, Axis, Mosaic, cut, cut_axis, shrunk
 from unetrt.training.unet import UNet
 
 SIDES = st.integers(300, 6000)
@@ -169,7 +169,7 @@ def test_of_sides_that_are_no_simple_fraction() -> None:
 
 def test_a_smaller_margin_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """That these tests can fail."""
-    monkeypatch.setattr("unetrt.runtime.tiles.MARGIN", 16)
+    monkeypatch.setattr("unetrt.contract.tiles.MARGIN", 16)
     image = steel(3, 540, 64)
     with TorchEngine(balanced_checkpoint(), "cpu") as engine:
         whole, tiled = masks_of(engine, image, (540, 64), (448, 448))
