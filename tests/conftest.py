@@ -34,6 +34,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 # Tests that import it by themselves would report to its makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+# Of processes that tests start, as `one_thread` for this one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that starts the tests in the background has them, and what they start, ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -11,12 +11,12 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
-from tests.conftest import balanced_checkpoint
 from unetrt.contract.palettes import class_colour
+from unetrt.contract.spec import ModelSpec
 from unetrt.runtime.plan import Task
 from unetrt.runtime.viz import MaskViewer, coloured_mask, draw_mask
 
-SPEC = balanced_checkpoint().spec
+SPEC = ModelSpec(channels=1, classes=4, width=4, scale=1.0)
 
 
 @pytest.fixture(autouse=True)
