@@ -55,7 +55,7 @@ def _train(folder: Path) -> None:
         masks=masks,
         channels=1,
         classes=4,
-        width=8,
+        width=4,
         scale=1.0,
         device="cpu",
         recipe=recipe,

@@ -22,6 +22,19 @@ from unetrt.export.gate import GateOptions
 from unetrt.export.source import read_source
 
 
+@pytest.fixture(scope="module")
+def built(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "engine"
+    build_engine(exported(), path, options())
+    return path
+
+
+@pytest.fixture
+def engine(built: Path, tmp_path: Path) -> Path:
+    """A copy of an engine, alone in its folder."""
+    return shutil.copytree(built, tmp_path / "engine")
+
+
 class TestAtomicity:
     def test_a_failed_gate_writes_nothing(
         self, exported: Export, tmp_path: Path, sabotage: Callable[..., None]
@@ -33,20 +46,21 @@ class TestAtomicity:
         assert "--force" in str(caught.value.hint)
         assert not list(tmp_path.iterdir())
 
-    def test_an_engine_is_replaced_whole(self, exported: Export, tmp_path: Path) -> None:
-        path = tmp_path / "engine"
-        build_engine(exported(), path, options())
-        (path / GOLDEN).write_bytes(b"damaged")
-        (path / "model.plan").write_bytes(b"of an older backend")
-        build_engine(exported(), path, options())
-        assert {p.name for p in path.iterdir()} == FILES
-        open_engine(path).close()
+    def test_an_engine_is_replaced_whole(
+        self, exported: Export, engine: Path, tmp_path: Path
+    ) -> None:
+        (engine / GOLDEN).write_bytes(b"damaged")
+        (engine / "model.plan").write_bytes(b"of an older backend")
+        build_engine(exported(), engine, options())
+        assert {p.name for p in engine.iterdir()} == FILES
+        open_engine(engine).close()
         assert [p.name for p in tmp_path.iterdir()] == ["engine"]
 
     @pytest.mark.parametrize("fault", ["gate", "crash", "interrupt"])
     def test_an_older_engine_stays_when_the_new_one_fails(
         self,
         exported: Export,
+        engine: Path,
         tmp_path: Path,
         sabotage: Callable[..., None],
         monkeypatch: pytest.MonkeyPatch,
@@ -55,14 +69,13 @@ class TestAtomicity:
         def fail(*_: Any) -> None:
             raise KeyboardInterrupt if fault == "interrupt" else OSError("disk full")
 
-        build_engine(exported(), tmp_path / "engine", options())
         before = snapshot(tmp_path)
         if fault == "gate":
             sabotage()
         else:
             monkeypatch.setattr(publish, "_publish", fail)
         with pytest.raises((GateError, OSError, KeyboardInterrupt)):
-            build_engine(exported(), tmp_path / "engine", options(rebuild=True))
+            build_engine(exported(), engine, options(rebuild=True))
         assert snapshot(tmp_path) == before
 
 

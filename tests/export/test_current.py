@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unetrt.contract.errors import UserError
@@ -28,11 +30,17 @@ class Written(Exception):  # noqa: N818
     """A model file would be written now."""
 
 
-@pytest.fixture
-def engine(exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A build; from now on, another one raises Written."""
-    path = tmp_path / "engine"
+@pytest.fixture(scope="module")
+def built(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "engine"
     assert not build_engine(exported(), path, OPTIONS).reused
+    return path
+
+
+@pytest.fixture
+def engine(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a build; from now on, another one raises Written."""
+    path = shutil.copytree(built, tmp_path / "engine")
 
     def stop(*_: Any, **__: Any) -> None:
         raise Written
@@ -77,9 +85,12 @@ def test_what_a_plan_alone_has_is_no_part_of_the_request(engine: Path, exported:
     assert build_engine(exported(), engine, replace(OPTIONS, plan=sizes)).reused
 
 
-def test_another_source_is_built(engine: Path, exported: Export) -> None:
+def test_another_source_is_built(
+    engine: Path, exported: Export, reweighted: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = reweighted(exported(), tmp_path / "other.onnx", "net.outc.conv.bias", np.negative)
     with pytest.raises(Written):
-        build_engine(exported(width=5), engine, OPTIONS)
+        build_engine(other, engine, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -153,23 +164,14 @@ def test_a_folder_by_another_of_its_names_is_the_same(
     assert build_engine(exported(), tmp_path / "engine", relative).reused
 
 
-def test_a_forced_engine_is_not_forced_twice(exported: Export, tmp_path: Path) -> None:
-    gate = GateOptions(min_agreement=1.0, force=True)
-    asked = replace(OPTIONS, precision="int8", gate=gate)
-    assert build_engine(exported(), tmp_path / "engine", asked).gate.verdict == "failed"
-    again = build_engine(exported(), tmp_path / "engine", asked)
+def test_a_forced_engine_is_not_forced_twice_and_no_answer_without_force(
+    exported: Export, tmp_path: Path
+) -> None:
+    asked = replace(OPTIONS, precision="int8", gate=GateOptions(min_agreement=1.0))
+    forced = replace(asked, gate=replace(asked.gate, force=True))
+    assert build_engine(exported(), tmp_path / "engine", forced).gate.verdict == "failed"
+    again = build_engine(exported(), tmp_path / "engine", forced)
     assert again.reused
     assert again.gate.verdict == "failed"
-
-
-def test_what_failed_its_gate_is_judged_again(
-    exported: Export, tmp_path: Path, reweighted: Callable[..., Path]
-) -> None:
-    """A forced engine is no answer to a request without --force."""
-    asked = replace(OPTIONS, precision="int8")
-    forced = replace(asked, gate=GateOptions(min_agreement=1.0, force=True))
-    assert build_engine(exported(), tmp_path / "engine", forced).gate.verdict == "failed"
     with pytest.raises(UserError, match="the gate did not pass"):
-        build_engine(
-            exported(), tmp_path / "engine", replace(asked, gate=GateOptions(min_agreement=1.0))
-        )
+        build_engine(exported(), tmp_path / "engine", asked)

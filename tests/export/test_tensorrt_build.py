@@ -83,8 +83,8 @@ class TestPlan:
         self, checkpoint_file: Export, tmp_path: Path
     ) -> None:
         path = tmp_path / "model.onnx"
-        onnx_from_checkpoint(read_checkpoint(checkpoint_file()), path, "fp16", "", ("inc",))
-        plan = plan_of(path, replace(PLAN, precision="fp16", fp32_blocks=("inc",)))
+        onnx_from_checkpoint(read_checkpoint(checkpoint_file()), path, "fp16", "", ("up2",))
+        plan = plan_of(path, replace(PLAN, precision="fp16", fp32_blocks=("up2",)))
         assert 0 < plan.shares["flops"]["fp32"] < 0.5
         with pytest.raises(UserError, match="in another precision"):
             plan_of(path, replace(PLAN, precision="fp16", fp32_blocks=("outc",)))

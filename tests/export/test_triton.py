@@ -34,7 +34,7 @@ OPTIONS = TritonOptions()
 def ort(tmp_path_factory: pytest.TempPathFactory, checkpoint_file: Callable[..., Path]) -> Path:
     """An onnxruntime engine directory named `steel`."""
     directory = tmp_path_factory.mktemp("triton") / "steel"
-    checkpoint = checkpoint_file(channels=3, classes=3, scale=0.5)
+    checkpoint = checkpoint_file(channels=3, classes=2, bilinear=True, scale=0.5)
     build_engine(checkpoint, directory, BuildOptions(backend="onnxruntime"))
     return directory
 
