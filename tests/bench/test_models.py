@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 import shutil
-from dataclasses import replace
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.conftest import balanced_checkpoint
+from unetrt.bench import row, run
+from unetrt.bench.job import RowJob
 from unetrt.bench.report import context_lines
 from unetrt.bench.table import BenchOptions, bench_models
 from unetrt.contract.errors import UserError
@@ -21,25 +28,40 @@ from unetrt.training.checkpoint import write_bare, write_checkpoint
 from unetrt.training.options import values_text
 
 
+@pytest.fixture(autouse=True)
+def _rows_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in one of its own would import PyTorch again; test_bench.py has such rows."""
+
+    def answer(module: str, job: RowJob, timeout: float) -> Any:
+        assert module == row.__name__
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(job))))
+        with redirect_stdout(io.StringIO()) as told:
+            assert row.main() == 0
+        return json.loads(told.getvalue().splitlines()[-1])
+
+    monkeypatch.setattr(row, "end_with_parent", lambda: None)
+    monkeypatch.setattr(run, "answer_from_process", answer)
+
+
 def test_a_model_is_compared_at_its_own_threshold_or_not_at_all(
     pictures: Path, tmp_path: Path
 ) -> None:
     """At another one PyTorch's masks are others, and a right model would be told to be wrong."""
     checkpoint = balanced_checkpoint(classes=1)
-    write_checkpoint(tmp_path / "net.pth", checkpoint)
     wary = replace(checkpoint, spec=replace(checkpoint.spec, threshold=0.55))
-    onnx_from_checkpoint(wary, tmp_path / "net.onnx", "fp32")
+    write_checkpoint(tmp_path / "net.pth", wary)
+    onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx", "fp32")
     models = [tmp_path / "net.pth", tmp_path / "net.onnx"]
     options = BenchOptions(
         images=pictures, limit=2, seconds=0.05, repeats=1, device="cpu", peaks=False
     )
     with pytest.raises(UserError, match="was made with another threshold") as caught:
         bench_models(models, options)
-    assert "--mask-threshold 0.55" in caught.value.hint
-    at_half = replace(options, overrides=SpecOverrides(threshold=0.5))
+    assert "--mask-threshold 0.5 " in caught.value.hint
+    as_it_says = replace(options, overrides=SpecOverrides(threshold=0.55))
     with pytest.raises(UserError, match="was made with another threshold"):
-        bench_models(models, at_half)
-    bench = bench_models(models, replace(options, overrides=SpecOverrides(threshold=0.55)))
+        bench_models(models, as_it_says)
+    bench = bench_models(models, replace(options, overrides=SpecOverrides(threshold=0.5)))
     found = {row.name: row.judgement for row in bench.rows}
     judgement = found[str(models[1])]
     assert judgement is not None
