@@ -46,8 +46,9 @@ pycuda: $(INSTALLED)
 bindings: $(INSTALLED) pycuda
 	scripts/install_trt_bindings.sh $(BIN)/python
 
+# In the order of the folders: by their numbers of tests, files of a few long ones would come last.
 unit: $(INSTALLED)
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --durations=10
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=10
 
 # For the tests of `unetrt triton` in a real server; does nothing where its wheel does not run.
 tritonserver: $(INSTALLED)
