@@ -82,8 +82,27 @@ def test_addresses_are_those_of_the_release() -> None:
         assert f"/unet_carvana_scale{scale}_epoch2.pth" in text
 
 
-@pytest.mark.parametrize("installed", ["", "other", "this"])
-def test_it_is_this_folder_that_is_loaded(installed: str, tmp_path: Path) -> None:
+LOADED = """
+import importlib.util, os, sys, torch
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path[:] = [p for p in sys.path if "typings" not in p]
+root = sys.argv[1]
+for place in sys.argv[2:]:
+    child = os.fork()  # each is a process that has imported PyTorch alone
+    if child:
+        assert os.waitpid(child, 0)[1] == 0, place
+        continue
+    sys.path += filter(None, [place])
+    net = torch.hub.load(root, "unet", source="local", channels=1, classes=4, width=4)
+    assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
+    spec = importlib.util.find_spec("unetrt")
+    print(list(spec.submodule_search_locations)[-1])
+    print(sys.modules["unetrt.training.unet"].__file__)
+    sys.exit()
+"""
+
+
+def test_it_is_this_folder_that_is_loaded(tmp_path: Path) -> None:
     """Not what is installed from elsewhere; an install of this folder is taken as it is.
 
     Every other finder of the package is taken away first.
@@ -91,21 +110,11 @@ def test_it_is_this_folder_that_is_loaded(installed: str, tmp_path: Path) -> Non
     other = tmp_path / "unetrt" / "training"
     other.mkdir(parents=True)
     (other / "__init__.py").touch()
-    place = {"": "", "other": str(tmp_path), "this": str(ROOT / "typings")}[installed]
-    code = f"""
-import importlib.util, sys, torch
-sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-sys.path[:] = [p for p in sys.path if "typings" not in p]
-sys.path += filter(None, [{place!r}])
-net = torch.hub.load({str(ROOT)!r}, "unet", source="local", channels=1, classes=4, width=4)
-assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
-spec = importlib.util.find_spec("unetrt")
-print(list(spec.submodule_search_locations)[-1])
-print(sys.modules["unetrt.training.unet"].__file__)
-"""
-    command = [sys.executable, "-I", "-c", code]
+    typings = ROOT / "typings"
+    expected = {"": ROOT, str(tmp_path): ROOT, str(typings): typings / "unetrt"}
+    command = [sys.executable, "-I", "-c", LOADED, str(ROOT), *expected]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    where, file = map(Path, done.stdout.splitlines())
-    assert where == (ROOT / "typings" / "unetrt" if installed == "this" else ROOT)
-    assert file.resolve() == ROOT / "training" / "unet.py"
+    told = [Path(line) for line in done.stdout.splitlines()]
+    assert told[::2] == list(expected.values())
+    assert [file.resolve() for file in told[1::2]] == [ROOT / "training" / "unet.py"] * 3

@@ -27,7 +27,7 @@ def test_a_job_is_watched_to_its_end(exported: Callable[..., Path], tmp_path: Pa
 def test_a_job_that_fails_is_no_measurement(tmp_path: Path) -> None:
     images, _ = write_dataset(tmp_path / "drawn", 1, (32, 48))
     with pytest.raises(UserError, match="did not come to its end"):
-        measure_growth(str(tmp_path / "none.pth"), image_paths(images), 2, tmp_path / "work")
+        measure_growth(str(tmp_path / "none.onnx"), image_paths(images), 2, tmp_path / "work")
 
 
 def test_growth_is_the_largest_after_the_first_thousand() -> None:

@@ -227,8 +227,14 @@ print(os.environ.get("OMP_WAIT_POLICY"))
 """
 
 
-@pytest.mark.parametrize("given", ["", "ACTIVE"])
-@pytest.mark.parametrize("arguments", [["train", "--images", "x"], ["demo", "--out", "x"]])
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["train", "--images", "x"], ""),
+        (["train", "--images", "x"], "ACTIVE"),
+        (["demo", "--out", "x"], ""),
+    ],
+)
 def test_what_trains_lets_others_compute(given: str, arguments: list[str], tmp_path: Path) -> None:
     """PyTorch's library of threads reads it as it is loaded; bench's rows are not to inherit it."""
     (tmp_path / "x").touch()
