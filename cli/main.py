@@ -37,6 +37,8 @@ VERBS = {
 }
 INTERRUPTED = 130
 STDERR = 2
+NO_THREAD = "can't start new thread"
+"""Python's words where a limit of the user or the container is reached."""
 ANSWERS_SIGNALS = "predict"
 """The verb that goes on after a signal, to an end of its own."""
 
@@ -80,6 +82,22 @@ def _run(verb: str, run: Callable[[], int]) -> int:
     except OSError as error:
         sys.stderr.write(f"unetrt {verb}: error: {_refused(error, verb)}\n")
         return 2
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        sys.stderr.write(f"unetrt {verb}: error: {_no_thread(error)}\n")
+        return 2
+
+
+def _no_thread(error: RuntimeError) -> UserError:
+    from ..contract.errors import UserError
+
+    return UserError(
+        "the system lets this process start no more threads",
+        seen=error,
+        expected="room for a few threads for each core",
+        hint="ulimit -u   says how many it allows; docker run --pids-limit in a container",
+    )
 
 
 def _refused(error: OSError, verb: str) -> UserError:

@@ -20,7 +20,7 @@ REFERENCE = (ROOT / "docs" / "from-pytorch-unet.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"\*\*`([^`]+)`\*\*", TEXT)
 HOUSE = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 NAMED = re.findall(r"`(\w+)` (?:\(|of |in )`([a-z_]+/\w+\.py)`", HOUSE)
-OTHERS = {"--gpus"}
+OTHERS = {"--gpus", "--pids-limit"}
 """Flags of Docker."""
 
 

@@ -74,6 +74,12 @@ def _unwrapped(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     inner = (content.get(key) for key in WRAPPED_BY)
     state = next((part for part in inner if isinstance(part, dict)), content)
     prefix = _prefix(path, [str(key) for key in state])
+    beside = [
+        k for k, v in state.items() if isinstance(v, Tensor) and not str(k).startswith(prefix)
+    ]
+    if beside:
+        told = "%s: the weights of the U-Net are taken alone, without %d beside them, as %s"
+        log.warning(told, path, len(beside), beside[0])
     return {
         str(key).removeprefix(prefix): value
         for key, value in state.items()

@@ -343,16 +343,17 @@ class Instant:
         pass
 
     def masks(self) -> None:
-        time.sleep(0.001)
+        time.sleep(0.02)
 
 
 def test_a_point_of_the_sweep_runs_the_batches_that_a_percentile_needs() -> None:
-    job = SweepJob(model="x", device="cpu", images=[], seconds=0.02, fewest=30)
+    """Up to five times the seconds: on a crowded machine too these suffice for it."""
+    job = SweepJob(model="x", device="cpu", images=[], seconds=0.5, fewest=30)
     batch = Batch([steel(0, 16, 16)], (16, 16))
     two: list[Any] = [Instant(), Instant()]
     times, _ = _keep_in_flight(two, batch, replace(job, fewest=0), 1)
     assert len(times) < 30
     times, _ = _keep_in_flight(two, batch, job, 1)
     assert len(times) >= 30
-    times, spent = _keep_in_flight(two[:1], batch, replace(job, fewest=10**6), 1)
-    assert spent < 1
+    times, _ = _keep_in_flight(two[:1], batch, replace(job, seconds=0.02, fewest=10**6), 1)
+    assert len(times) < 10

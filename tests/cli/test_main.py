@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_help_and_version_answer_without_anything_heavy() -> None:
         assert f"usage: unetrt {verb}" in told["answers"][f"{verb} --help"]
         assert "-h, --help" in told["answers"][f"{verb} --help"]
     assert told["answers"][""] == told["answers"]["--help"]
+
+
+def test_a_limit_of_threads_is_told(monkeypatch: pytest.MonkeyPatch, unetrt: Command) -> None:
+    """As in a container with few processes. What is put in its place: root has no such limit."""
+
+    def refuses(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor, "run", lambda args: threading.Thread(target=print).start() or 0)
+        patch.setattr(threading.Thread, "start", refuses)
+        outcome = unetrt("doctor")
+    assert outcome.status == 2
+    assert "no more threads" in outcome.err
+    assert "--pids-limit" in outcome.err
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -92,7 +92,10 @@ def test_a_bare_file_keeps_weights_and_colours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", ""])
 @pytest.mark.parametrize("prefix", ["", "module.", "net.", "model.module."])
-def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path: Path) -> None:
+def test_what_other_scripts_wrap_it_in_comes_off(
+    key: str, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights beside the network are left out, and that is said: they may be a part of it."""
     checkpoint = balanced_checkpoint(classes=2)
     state = {f"{prefix}{name}": tensor for name, tensor in checkpoint.state.items()}
     if prefix:
@@ -102,6 +105,7 @@ def test_what_other_scripts_wrap_it_in_comes_off(key: str, prefix: str, tmp_path
     read = read_checkpoint(tmp_path / "old.pth")
     assert read.bare
     assert read.state.keys() == checkpoint.state.keys()
+    assert ("without 1 beside them, as loss.weight" in caplog.text) == bool(prefix)
 
 
 def test_numbers_and_text_may_stand_among_the_weights(tmp_path: Path) -> None:
