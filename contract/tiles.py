@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -163,6 +164,25 @@ def shrunk(most: Size, pixels: int) -> Size:
     return (short, long) if height <= width else (long, short)
 
 
+def cut_to(pixels: int, input_size: Size, size: Size) -> Grid | None:
+    """Tiles of at most so many pixels. None: the whole has no more, or they cannot be so small."""
+    if input_size[0] * input_size[1] <= pixels:
+        return None
+    return cut(input_size, size, shrunk(input_size, pixels))
+
+
+def middle(image: U8, size: Size, most: int) -> tuple[U8, Size]:
+    """What lies in the middle of a network input (h, w, C) whose mask is to be of `size`.
+
+    At most `most` pixels a side, and its part of `size`; a copy of its own.
+    """
+    sides = [min(side, most) for side in image.shape[:2]]
+    top, left = ((whole - side) // 2 for whole, side in zip(image.shape, sides, strict=False))
+    part = image[top : top + sides[0], left : left + sides[1]].copy()
+    of_mask = (max(1, round(m * s / w)) for m, s, w in zip(size, sides, image.shape, strict=False))
+    return part, (next(of_mask), next(of_mask))
+
+
 class Mosaic(Generic[T]):
     """The whole mask of a task, while the masks of its tiles come in.
 
@@ -194,6 +214,14 @@ class Mosaic(Generic[T]):
         ]
         self._left -= 1
         return not self._left
+
+
+def run_in_tiles(run: Callable[[U8, Size], U8], image: U8, mask: U8, grid: Grid) -> U8:
+    """Fill `mask`, (H, W) or (C, H, W), by what `run` gives of each tile and its mask's size."""
+    mosaic = Mosaic(None, image, mask, grid)
+    for tile in mosaic.tiles():
+        mosaic.put(tile, run(tile.image, grid.mask_size))
+    return mask
 
 
 @dataclass(frozen=True, eq=False)

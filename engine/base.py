@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import numpy as np
 
 from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
-from ..contract.memory import tells_of_memory
+from ..contract.memory import memory_bytes, tells_of_memory
 from ..contract.spec import ModelSpec
+from ..contract.tiles import cut_to, run_in_tiles
 from ..contract.types import U8, Size
 
 Run: TypeAlias = Callable[[U8, Size], U8]
@@ -134,8 +136,14 @@ class Engine(Closing, ABC):
 
     @contextmanager
     def running(self) -> Iterator[Run]:
-        """Give what `run` does, for image after image in one slot: to make one may take seconds."""
+        """Give what `run` does, for image after image in one slot: to make one may take seconds.
+
+        An image for which more than half of this machine's memory is needed is run in tiles.
+        """
         slot = self.slot()
+        # Of one at a time, by the engine's own estimate; 0: it is on a device, which tells.
+        taken = self.pixel_bytes * self.min_batch
+        most = memory_bytes() // 2 // taken if taken else sys.maxsize
 
         def run(image: U8, size: Size) -> U8:
             slot.reserve(self.min_batch, (image.shape[0], image.shape[1]))[0] = image
@@ -143,8 +151,15 @@ class Engine(Closing, ABC):
             mask: U8 = slot.masks()[0].copy()
             return mask
 
+        def whole(image: U8, size: Size) -> U8:
+            grid = cut_to(most, (image.shape[0], image.shape[1]), size)
+            if grid is None or self.spec.bilinear:
+                return run(image, size)
+            mask = np.empty(self.spec.result_shape(1, size)[1:], np.uint8)
+            return run_in_tiles(run, image, mask, grid)
+
         try:
-            yield run
+            yield whole
         finally:
             slot.close()
 

@@ -10,7 +10,7 @@ from ..contract.errors import UserError
 from ..contract.resize import resize_image
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
-from ..training.checkpoint import Golden
+from ..training.checkpoint import Golden, golden_part
 from ..training.pairs import Pair, checked_pairs, load_pair
 from .gate import GateCase, GateOptions
 from .profiles import SizeRange
@@ -21,13 +21,14 @@ from .source import GOLDEN_CASES, Source, gate_inputs, load_inputs
 class GateInputs:
     """kind: "images", "golden" or "synthetic". pairs: the images again, with their masks.
 
-    sizes: (H, W) of each image.
+    sizes: (H, W) of each image. bounded: an engine of other sizes refuses them.
     """
 
     kind: str
     items: list[Path] | list[Golden]
     pairs: list[Pair] = field(default_factory=list)
     sizes: tuple[Size, ...] = ()
+    bounded: bool = False
 
     def cases(self, spec: ModelSpec) -> Iterator[GateCase]:
         """With the truth where masks were given, one at a time."""
@@ -37,7 +38,8 @@ class GateInputs:
 
     def golden(self, spec: ModelSpec) -> Iterator[Golden]:
         """Those that an engine directory keeps."""
-        return load_inputs(self.items[:GOLDEN_CASES], spec)
+        found = load_inputs(self.items[:GOLDEN_CASES], spec)
+        return found if self.bounded else (golden_part(*case) for case in found)
 
     def within(self, ranges: Sequence[SizeRange], spec: ModelSpec) -> GateInputs:
         """At sizes that `ranges` hold; raise UserError for images of the user's that lie outside.
@@ -46,9 +48,9 @@ class GateInputs:
         """
         if self.kind == "images":
             _require_within(self.sizes, ranges)
-            return self
+            return replace(self, bounded=True)
         found = [_fitted(case, ranges, spec) for case in load_inputs(self.items, spec)]
-        return replace(self, items=found, sizes=tuple(size for _, size in found))
+        return replace(self, items=found, sizes=tuple(size for _, size in found), bounded=True)
 
 
 def read_gate_inputs(source: Source, gate: GateOptions) -> GateInputs:

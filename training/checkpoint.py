@@ -19,6 +19,7 @@ from ..contract.errors import UPGRADE_HINT, UserError, as_word, first_line
 from ..contract.files import atomic_path, hint_of_run, require_file
 from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
+from ..contract.tiles import middle
 from ..contract.types import U8, Size
 from .state_dicts import (
     TRAIN_HINT,
@@ -45,6 +46,9 @@ LOAD_ERRORS = (
 
 Golden = tuple[U8, Size]
 """A network input (h, w, C) and the (height, width) of its mask."""
+
+GOLDEN_SIDE = 1024
+"""Pixels; see golden_part."""
 
 
 @dataclass
@@ -92,6 +96,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         **checkpoint.resume,
     }
     _save(path, content)
+
+
+def golden_part(image: U8, size: Size) -> Golden:
+    """A network input (h, w, C) and its mask's (H, W), of large ones the middle, as golden image.
+
+    Whatever opens an engine computes it first.
+    """
+    return middle(image, size, GOLDEN_SIDE)
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ..contract.log import log
 from ..contract.metrics import Scores
 from .average import WeightAverage
 from .batches import Batch, Batches, batch_options
-from .checkpoint import Checkpoint, write_checkpoint
+from .checkpoint import Checkpoint, golden_part, write_checkpoint
 from .finite import first_not_finite
 from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
@@ -335,7 +335,8 @@ class Trainer:
         name = first_not_finite(state.items())
         if name is not None:
             raise self._diverged("a weight", name)
-        golden = [(s.load()[0].copy(), s.size) for s in self._data.validation[:GOLDEN_IMAGES]]
+        first = self._data.validation[:GOLDEN_IMAGES]
+        golden = [golden_part(s.load()[0], s.size) for s in first]
         return Checkpoint(self._data.spec, state, golden)
 
 

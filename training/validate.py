@@ -14,7 +14,7 @@ from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
 from ..contract.memory import memory_bytes
 from ..contract.metrics import ConfusionMatrix
-from ..contract.tiles import Grid, Mosaic, cut, fewer, shrunk
+from ..contract.tiles import Grid, cut_to, fewer, run_in_tiles
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .masknet import MaskNet
@@ -89,20 +89,19 @@ class _Fitting:
         grid = self._grid(images[0], size)
         if grid is None:
             return list(masks_from_net(self._masknet, images, size))
-        return [self._in_tiles(image, size, grid) for image in images]
+        masks = [np.empty(size, np.uint8) for _ in images]
+        pairs = zip(images, masks, strict=True)
+        return [run_in_tiles(self._run, image, mask, grid) for image, mask in pairs]
+
+    def _run(self, image: U8, size: Size) -> U8:
+        mask: U8 = masks_from_net(self._masknet, [image], size)[0]
+        return mask
 
     def _grid(self, image: U8, size: Size) -> Grid | None:
         """How an image is cut; None where it fits, or cannot be cut."""
-        height, width = image.shape[:2]
-        if height * width <= self._pixels or self._masknet.spec.bilinear:
+        if self._masknet.spec.bilinear:
             return None
-        return cut((height, width), size, shrunk((height, width), self._pixels))
-
-    def _in_tiles(self, image: U8, size: Size, grid: Grid) -> U8:
-        mosaic = Mosaic(None, image, np.empty(size, np.uint8), grid)
-        for tile in mosaic.tiles():
-            mosaic.put(tile, masks_from_net(self._masknet, [tile.image], grid.mask_size)[0])
-        return mosaic.mask
+        return cut_to(self._pixels, (image.shape[0], image.shape[1]), size)
 
     def _shrink(self, images: Sequence[U8], size: Size, error: Exception) -> None:
         """Fewer images at once, then smaller tiles. DeviceMemoryError: neither is possible."""

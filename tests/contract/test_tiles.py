@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from tests.conftest import balanced_checkpoint, steel
 from tests.engine.test_slots import engine_of_kind
-from unetrt.contract.tiles import GRAIN, MARGIN, Axis, Mosaic, cut, cut_axis, shrunk
+from unetrt.contract.tiles import (
+    GRAIN,
+    MARGIN,
+    Axis,
+    Mosaic,
+    cut,
+    cut_axis,
+    middle,
+    shrunk,
+)
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine
 from unetrt.engine.torch_backend import TorchEngine
@@ -174,3 +183,25 @@ def test_a_smaller_margin_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     with TorchEngine(balanced_checkpoint(), "cpu") as engine:
         whole, tiled = masks_of(engine, image, (540, 64), (448, 448))
     assert np.mean(whole != tiled) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("input_size", "size", "expected"),
+    [
+        ((40, 60), (80, 120), (40, 60)),
+        ((40, 300), (81, 601), (40, 100)),
+        ((300, 300), (300, 300), (100, 100)),
+        ((300, 300), (20, 30), (100, 100)),
+    ],
+)
+def test_the_middle_keeps_its_part_of_the_mask(
+    input_size: Size, size: Size, expected: Size
+) -> None:
+    image = np.arange(input_size[0] * input_size[1]).astype(np.uint8).reshape(*input_size, 1)
+    part, part_size = middle(image, size, 100)
+    assert part.shape == (*expected, 1)
+    top, left = ((whole - side) // 2 for whole, side in zip(input_size, expected, strict=True))
+    np.testing.assert_array_equal(part, image[top : top + expected[0], left : left + expected[1]])
+    for side, whole, mask, of_mask in zip(expected, input_size, size, part_size, strict=True):
+        assert abs(of_mask - mask * side / whole) <= 0.5
+    assert not np.shares_memory(part, image)

@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from tests.conftest import steel
+from tests.conftest import balanced_checkpoint, steel
 from unetrt.contract.errors import DeviceMemoryError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine, HostBuffer, Slot
 from unetrt.engine.manifest import GoldenCase
 from unetrt.engine.open import golden_difference
+from unetrt.engine.torch_backend import TorchEngine
 from unetrt.export.gate import GateCase, GateOptions, judge_engine
 from unetrt.runtime.fast_decode import measure_fast_decode
+from unetrt.training.checkpoint import unet_from_checkpoint
+from unetrt.training.masknet import MaskNet
 
 
 class CountedSlot(Slot):
@@ -121,3 +125,25 @@ def test_fast_decode_measures_in_one_slot(
     monkeypatch.setattr("unetrt.runtime.fast_decode._both_inputs", lambda *_: pairs.pop())
     assert measure_fast_decode(engine, [None] * len(IMAGES)) == [1.0] * len(IMAGES)  # type: ignore[list-item]
     assert (engine.made, engine.open) == (1, 0)
+
+
+def test_what_the_hosts_memory_would_not_take_is_run_in_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the gate's images are, which are as large as those of a job."""
+    image, shapes = steel(3, 700, 40), []
+
+    class Watched(MaskNet):
+        def forward(self, images: Tensor, size_like: Tensor) -> Tensor:
+            shapes.append(tuple(images.shape[1:3]))
+            return super().forward(images, size_like)
+
+    checkpoint = balanced_checkpoint()
+    net = Watched(unet_from_checkpoint(checkpoint), checkpoint.spec)
+    with TorchEngine(checkpoint, "cpu", net) as engine:
+        expected = engine.run(image, (1400, 80))
+        memory = 2 * 600 * 40 * engine.pixel_bytes
+        monkeypatch.setattr("unetrt.engine.base.memory_bytes", lambda: memory)
+        found = engine.run(image, (1400, 80))
+    assert shapes == [(700, 40), (492, 40), (492, 40)]
+    assert np.mean(found != expected) <= 1e-4

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import steel
@@ -61,6 +63,16 @@ def test_what_is_not_the_users_is_resized(size: Size, fitted: Size) -> None:
     assert image.shape == (*SPEC.input_size(fitted), 1)
 
 
+def test_of_large_images_an_engine_keeps_the_middle() -> None:
+    """Whatever opens it computes them first. Those of a plan have the sizes that it takes."""
+    case = np.zeros((1500, 40, 1), np.uint8), (3000, 80)
+    found = GateInputs("images", [case], sizes=((3000, 80),))
+    ((image, size),) = found.golden(SPEC)
+    assert (image.shape, size) == ((1024, 40, 1), (2048, 80))
+    ((image, size),) = found.within((SizeRange((1, 1), (64, 64), (3000, 80)),), SPEC).golden(SPEC)
+    assert (image.shape, size) == ((1500, 40, 1), (3000, 80))
+
+
 def test_images_of_the_user_are_not(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     sizes = ((64, 64), (300, 64), (20, 20), (300, 64))
@@ -70,7 +82,9 @@ def test_images_of_the_user_are_not(tmp_path: Path) -> None:
     assert caught.value.seen == "300x64, 20x20"
     assert caught.value.expected == "32x32..96x96 or 200x40"
     assert "--size 300x64 --size 20x20" in str(caught.value.hint)
-    assert inputs.within((SizeRange((1, 1), (64, 64), (400, 400)),), SPEC) is inputs
+    assert inputs.within((SizeRange((1, 1), (64, 64), (400, 400)),), SPEC) == replace(
+        inputs, bounded=True
+    )
 
 
 def test_a_range_of_all_the_most_frequent_best() -> None:
