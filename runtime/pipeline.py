@@ -189,7 +189,8 @@ class Pipeline(Closing, Generic[T]):
         if self.options.single and self.buckets.count > 1:
             self.fit.count = self.options.slots or self.engine.slots
             self._fill_slots()
-        while self.buckets.size(key) >= self.fit.batch:
+        # An image may have many tiles: a stop does not wait for all of them.
+        while self.buckets.size(key) >= self.fit.batch and not self.stop():
             yield from self._launch(key)
         while self.buckets.count > self.most_waiting:
             yield from self._launch(self.buckets.fullest)

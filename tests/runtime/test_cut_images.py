@@ -205,8 +205,8 @@ def test_a_tile_that_is_not_finite_fails_its_image_once() -> None:
     )
 
 
-def test_a_stop_leaves_an_image_whose_tiles_have_not_all_come() -> None:
-    """Its mask is made by the next run: what is yielded is whole."""
+def test_a_stop_does_not_wait_for_an_image_of_many_tiles() -> None:
+    """What is yielded is whole; the mask of the image that was cut off is made by the next run."""
     submitted = []
 
     class Counting(ThresholdEngine):
@@ -230,9 +230,9 @@ def test_a_stop_leaves_an_image_whose_tiles_have_not_all_come() -> None:
                 stop=lambda: len(submitted) > 3,
             )
         )
-    assert len(submitted) < 3 * 3000 // 512
-    assert sorted(masks) == sorted(result.task for result in results)
-    assert len(masks) < 3
+    assert len(submitted) <= 6  # of some dozen
+    assert masks == {}
+    assert results == []
 
 
 def test_a_single_image_has_as_many_slots_as_its_tiles_can_use() -> None:
