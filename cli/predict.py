@@ -35,10 +35,10 @@ DEFAULT = Path("MODEL.pth")
 """As in Pytorch-UNet's predict.py."""
 
 MOST_SLOTS = 256
+"""Each has memory of its own from the start."""
 
 TILES = (512, 65_536)
 """Least and most of --tile: of a smaller one hardly anything would be kept."""
-"""Each has memory of its own from the start."""
 
 INTERRUPTED = 130
 STOPPING = "\nstopping: what is in flight is finished; once more ends at once\n"

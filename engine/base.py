@@ -24,6 +24,13 @@ Run: TypeAlias = Callable[[U8, Size], U8]
 Span: TypeAlias = tuple[str, int, int]
 """What was done, its start and its end in time.perf_counter_ns()."""
 
+LOGIT_BYTES = {"mask": 8, "prob": 16}
+"""Of each logit, once resized to the mask, that an engine on the host holds beside the network.
+
+Measured with 20 classes at width 8, whole and half size: 4 to 8 for masks, 6 to 16 for
+probabilities.
+"""
+
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
@@ -102,8 +109,8 @@ class Engine(Closing, ABC):
     known; batch: images a slot should hold, min_batch the fewest that it runs with; graphs: whether
     slots replay CUDA graphs, None where an engine has none; timed: whether slots on CUDA note when
     the device copies and computes; why: how it was chosen; largest: network sizes (h, w) of which
-    it takes none larger, or none where it takes any; pixel_bytes: host memory that a pixel of
-    network input takes while its batch runs, about, 0 where that is not the host's.
+    it takes none larger, or none where it takes any; pixel_bytes: host memory that the network
+    takes for a pixel of its input while its batch runs, about, 0 where that is not the host's.
     """
 
     backend: str
@@ -129,6 +136,15 @@ class Engine(Closing, ABC):
         """
         del input_size, size
         return None
+
+    def host_bytes(self, input_size: Size, size: Size) -> int:
+        """Of the host's memory that an image of such sizes takes while its batch runs, about."""
+        if not self.pixel_bytes:
+            return 0
+        spec, pixels = self.spec, math.prod(input_size)
+        planes = spec.planes or (spec.classes if spec.classes > 2 else 1)
+        logits = planes * max(pixels, math.prod(size))
+        return pixels * self.pixel_bytes + logits * LOGIT_BYTES[spec.result]
 
     @abstractmethod
     def slot(self) -> Slot:

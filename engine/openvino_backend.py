@@ -128,8 +128,8 @@ class OpenVinoEngine(Engine):
             held -= self._held_by(oldest)
 
     def _held_by(self, shape: Shape) -> int:
-        batch, height, width, _, _ = shape
-        return batch * height * width * self.pixel_bytes * self.streams
+        batch, h, w, height, width = shape
+        return batch * self.host_bytes((h, w), (height, width)) * self.streams
 
     def _compile(self, shape: Shape) -> CompiledShape:
         batch, h, w, height, width = shape

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from ..contract.errors import UserError
 from ..contract.log import log
 from ..contract.spec import ModelSpec
-from ..contract.tiles import Grid, cut, fewer, shrunk
+from ..contract.tiles import GRAIN, LEAST_SIDE, Grid, cut, fewer, shrunk
 from ..contract.types import Size
 from ..engine.base import Engine
 from .buckets import Key
 from .budget import NETWORK
 
+LEAST_PIXELS = (LEAST_SIDE + GRAIN) ** 2
+"""Tiles get no smaller by an estimate alone: the smallest are still more likely to fit."""
+
 
 class Cutter:
     """side: the longest of a tile, as asked for; memory: bytes that loaded images may take.
 
-    pixels: of network input in each image of a batch, which the host's memory allows by the
-    engine's own estimate; where a batch finds no memory it is lowered.
+    pixels: the most of a network input for which there is memory, as far as batches that found
+    none have told. What the host has is known beforehand, by the engine's own estimate.
     """
 
     def __init__(self, engine: Engine, side: int | None, batch: int, memory: int) -> None:
         self._engine, self._side = engine, side or sys.maxsize
         self.pixels = sys.maxsize
-        if engine.pixel_bytes:
-            self.pixels = NETWORK * memory // (engine.pixel_bytes * batch * engine.streams)
+        self._image_bytes = NETWORK * memory // (batch * engine.streams)
         self._told: set[str] = set()
 
     def grid(self, input_size: Size, size: Size) -> Grid | None:
         """How an image of a network size, whose mask is to be of `size`, is cut. None: not."""
         height, width = input_size
         refused = self._engine.refusal(input_size, size) is not None
-        needed = refused or not self.takes(input_size)
+        needed = refused or not self.takes(input_size, size)
         if not (needed or max(input_size) > self._side) or self._engine.spec.bilinear:
             return None
-        grids = []
+        grids, pixels = [], self._most_pixels(input_size, size)
         for most in self._engine.largest or [input_size]:
             for fixed in (False, True):
                 bounds = (min(most[0], height, self._side), min(most[1], width, self._side))
-                found = cut(input_size, size, shrunk(bounds, self.pixels), fixed)
+                found = cut(input_size, size, shrunk(bounds, pixels), fixed)
                 if found and self._engine.refusal(found.input_size, found.mask_size) is None:
                     grids.append(found)
         best = min(grids, key=lambda grid: grid.pixels, default=None)
@@ -69,9 +72,17 @@ class Cutter:
         """(H, W) of a mask, (C, H, W) of probabilities."""
         return self._engine.spec.result_shape(1, size)[1:]
 
-    def takes(self, input_size: Size) -> bool:
-        """Whether the memory allows for a run of such a network size, as far as is known."""
-        return input_size[0] * input_size[1] <= self.pixels
+    def takes(self, input_size: Size, size: Size) -> bool:
+        """Whether the memory allows for a run of such sizes, as far as is known."""
+        return math.prod(input_size) <= self._most_pixels(input_size, size)
+
+    def _most_pixels(self, input_size: Size, size: Size) -> int:
+        """Of network input in one run, of an image of such sizes or of tiles of it."""
+        needed = self._engine.host_bytes(input_size, size)
+        if not needed:
+            return self.pixels
+        most = math.prod(input_size) * self._image_bytes // needed
+        return min(self.pixels, max(LEAST_PIXELS, most))
 
     def lower(self, unfit: Size, whole: Key) -> bool:
         """What is of network size `unfit` found no memory. False: `whole` can't be cut smaller."""

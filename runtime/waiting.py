@@ -51,7 +51,7 @@ class Waiting(Generic[T]):
             self.put(item, image, key[1])
         elif item.mosaic.void:
             pass
-        elif self.cutter.takes(key[0]):
+        elif self.cutter.takes(*key):
             self._put(key, item, image)
         else:
             mosaic = item.mosaic

@@ -13,12 +13,14 @@ from torch import Tensor
 from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import ThresholdEngine
 from unetrt.contract.errors import ImageError
+from unetrt.contract.spec import ModelSpec, Result
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine
 from unetrt.engine.torch_backend import TorchEngine
 from unetrt.runtime.budget import NETWORK
 from unetrt.runtime.cutter import Cutter
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline
+from unetrt.runtime.tiles import GRAIN, LEAST_SIDE
 from unetrt.training.checkpoint import unet_from_checkpoint
 from unetrt.training.masknet import MaskNet
 
@@ -122,22 +124,49 @@ class Host(ThresholdEngine):
     pixel_bytes = 100
 
 
+WHOLE = (2000, 1000)
+
+
 def test_what_the_hosts_memory_would_not_take_is_not_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Linux gives memory that it has not, and kills who uses it."""
-    memory = 100 * 500 * 32 // NETWORK
     with Host() as engine, caplog.at_level(logging.WARNING):
+        memory = engine.host_bytes(WHOLE, WHOLE) // 4 // NETWORK
         cutter = Cutter(engine, None, 1, memory)
         assert cutter.grid(SMALL, SMALL) is None
         for _ in range(2):
-            grid = cutter.grid(LARGE, LARGE)
+            grid = cutter.grid(WHOLE, WHOLE)
             assert grid is not None
-            assert grid.input_size[0] * grid.input_size[1] <= 500 * 32
+            assert engine.host_bytes(grid.input_size, grid.mask_size) <= NETWORK * memory
         assert len(caplog.records) == 1
-        assert Cutter(engine, None, 2, 2 * memory).grid(LARGE, LARGE) == grid
+        assert Cutter(engine, None, 2, 2 * memory).grid(WHOLE, WHOLE) == grid
         engine.streams = 2
-        assert Cutter(engine, None, 1, 2 * memory).grid(LARGE, LARGE) == grid
+        assert Cutter(engine, None, 1, 2 * memory).grid(WHOLE, WHOLE) == grid
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "result"),
+    [(20, WHOLE, "mask"), (2, (4000, 2000), "mask"), (2, WHOLE, "prob")],
+)
+def test_resized_logits_count_as_well(classes: int, size: Size, result: Result) -> None:
+    with Host() as engine:
+        memory = engine.host_bytes(WHOLE, WHOLE) // NETWORK + 1
+        assert Cutter(engine, None, 1, memory).grid(WHOLE, WHOLE) is None
+        engine.spec = ModelSpec(channels=1, classes=classes, width=1, scale=1.0, result=result)
+        grid = Cutter(engine, None, 1, memory).grid(WHOLE, size)
+        assert grid is not None
+        assert engine.host_bytes(grid.input_size, grid.mask_size) <= NETWORK * memory
+
+
+def test_where_hardly_any_memory_is_the_smallest_tiles_are_tried() -> None:
+    """And not the whole, which would be killed for sure."""
+    with Host() as engine:
+        cutter = Cutter(engine, None, 64, 1 << 20)
+        grid = cutter.grid(WHOLE, WHOLE)
+        assert grid is not None
+        assert max(grid.input_size) <= LEAST_SIDE + GRAIN
+        assert cutter.grid((400, 400), (400, 400)) is None
 
 
 class Plan(ThresholdEngine):
