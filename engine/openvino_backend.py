@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..contract.errors import DeviceMemoryError, UserError
-from ..contract.memory import memory_bytes
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from .base import Engine, HostBuffer, Slot, memory_errors
+from .probe import memory_of
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "bf16"}
 """Our precision → OpenVINO's hint. OpenVINO would take bf16 unasked, so it is always set."""
@@ -105,7 +105,7 @@ class OpenVinoEngine(Engine):
         self.streams = self._streams()
         self.slots = self.streams + 1
         self.pixel_bytes = PIXEL_BYTES[self.precision] * spec.width
-        self._memory = memory_bytes() // SHARE
+        self._memory = memory_of(threads) // SHARE
 
     def _streams(self) -> int:
         compiled = self._core.compile_model(self._model, "CPU", self._config)

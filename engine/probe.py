@@ -134,6 +134,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_of(threads: int | None) -> int:
+    """Bytes for a process that computes with so many threads: as large a part as of the cores."""
+    cores = usable_cores()
+    return memory_bytes() * min(threads or cores, cores) // cores
+
+
 def _cores() -> str:
     """Those that may be used first: a scheduler often leaves a process some of them only."""
     usable, count = usable_cores(), os.cpu_count()

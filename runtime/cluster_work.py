@@ -26,6 +26,8 @@ from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from ..engine.base import Engine
 from ..engine.open import open_engine
+from ..engine.probe import memory_of
+from .budget import SHARE
 from .pipeline import Pipeline, Result
 from .plan import Task
 from .stamps import Stamp
@@ -176,7 +178,9 @@ class InferRows:
             self._engine = model().open(engine, device, threads)
         except UserError as error:
             self._engine = travelling(error)
-        self._options = replace(options.pipeline, load_threads=1, write_threads=1)
+        # Of this machine, which the job's own may have little in common with.
+        memory = memory_of(threads) // SHARE
+        self._options = replace(options.pipeline, load_threads=1, write_threads=1, memory=memory)
         self._masks: dict[Task, U8] = {}
         self._pipeline: Pipeline[LoadedImage] | None = None
 

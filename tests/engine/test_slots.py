@@ -223,3 +223,17 @@ def test_openvino_keeps_no_more_shapes_than_the_memory_allows(
         assert [shape[1] for shape in engine._compiled] == [48, 47, 46]
         engine.run(steel(0, 200, 48), (200, 48))
         assert [shape[1] for shape in engine._compiled] == [47, 46, 200]
+
+
+def test_openvino_in_one_process_of_several_keeps_its_part(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would keep a quarter of the memory, and four of them have all of it."""
+    monkeypatch.setattr("unetrt.engine.probe.usable_cores", lambda: 8)
+    spec = metadata_from_onnx(exported())[0]
+    kept = []
+    for threads in (None, 2, 16):
+        with OpenVinoEngine(exported(), spec, "fp32", threads=threads) as engine:
+            kept.append(engine._memory)
+    assert kept[1] == pytest.approx(kept[0] / 4, abs=1)
+    assert kept[2] == kept[0]

@@ -18,7 +18,9 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8
 from unetrt.engine.base import Engine
 from unetrt.runtime import pull
+from unetrt.runtime.budget import SHARE
 from unetrt.runtime.cluster_work import ROW, InferRows, load_row, packed, unpacked, write_row
+from unetrt.runtime.pipeline import PipelineOptions
 from unetrt.runtime.plan import Task
 from unetrt.runtime.predict import PredictOptions
 from unetrt.runtime.pull import AHEAD, WAIT, Puller
@@ -122,6 +124,18 @@ def test_an_error_of_the_engine_travels_as_a_row(
     assert outcome == lost
     assert isinstance(error, UserError)
     assert (error.message, error.seen) == ("the device has failed", "700")
+
+
+def test_an_actor_has_its_part_of_its_own_machine_s_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all of that of the machine which runs the job: images are cut by it."""
+    monkeypatch.setattr("unetrt.engine.probe.memory_bytes", lambda: 8000)
+    monkeypatch.setattr("unetrt.engine.probe.usable_cores", lambda: 4)
+    options = PredictOptions(pipeline=PipelineOptions(memory=1 << 40))
+    arguments = (EngineOptions(model=tmp_path), options, "cpu", 1)
+    actor = InferRows(lambda: Model(ThresholdEngine()), *arguments)  # type: ignore[arg-type, return-value]
+    assert actor._options.memory == 8000 // 4 // SHARE
 
 
 def test_what_has_come_is_kept_at_a_stop_and_no_more_is_taken() -> None:
