@@ -50,7 +50,7 @@ class Axis:
 
     exact: whether each pixel of a mask lies on the network's where it does in the whole. It does
     if both sides have small numbers as their ratio (1/2, 2/5): each tile can start at a pixel of
-    both. Else (half of an odd number) masks lie within half a pixel.
+    both. Else (half of an odd number) it lies off by less than one of the mask's.
     """
 
     spans: tuple[Span, ...]

@@ -64,7 +64,7 @@ class Cutter:
             self._told.add("inexact")
             log.warning(
                 "%d×%d pixels: no simple fraction of them is the network's input, so that masks of "
-                "tiles may be off by half a pixel from one of the whole",
+                "tiles may be off by up to a pixel from one of the whole",
                 *size,
             )
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.conftest import balanced_checkpoint, steel
@@ -65,6 +65,22 @@ def test_what_is_kept_lies_where_it_does_in_the_whole(side: int, ratio: float, m
         end = span.start + span.length
         assert span.start == 0 or span.first * side >= (span.start + MARGIN) * mask
         assert end == side or span.last * side <= (end - MARGIN) * mask
+
+
+@given(SIDES, st.sampled_from([1, 2, 3, 4, 5 / 2, 4 / 3]), st.integers(0, 3), SIDES)
+@example(5602, 4 / 3, 1, 1330)
+def test_what_is_kept_lies_within_a_pixel(side: int, ratio: float, odd: int, most: int) -> None:
+    """Whatever the sides: by the resize of the tile and that of the whole."""
+    mask = int(side * ratio) + odd
+    axis = cut_axis(side, mask, most)
+    assume(axis is not None and len(axis.spans) > 1)
+    assert axis is not None
+    for span in axis.spans:
+        for pixel in (span.first, span.last - 1):
+            whole = (pixel + 0.5) * side / mask
+            here = span.start + (pixel - span.place + 0.5) * axis.length / axis.mask
+            off = abs(here - whole) * mask / side
+            assert off < (1e-6 if axis.exact else 1)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +182,7 @@ def test_of_any_number_of_classes(classes: int) -> None:
 
 
 def test_of_sides_that_are_no_simple_fraction() -> None:
-    """Off by half a pixel at most: what differs lies between classes, or is as small as that."""
+    """Off by a pixel at most: what differs lies between classes, or is as small as that."""
     image = steel(5, 539, 64)
     with TorchEngine(balanced_checkpoint(), "cpu") as engine:
         whole, tiled = masks_of(engine, image, (1079, 129), (448, 448))
