@@ -69,14 +69,18 @@ def whole_axis(side: int, mask: int) -> Axis:
 def cut_axis(side: int, mask: int, most: int, fixed: bool = False) -> Axis | None:
     """Tiles of at most `most` pixels of a network's side, whose mask has `mask`.
 
-    As short as their number allows, or, where `fixed`, as long as may be. None: they cannot be so
-    short.
+    As short as their number allows, or, where `fixed`, as long as may be; exact where they can be.
+    None: they cannot be so short.
     """
     if side <= most:
         return whole_axis(side, mask)
     parts = side // math.gcd(side, mask)
-    exact = parts <= MOST_PARTS
-    parts = parts if exact else 1
+    found = _cut_axis(side, mask, most, fixed, parts) if parts <= MOST_PARTS else None
+    return found or _cut_axis(side, mask, most, fixed, 1)
+
+
+def _cut_axis(side: int, mask: int, most: int, fixed: bool, parts: int) -> Axis | None:
+    """Tiles that start, and are kept from, at multiples of `parts`."""
     step, before = math.lcm(GRAIN, parts), _up(MARGIN, parts)
     length = most - (most - side) % step
     stride = (length - before - MARGIN) // step * step
@@ -99,7 +103,7 @@ def cut_axis(side: int, mask: int, most: int, fixed: bool = False) -> Axis | Non
     return Axis(
         tuple(Span(start, length, place, first, last) for start, place, first, last in spans),
         tile_mask,
-        exact,
+        parts * mask % side == 0,
     )
 
 

@@ -45,7 +45,7 @@ class Cutter:
                 found = cut(input_size, size, shrunk(bounds, pixels), fixed)
                 if found and self._engine.refusal(found.input_size, found.mask_size) is None:
                     grids.append(found)
-        best = min(grids, key=lambda grid: grid.pixels, default=None)
+        best = min(grids, key=lambda grid: (not grid.exact, grid.pixels), default=None)
         if best is None or best.count == 1:
             return None
         self._tell(size, best, needed)

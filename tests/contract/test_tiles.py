@@ -94,6 +94,15 @@ def test_half_of_an_odd_number_is_not_exact(side: int, mask: int, exact: bool) -
     assert all(abs(s.place * side - s.start * mask) <= side / 2 for s in axis.spans)
 
 
+def test_where_exact_tiles_are_too_long_others_serve() -> None:
+    """At a scale of 0.65 they start at every 208th pixel."""
+    tiles = [cut_axis(1690, 2600, most) for most in (1000, 512)]
+    assert [(axis_of(axis), axis is not None and axis.exact) for axis in tiles] == [
+        ((3, 858), True),
+        ((6, 506), False),
+    ]
+
+
 def test_a_side_is_not_cut_into_margins() -> None:
     assert cut_axis(1000, 1000, 300) is None
     whole = cut_axis(300, 300, 300)
