@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     most = whole(1, MOST_SLOTS)
     add("--slots", type=most, help="batches in flight (default: the engine's)")
     add("--tile", type=whole(*TILES), metavar="PIXELS",
-        help="cut larger inputs, masks unchanged (default: if memory is short)")  # fmt: skip
+        help="longest side of a network input in one piece (default: by memory)")  # fmt: skip
     add("--trace", type=trace_file, metavar="FILE", help="a timeline, for a browser's trace viewer")
     add_json_argument(parser, "planned, done, failed, skipped and failures")
     add_engine_arguments(parser)

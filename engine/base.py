@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -157,9 +156,7 @@ class Engine(Closing, ABC):
         An image for which more than half of this machine's memory is needed is run in tiles.
         """
         slot = self.slot()
-        # Of one at a time, by the engine's own estimate; 0: it is on a device, which tells.
-        taken = self.pixel_bytes * self.min_batch
-        most = memory_bytes() // 2 // taken if taken else sys.maxsize
+        memory = memory_bytes() // 2
 
         def run(image: U8, size: Size) -> U8:
             slot.reserve(self.min_batch, (image.shape[0], image.shape[1]))[0] = image
@@ -168,8 +165,12 @@ class Engine(Closing, ABC):
             return mask
 
         def whole(image: U8, size: Size) -> U8:
-            grid = cut_to(most, (image.shape[0], image.shape[1]), size)
-            if grid is None or self.spec.bilinear:
+            input_size = (image.shape[0], image.shape[1])
+            taken = self.min_batch * self.host_bytes(input_size, size)
+            pixels = math.prod(input_size)
+            fits = taken <= memory or self.spec.bilinear
+            grid = None if fits else cut_to(pixels * memory // taken, input_size, size)
+            if grid is None:
                 return run(image, size)
             mask = np.empty(self.spec.result_shape(1, size)[1:], np.uint8)
             return run_in_tiles(run, image, mask, grid)

@@ -53,6 +53,7 @@ def onnx_from_checkpoint(
     fp16 graph, with casts around them.
     Raises UserError when the file does not give the network's masks in ONNX Runtime.
     """
+    tempfile.gettempdir()  # the exporter asks for it too, and where there is none ends in a page
     net = folded_masknet(checkpoint, precision, fp32_blocks)
     with atomic_path(path) as temporary:
         _export(net, temporary, OPSETS[precision])
@@ -136,7 +137,6 @@ def _round_convolutions(block: nn.Module) -> None:
 
 
 def _export(net: MaskNet, path: Path, opset: int) -> None:
-    tempfile.gettempdir()  # the exporter asks for it too, and where there is none ends in a page
     # A batch of 1 would become a constant: the exporter takes it for "always one".
     image = torch.zeros(2, 48, 40, net.spec.channels, dtype=torch.uint8)
     size_like = torch.zeros(96, 80, dtype=torch.uint8)

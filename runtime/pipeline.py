@@ -308,8 +308,10 @@ class Pipeline(Closing, Generic[T]):
         """New slots for those that are too large: buffers do not shrink. Nothing is in flight."""
         for slot in self.slots:
             slot.close()
-        self.slots, self.free, self.too_large = [], [], False
-        gc.collect()  # the frames of an error hold what its network had computed
+        self.slots, self.free = [], []
+        if self.too_large:
+            gc.collect()  # the frames of its error hold what the network had computed
+        self.too_large = False
         self._fill_slots()
 
     def _fill_slots(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from ..contract.tiles import Grid, cut_to, fewer, run_in_tiles
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .masknet import MaskNet
-from .memory import PIXEL_BYTES, short_of_memory
+from .memory import LOGIT_BYTES, PIXEL_BYTES, short_of_memory
 from .ranks import Ranks, processes_here, progress_of_first
 from .samples import Sample
 
@@ -70,8 +71,8 @@ class _Fitting:
         self._masknet, self._speaks, self._most = masknet, speaks, 0
         self._on_gpu = next(masknet.parameters()).device.type == "cuda"
         # Linux gives memory that it has not: on a CPU too large an image is not tried.
-        host = memory_bytes() // 2 // processes_here()
-        self._pixels = sys.maxsize if self._on_gpu else host // (PIXEL_BYTES * masknet.spec.width)
+        self._host = memory_bytes() // 2 // processes_here()
+        self._pixels = sys.maxsize
 
     def masks(self, images: Sequence[U8], size: Size) -> list[U8]:
         done: list[U8] = []
@@ -99,9 +100,14 @@ class _Fitting:
 
     def _grid(self, image: U8, size: Size) -> Grid | None:
         """How an image is cut; None where it fits, or cannot be cut."""
-        if self._masknet.spec.bilinear:
+        spec, pixels = self._masknet.spec, image.shape[0] * image.shape[1]
+        if spec.bilinear:
             return None
-        return cut_to(self._pixels, (image.shape[0], image.shape[1]), size)
+        most = self._pixels
+        if not self._on_gpu:
+            taken = pixels * PIXEL_BYTES * spec.width + math.prod(size) * LOGIT_BYTES * spec.classes
+            most = min(most, self._host * pixels // taken)
+        return cut_to(most, (image.shape[0], image.shape[1]), size)
 
     def _shrink(self, images: Sequence[U8], size: Size, error: Exception) -> None:
         """Fewer images at once, then smaller tiles. DeviceMemoryError: neither is possible."""

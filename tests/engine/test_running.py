@@ -142,7 +142,7 @@ def test_what_the_hosts_memory_would_not_take_is_run_in_tiles(
     net = Watched(unet_from_checkpoint(checkpoint), checkpoint.spec)
     with TorchEngine(checkpoint, "cpu", net) as engine:
         expected = engine.run(image, (1400, 80))
-        memory = 2 * 600 * 40 * engine.pixel_bytes
+        memory = 2 * engine.host_bytes((600, 40), (1200, 80))
         monkeypatch.setattr("unetrt.engine.base.memory_bytes", lambda: memory)
         found = engine.run(image, (1400, 80))
     assert shapes == [(700, 40), (492, 40), (492, 40)]

@@ -14,13 +14,13 @@ from tests.conftest import balanced_checkpoint, steel
 from tests.runtime.conftest import ThresholdEngine
 from unetrt.contract.errors import ImageError
 from unetrt.contract.spec import ModelSpec, Result
+from unetrt.contract.tiles import GRAIN, LEAST_SIDE
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine
 from unetrt.engine.torch_backend import TorchEngine
 from unetrt.runtime.budget import NETWORK
 from unetrt.runtime.cutter import Cutter
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline
-from unetrt.runtime.tiles import GRAIN, LEAST_SIDE
 from unetrt.training.checkpoint import unet_from_checkpoint
 from unetrt.training.masknet import MaskNet
 

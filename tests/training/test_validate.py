@@ -27,7 +27,7 @@ from unetrt.training.checkpoint import (
 )
 from unetrt.training.curve import draw_curve
 from unetrt.training.masknet import MaskNet
-from unetrt.training.memory import PIXEL_BYTES
+from unetrt.training.memory import LOGIT_BYTES, PIXEL_BYTES
 from unetrt.training.options import RecipeOptions, TrainOptions
 from unetrt.training.samples import Labelled, Sample, TrainingData, load_training_data
 from unetrt.training.synthetic import draw_pair
@@ -152,7 +152,8 @@ def test_an_image_that_does_not_fit_is_predicted_in_tiles(
 def test_what_the_hosts_memory_would_not_take_is_not_tried(
     large_pairs: TrainingData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    memory = 2 * 600 * 40 * PIXEL_BYTES * large_pairs.spec.width
+    spec = large_pairs.spec
+    memory = 2 * 600 * 40 * (PIXEL_BYTES * spec.width + LOGIT_BYTES * spec.classes)
     monkeypatch.setattr("unetrt.training.validate.memory_bytes", lambda: memory)
     narrow = Narrow(unet_from_checkpoint(balanced_checkpoint()), large_pairs.spec)
     narrow.most, narrow.sizes = 1 << 30, set()
