@@ -15,6 +15,7 @@ import numpy as np
 
 from ..contract.errors import first_line
 from ..contract.modules import import_module, is_installed
+from ..engine.openvino_backend import openvino_core
 from .machine import CROWDED, OthersClock, wants_cuda
 from .process import end_with_parent, run_alone
 from .stock import TF32
@@ -166,7 +167,7 @@ def _torch_peaks(side: int, seconds: float, device: str) -> list[Peak]:
 def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
     """A precision counts only where the compiled product runs in it, by its own word."""
     openvino = import_module("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     found = []
     for precision, hint, runs_in in (
         ("fp32", "f32", "f32"),

@@ -11,9 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..contract.modules import import_module
 from ..engine.manifest import MANIFEST, Manifest, read_manifest
-from ..engine.openvino_backend import precision_hint
+from ..engine.openvino_backend import openvino_core, precision_hint
 from .job import RowResult
 from .process import run_alone
 
@@ -74,7 +73,7 @@ def _has_benchmark_app() -> bool:
 
 def _hint(precision: str) -> str:
     """The very hint that our engine takes here: f32 between int8 layers without bf16."""
-    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision_hint(able, precision)
 
 

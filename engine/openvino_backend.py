@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ stream that a shape has run on keeps as much.
 
 Shape = tuple[int, int, int, int, int]
 """(batch, h, w, H, W)"""
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's Core, one for the process, which is never given back.
+
+    Each sets a stack for signals and unsets it at its end. Where two did not end in the order in
+    which they had begun, memory that was gone stayed that stack, and Ctrl-C ended the process.
+    """
+    return import_module("openvino").Core()
 
 
 class CompiledShape:
@@ -85,8 +96,7 @@ class OpenVinoEngine(Engine):
             raise UserError(f"the openvino backend does not run on {device}", expected="cpu")
         # Weights of an fp16 file are multiplied in fp32 on a CPU.
         self.precision, self.path = "fp32" if precision == "fp16" else precision, model
-        openvino = import_module("openvino")
-        self._core = openvino.Core()
+        self._core = openvino_core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         _check_precision(able, precision)
         self._model = _read_model(self._core, model)
@@ -229,7 +239,7 @@ class OpenVinoSlot(Slot):
 
 def supports_bf16() -> bool:
     """Whether this processor multiplies in bfloat16."""
-    core = import_module("openvino").Core()
+    core = openvino_core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -27,8 +27,8 @@ from unetrt.bench.measure import (
     warm_up,
 )
 from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict, probe_peaks
-from unetrt.contract.modules import import_module
 from unetrt.contract.spec import ModelSpec
+from unetrt.engine.openvino_backend import openvino_core
 from unetrt.engine.probe import usable_cores
 from unetrt.training.step import cpu_computes_bf16
 from unetrt.training.unet import UNet
@@ -116,7 +116,7 @@ def test_spread_is_half_the_range_over_the_median() -> None:
 def test_peaks_are_measured_in_every_precision_and_survive_json() -> None:
     found = measure_peaks("cpu", sides=(128,), seconds=0.01)
     precisions = {peak.precision for peak in found.products}
-    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     bf16 = cpu_computes_bf16() or "BF16" in able
     assert precisions - {"int8"} == ({"fp32", "bf16"} if bf16 else {"fp32"})
     assert all(peak.ops > 1e8 and "matrix product of 128" in peak.by for peak in found.products)

@@ -11,9 +11,9 @@ import pytest
 from tests.bench.conftest import row_result
 from unetrt.bench import peers
 from unetrt.bench.peers import measure_peer, rate_from_output
-from unetrt.contract.modules import import_module
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.manifest import MANIFEST, Manifest
+from unetrt.engine.openvino_backend import openvino_core
 
 
 def test_the_peers_numbers_are_read_from_what_they_print() -> None:
@@ -53,7 +53,7 @@ def test_a_peer_runs_on_the_same_file_shape_and_precision(
     assert "-infer_precision bf16 -shape image[1,100,90,3],size_like[200,180]" in found.command
     assert str(tmp_path) not in found.command
     int8 = engine_directory(tmp_path / "int8", "openvino", "int8")
-    able = import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     hint = "bf16" if "BF16" in able else "f32"
     found = measure_peer("int8", int8, row_result("x", [1]), 1.0, 1)
     assert found is not None

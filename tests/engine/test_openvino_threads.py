@@ -42,3 +42,33 @@ def test_the_threads_of_one_process_of_several_are_not_pinned(
     command = [sys.executable, "-c", PINNED_THREADS, str(exported())]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told.stdout == "0\n"
+
+
+CLOSED_IN_TURN = """
+import gc, os, signal, sys, time
+from pathlib import Path
+from unetrt.engine.onnxfile import metadata_from_onnx
+from unetrt.engine.openvino_backend import OpenVinoEngine
+
+path = Path(sys.argv[1])
+engines = [OpenVinoEngine(path, metadata_from_onnx(path)[0], "fp32") for _ in range(2)]
+while engines:
+    engines.pop(0).close()
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_two_engines_is_no_crash(exported: Callable[..., Path]) -> None:
+    """Each Core has a stack for signals: of two that ended in turn one was left, its memory gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_IN_TURN, str(exported())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
