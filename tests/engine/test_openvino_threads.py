@@ -64,7 +64,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_after_two_engines_is_no_crash(exported: Callable[..., Path]) -> None:
-    """Each Core has a stack for signals: of two that ended in turn one was left, its memory gone."""
+    """Each Core has a stack for signals: of two that ended in turn one was left, without memory."""
     done = subprocess.run(
         [sys.executable, "-c", CLOSED_IN_TURN, str(exported())],
         capture_output=True,
