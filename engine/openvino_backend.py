@@ -40,14 +40,19 @@ Shape = tuple[int, int, int, int, int]
 """(batch, h, w, H, W)"""
 
 
-@cache
 def openvino_core() -> Any:
-    """OpenVINO's Core, one for the process, which is never given back.
+    """OpenVINO's Core; raises UserError where OpenVINO does not start."""
+    return _core_of(import_module("openvino"))
+
+
+@cache
+def _core_of(openvino: Any) -> Any:
+    """One for the process, which is never given back.
 
     Each sets a stack for signals and unsets it at its end. Where two did not end in the order in
     which they had begun, memory that was gone stayed that stack, and Ctrl-C ended the process.
     """
-    return import_module("openvino").Core()
+    return openvino.Core()
 
 
 class CompiledShape:
