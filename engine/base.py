@@ -12,7 +12,7 @@ import numpy as np
 
 from ..contract.closing import Closing
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
-from ..contract.memory import memory_bytes, tells_of_memory
+from ..contract.memory import memory_bytes, run_bytes, tells_of_memory
 from ..contract.spec import ModelSpec
 from ..contract.tiles import cut_to, run_in_tiles
 from ..contract.types import U8, Size
@@ -22,13 +22,6 @@ Run: TypeAlias = Callable[[U8, Size], U8]
 
 Span: TypeAlias = tuple[str, int, int]
 """What was done, its start and its end in time.perf_counter_ns()."""
-
-LOGIT_BYTES = {"mask": 8, "prob": 16}
-"""Of each logit, once resized to the mask, that an engine on the host holds beside the network.
-
-Measured with 20 classes at width 8, whole and half size: 4 to 8 for masks, 6 to 16 for
-probabilities.
-"""
 
 
 @contextmanager
@@ -140,10 +133,7 @@ class Engine(Closing, ABC):
         """Of the host's memory that an image of such sizes takes while its batch runs, about."""
         if not self.pixel_bytes:
             return 0
-        spec, pixels = self.spec, math.prod(input_size)
-        planes = spec.planes or (spec.classes if spec.classes > 2 else 1)
-        logits = planes * max(pixels, math.prod(size))
-        return pixels * self.pixel_bytes + logits * LOGIT_BYTES[spec.result]
+        return run_bytes(self.spec, self.pixel_bytes, input_size, size)
 
     @abstractmethod
     def slot(self) -> Slot:

@@ -180,9 +180,12 @@ class Pipeline(Closing, Generic[T]):
 
     def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
         self.budget.give_back(image.nbytes)
+        key = key_of(image, size)
+        grid = self.waiting.cutter.grid(*key)
         try:
-            self._check(image, size)
-            key = self.waiting.put(task, image, size)
+            if grid is None:
+                self._check(key, image.nbytes)
+            key = self.waiting.put(task, image, size, grid)
         except ImageError as error:
             yield Result(task, error)
             return
@@ -197,14 +200,11 @@ class Pipeline(Closing, Generic[T]):
         while self.buckets.bytes > self.budget.most // 2:  # the other half is for what comes
             yield from self._launch(self.buckets.heaviest)
 
-    def _check(self, image: U8, size: Size) -> None:
-        """Raise ImageError for what the engine takes neither whole nor in tiles."""
-        key = key_of(image, size)
-        if self.waiting.cutter.grid(*key) is not None:
-            return
+    def _check(self, key: Key, image_bytes: int) -> None:
+        """Raise ImageError for what the engine does not take whole."""
         refusal = self.engine.refusal(*key)
         if refusal is None and self.options.batch is not None:
-            refusal = refuse_batch(self.fit, image.nbytes, size)
+            refusal = refuse_batch(self.fit, image_bytes, key[1])
         if refusal is not None:
             raise refusal
 

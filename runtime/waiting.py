@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..contract.errors import ImageError
-from ..contract.tiles import Mosaic, Tile
+from ..contract.tiles import Grid, Mosaic, Tile
 from ..contract.types import U8, Size
 from .buckets import Buckets, Key, bytes_of
 from .budget import Budget
@@ -26,14 +26,14 @@ class Waiting(Generic[T]):
         self.cutter, self.budget = cutter, budget
         self.buckets: Buckets[T | Tile[T]] = Buckets()
 
-    def put(self, task: T, image: U8, size: Size, mask: U8 | None = None) -> Key:
+    def put(self, task: T, image: U8, size: Size, grid: Grid | None, mask: U8 | None = None) -> Key:
         """Into the bucket of its size, which is returned, or its tiles into that of theirs.
 
-        mask: for that of the whole, else a new one. ImageError where there is no memory for it.
+        grid: as the cutter gives it. mask: for that of the whole, else a new one. ImageError where
+        there is no memory for it.
         """
-        key = key_of(image, size)
-        grid = self.cutter.grid(*key)
         if grid is None:
+            key = key_of(image, size)
             self._put(key, task, image)
             return key
         try:
@@ -48,7 +48,7 @@ class Waiting(Generic[T]):
     def put_back(self, item: T | Tile[T], image: U8, key: Key) -> None:
         """What found no memory; as put. A tile too large by now makes its image be cut anew."""
         if not isinstance(item, Tile):
-            self.put(item, image, key[1])
+            self.put(item, image, key[1], self.cutter.grid(*key))
         elif item.mosaic.void:
             pass
         elif self.cutter.takes(*key):
@@ -56,7 +56,8 @@ class Waiting(Generic[T]):
         else:
             mosaic = item.mosaic
             self._drop(mosaic)
-            self.put(mosaic.task, mosaic.image, mosaic.size, mosaic.mask)
+            grid = self.cutter.grid(*whole_key(item, key))
+            self.put(mosaic.task, mosaic.image, mosaic.size, grid, mosaic.mask)
 
     def _put(self, key: Key, item: T | Tile[T], image: U8) -> None:
         self.budget.hold(image.nbytes)

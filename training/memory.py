@@ -11,10 +11,6 @@ Measured in fp32 at widths of 16 and 64, 1024×1024 and 2048×2048: 29 to 36.
 """
 
 
-LOGIT_BYTES = 8
-"""Of each logit that is resized to the mask's size beside it; 4 to 8 with 20 classes."""
-
-
 def short_of_memory(error: Exception) -> bool:
     """PyTorch has a class for the GPU's memory alone: of the machine's there are but words."""
     return isinstance(error, MemoryError | RuntimeError) and tells_of_memory(error)

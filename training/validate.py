@@ -13,13 +13,13 @@ import torch
 
 from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
-from ..contract.memory import memory_bytes
+from ..contract.memory import memory_bytes, run_bytes
 from ..contract.metrics import ConfusionMatrix
 from ..contract.tiles import Grid, cut_to, fewer, run_in_tiles
 from ..contract.types import U8, Size
 from .ahead import map_ahead
 from .masknet import MaskNet
-from .memory import LOGIT_BYTES, PIXEL_BYTES, short_of_memory
+from .memory import PIXEL_BYTES, short_of_memory
 from .ranks import Ranks, processes_here, progress_of_first
 from .samples import Sample
 
@@ -100,14 +100,14 @@ class _Fitting:
 
     def _grid(self, image: U8, size: Size) -> Grid | None:
         """How an image is cut; None where it fits, or cannot be cut."""
-        spec, pixels = self._masknet.spec, image.shape[0] * image.shape[1]
+        spec, input_size = self._masknet.spec, (image.shape[0], image.shape[1])
         if spec.bilinear:
             return None
         most = self._pixels
         if not self._on_gpu:
-            taken = pixels * PIXEL_BYTES * spec.width + math.prod(size) * LOGIT_BYTES * spec.classes
-            most = min(most, self._host * pixels // taken)
-        return cut_to(most, (image.shape[0], image.shape[1]), size)
+            taken = run_bytes(spec, PIXEL_BYTES * spec.width, input_size, size)
+            most = min(most, self._host * math.prod(input_size) // taken)
+        return cut_to(most, input_size, size)
 
     def _shrink(self, images: Sequence[U8], size: Size, error: Exception) -> None:
         """Fewer images at once, then smaller tiles. DeviceMemoryError: neither is possible."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.conftest import balanced_checkpoint
 from unetrt.contract.errors import UserError
 from unetrt.contract.images import read_image
+from unetrt.contract.memory import run_bytes
 from unetrt.contract.metrics import ConfusionMatrix
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import NO_CLASS, U8
@@ -27,7 +28,7 @@ from unetrt.training.checkpoint import (
 )
 from unetrt.training.curve import draw_curve
 from unetrt.training.masknet import MaskNet
-from unetrt.training.memory import LOGIT_BYTES, PIXEL_BYTES
+from unetrt.training.memory import PIXEL_BYTES
 from unetrt.training.options import RecipeOptions, TrainOptions
 from unetrt.training.samples import Labelled, Sample, TrainingData, load_training_data
 from unetrt.training.synthetic import draw_pair
@@ -153,7 +154,7 @@ def test_what_the_hosts_memory_would_not_take_is_not_tried(
     large_pairs: TrainingData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = large_pairs.spec
-    memory = 2 * 600 * 40 * (PIXEL_BYTES * spec.width + LOGIT_BYTES * spec.classes)
+    memory = 2 * run_bytes(spec, PIXEL_BYTES * spec.width, (600, 40), (600, 40))
     monkeypatch.setattr("unetrt.training.validate.memory_bytes", lambda: memory)
     narrow = Narrow(unet_from_checkpoint(balanced_checkpoint()), large_pairs.spec)
     narrow.most, narrow.sizes = 1 << 30, set()
