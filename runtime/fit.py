@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..contract.errors import ImageError, UserError
+import gc
+
+from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
 from ..contract.memory import memory_bytes
 from ..contract.types import Size
@@ -47,9 +49,11 @@ class Fit:
         return True
 
     def refuse(self, size: Size, error: UserError) -> ImageError:
-        """The error of an image of `size` (H, W) for which the least is too much."""
-        # Its frames hold the images.
-        self.error, error.__cause__ = error.with_traceback(None), None
+        """The error of an image of `size` (H, W) for which the least is too much.
+
+        error: without frames.
+        """
+        self.error = error
         found = no_memory(size, error.seen or error.reason)
         if self.take_up_again():
             again = "%s: for the others %d images a batch again, batches at once: %d"
@@ -64,6 +68,12 @@ class Fit:
         before = (self.batch, self.count)
         self.batch, self.count = self._proven or self._asked
         return (self.batch, self.count) != before
+
+
+def forget_frames(error: DeviceMemoryError) -> None:
+    """They hold images, and what a network had computed of them when it found no memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    gc.collect()
 
 
 def no_memory(size: Size, seen: object) -> ImageError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from .buckets import Key
 from .budget import SHARE, Budget
 from .cutter import Cutter
 from .fill import Fill
-from .fit import MOST_UNFIT, Fit, refuse_batch
+from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
 from .threads import worker_pool
 from .trace import NO_TRACE, NoTrace
 from .waiting import Waiting, key_of, whole_key
@@ -268,6 +267,7 @@ class Pipeline(Closing, Generic[T]):
     ) -> Iterator[Result[T]]:
         """What found no memory waits again: for a smaller batch, or in smaller tiles."""
         self.free.append(flight.slot)
+        forget_frames(error)
         # Where a batch of before has said it already, this one only comes back.
         smaller = self.too_large or self._make_smaller(flight, error)
         self.too_large = True
@@ -308,10 +308,7 @@ class Pipeline(Closing, Generic[T]):
         """New slots for those that are too large: buffers do not shrink. Nothing is in flight."""
         for slot in self.slots:
             slot.close()
-        self.slots, self.free = [], []
-        if self.too_large:
-            gc.collect()  # the frames of its error hold what the network had computed
-        self.too_large = False
+        self.slots, self.free, self.too_large = [], [], False
         self._fill_slots()
 
     def _fill_slots(self) -> None:
