@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contract.cores import usable_cores
 from ..contract.errors import UserError
 from ..contract.files import image_paths
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from ..engine.host import HostEngine
-from ..engine.probe import usable_cores
 from ..runtime.encode import resolve_format
 from ..runtime.pipeline import PipelineOptions
 from ..runtime.plan import Task

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..contract.cores import usable_cores
 from ..engine.extras import describe_gpus
-from ..engine.probe import cpu_flags, cpuinfo, describe_machine, usable_cores
+from ..engine.probe import cpu_flags, cpuinfo, describe_machine
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 NOISY = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..engine.probe import usable_cores
+from ..contract.cores import usable_cores
 from .job import RowResult
 from .judge import Judgement
 from .machine import cuda_device

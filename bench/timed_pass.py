@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..contract.cores import usable_cores
 from ..contract.errors import UserError
 from ..engine.base import Engine
-from ..engine.probe import usable_cores
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, Summary, predict_masks
 from .stages import Pass, StageClock

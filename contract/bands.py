@@ -204,5 +204,5 @@ def _check_count(shape: tuple[int, ...], itemsize: int, name: str) -> None:
         raise ImageError(
             f"{name}: more than {MAX_BYTES} bytes of pixels",
             seen="×".join(map(str, shape)),
-            hint="cut it into tiles",
+            hint="cut it into smaller images",
         )

@@ -203,7 +203,7 @@ def check_file_size(path: Path, size: int) -> None:
             f"{path} is larger than any image that is read",
             seen=f"{size} bytes",
             expected=f"at most {MAX_BYTES}",
-            hint="cut it into tiles",
+            hint="cut it into smaller images",
         )
 
 
@@ -319,5 +319,5 @@ def check_pixels(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name}: an image without pixels", seen=seen)
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name}: more than {MAX_PIXELS} pixels", seen=seen, hint="cut it into tiles"
+            f"{name}: more than {MAX_PIXELS} pixels", seen=seen, hint="cut it into smaller images"
         )

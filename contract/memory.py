@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
 
+from .groups import group_files
 from .spec import ModelSpec
 from .types import Size
-
-_GROUPS = Path("/proc/self/cgroup")
-_LIMITS = {
-    "": ("/sys/fs/cgroup", "memory.max"),
-    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-}
-"""Where cgroups say what may be used, by their second and their first version."""
 
 _UNKNOWN = 8 << 30
 
@@ -39,24 +31,12 @@ def memory_bytes() -> int:
     8 GiB where nothing tells.
     """
     found = []
-    for path in _limit_files():
+    for path in group_files("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max" where there is no limit
             found.append(int(path.read_text(encoding="ascii")))
     if hasattr(os, "sysconf"):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=_UNKNOWN)
-
-
-def _limit_files() -> Iterator[Path]:
-    """Of the group that this process is in and of those above it; a container's own is the root."""
-    groups = dict.fromkeys(_LIMITS, "/")
-    with suppress(OSError):
-        for line in _GROUPS.read_text(encoding="utf-8", errors="replace").splitlines():
-            _, kinds, group = line.split(":", 2)
-            groups |= dict.fromkeys(kinds.split(","), group)
-    for kind, (root, name) in _LIMITS.items():
-        place = PurePosixPath(groups[kind])
-        yield from (Path(f"{root}{above}", name) for above in (place, *place.parents))
 
 
 LOGIT_BYTES = {"mask": 8, "prob": 16}

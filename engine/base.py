@@ -38,7 +38,7 @@ def memory_errors(what: str) -> Iterator[None]:
         if not tells_of_memory(error):
             raise
         words = str(error).strip().splitlines() or [type(error).__name__]
-        hint = "--batch 1   takes least; cut large images into tiles"
+        hint = "--batch 1   takes least; predict --tile 512   less, of large images"
         raise DeviceMemoryError(f"no memory for {what}", seen=words[-1], hint=hint) from error
 
 

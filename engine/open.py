@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contract.cores import granted_threads
 from ..contract.errors import UserError, as_word
 from ..contract.log import log
 from ..contract.spec import NO_OVERRIDES, ModelSpec, Result, SpecOverrides
@@ -53,7 +54,8 @@ def open_engine(
 
     An engine directory is verified, opened with its own backend and its golden masks replayed;
     an ONNX file runs in ONNX Runtime; a checkpoint in PyTorch: in fp32, on CUDA in TF32.
-    threads: what an engine on the CPU computes with; None takes every core.
+    threads: what an engine on the CPU computes with; None takes every core, or as many as a
+    container grants.
     Raises UserError with the command that helps; `engine.why` says what was chosen.
     """
     if path.is_dir():
@@ -154,6 +156,7 @@ def _engine_from_model(
     judged: bool = False,
 ) -> Engine:
     """judged: its masks are compared on the device before it is used, as a directory's are."""
+    threads = threads or granted_threads()
     if backend == "onnxruntime" and device.startswith("cuda"):
         from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..contract.cores import usable_cores
 from ..contract.errors import UserError, first_line
 from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, import_module, is_installed
@@ -125,13 +126,6 @@ def _torch_device() -> str:
     if not torch.cuda.is_available():
         return _processor()
     return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_of(threads: int | None) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..contract.cores import granted_threads
 from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.log import log
 from ..contract.memory import tells_of_memory
@@ -37,9 +38,15 @@ class NetEngine(HostEngine):
 
     backend = "torch"
 
-    def __init__(self, net: MaskNet, precision: str, device: str = "auto") -> None:
+    def __init__(
+        self, net: MaskNet, precision: str, device: str = "auto", threads: int | None = None
+    ) -> None:
+        """threads: of PyTorch on the CPU, for the whole process; None: see granted_threads."""
         import torch
 
+        threads = threads or granted_threads()
+        if threads is not None:
+            torch.set_num_threads(threads)
         super().__init__(net.spec)
         self.precision, self.device = precision, _choose_device(device)
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
@@ -84,14 +91,18 @@ class TorchEngine(NetEngine):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str = "auto", net: MaskNet | None = None
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        net: MaskNet | None = None,
+        threads: int | None = None,
     ) -> None:
         from ..training.checkpoint import unet_from_checkpoint
         from ..training.masknet import MaskNet
 
         if net is None:
             net = MaskNet(unet_from_checkpoint(checkpoint), checkpoint.spec)
-        super().__init__(net, "fp32", device)
+        super().__init__(net, "fp32", device, threads)
         if rounds_to_tf32(self.device):
             self.precision = "tf32"
 
@@ -112,12 +123,13 @@ class FusedEngine(NetEngine):
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
-        """Raises UserError for a graph that is not of the spec's U-Net; see set_threads."""
-        set_threads(threads)
+        """Raises UserError for a graph that is not of the spec's U-Net, and without torch."""
+        import_module("torch")
         from ..training.masknet import MaskNet
         from .torch_fused import fused_unet_from_onnx
 
-        super().__init__(MaskNet(fused_unet_from_onnx(model, spec), spec), precision, device)
+        net = MaskNet(fused_unet_from_onnx(model, spec), spec)
+        super().__init__(net, precision, device, threads)
         self.path = model
         if self.device.startswith("cuda"):
             self.batch = FUSED_BATCH
@@ -209,18 +221,12 @@ def torch_errors(what: str) -> Iterator[None]:
 def torch_engine_from_checkpoint(
     path: Path, device: str, overrides: SpecOverrides, threads: int | None = None
 ) -> TorchEngine:
-    """Raises UserError when torch is missing or `path` is not a checkpoint; see set_threads."""
-    set_threads(threads)
+    """Raises UserError when torch is missing or `path` is not a checkpoint."""
+    import_module("torch")
     from ..training.checkpoint import read_checkpoint
 
-    return TorchEngine(read_checkpoint(path).with_overrides(overrides), device)
-
-
-def set_threads(threads: int | None) -> None:
-    """Of PyTorch on the CPU, for the whole process; None leaves them. UserError without torch."""
-    torch = import_module("torch")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    checkpoint = read_checkpoint(path).with_overrides(overrides)
+    return TorchEngine(checkpoint, device, threads=threads)
 
 
 @cache

@@ -14,9 +14,9 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 
 from ..contract.closing import Closing
+from ..contract.cores import usable_cores
 from ..contract.errors import UserError
 from ..contract.log import log
-from ..engine.probe import usable_cores
 from ..engine.tensorrt_backend import cuda_devices
 from .digest import digest_if_there, require_unchanged
 from .pipeline import writers_for

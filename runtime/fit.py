@@ -81,7 +81,7 @@ def no_memory(size: Size, seen: object) -> ImageError:
     return ImageError(
         f"no memory for an image of {height}×{width} pixels",
         seen=seen,
-        hint="cut it into tiles, or take a device with more memory",
+        hint="cut it into smaller images, or take a device with more memory",
     )
 
 

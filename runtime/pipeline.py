@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..contract.closing import Closing
+from ..contract.cores import usable_cores
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.log import log
 from ..contract.memory import memory_bytes
 from ..contract.tiles import Tile
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
-from ..engine.probe import usable_cores
 from .buckets import Key
 from .budget import SHARE, Budget
 from .cutter import Cutter

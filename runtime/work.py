@@ -166,7 +166,7 @@ def _enough_memory(source: Path) -> Iterator[None]:
         with memory_errors(str(source)):
             yield
     except DeviceMemoryError as error:
-        hint = "cut it into tiles"
+        hint = "cut it into smaller images"
         raise ImageError(error.message, seen=error.seen, hint=hint) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contract.cores import usable_cores
 from ..contract.errors import DeviceMemoryError
 from ..contract.spec import MIN_SIDE
 from ..contract.types import U8, Size
@@ -61,7 +61,7 @@ def batch_options(options: TrainOptions, device: torch.device) -> BatchOptions:
         crop=options.crop,
         augment=options.recipe.augment,
         seed=options.seed,
-        workers=min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
+        workers=min(MOST_WORKERS, usable_cores() - 1) if workers is None else workers,
         pinned=device.type == "cuda",
     )
 

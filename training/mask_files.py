@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contract.cores import usable_cores
 from ..contract.errors import ImageError
 from ..contract.masks import JPEG_HINT, MaskPixels, StoredMask, is_jpeg, read_stored
 from ..contract.palettes import (
@@ -106,7 +106,7 @@ def _read_all(
     photographs: list[Problem] = []
     decoded: dict[Path, StoredMask] = {}
     with progress_of_first("read masks", len(pairs), "masks") as advance:
-        for read in map_ahead(_file, pairs, os.cpu_count() or 1):
+        for read in map_ahead(_file, pairs, usable_cores()):
             advance(1)
             if isinstance(read, Problem):
                 photographs.append(read)

@@ -23,7 +23,7 @@ PATIENCE = 5
 def optimizer_from_recipe(parameters: Iterable[nn.Parameter], recipe: RecipeOptions) -> Optimizer:
     if recipe.optimizer == "rmsprop":
         return RMSprop(parameters, recipe.learning_rate, weight_decay=1e-8, momentum=0.999)
-    return AdamW(parameters, recipe.learning_rate, weight_decay=1e-2)
+    return AdamW(parameters, recipe.learning_rate, weight_decay=1e-2, fused=True)
 
 
 class RateSchedule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 
+from ..contract.cores import usable_cores
 from ..contract.errors import ImageError
 from ..contract.log import log
 from ..contract.masks import StoredMask, true_classes
@@ -151,7 +151,7 @@ def _read_all(
     held = _Held(memory)
     with progress_of_first("read", len(pairs)) as advance:
         # A few ahead, not all: what does not fit is dropped as soon as it was checked.
-        for result in map_ahead(read, tasks, os.cpu_count() or 1):
+        for result in map_ahead(read, tasks, usable_cores()):
             results.append(held.kept(result) if isinstance(result, Sample) else result)
             advance(1)
     if is_main_process():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..contract.cores import granted_threads
 from ..contract.errors import UserError, as_word, first_line
 from ..contract.files import sha256_from_file
 from ..contract.log import log
@@ -45,6 +46,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         if options.wandb and is_main_process():
             require_wandb()
         device = device_from_name(options.device)
+        threads = granted_threads()
+        if threads is not None:  # torchrun may have said fewer
+            torch.set_num_threads(min(threads, torch.get_num_threads()))
         with joined_ranks(device.type == "cuda") as ranks:
             return _train(options, given, resumed, folder, device, ranks)
 

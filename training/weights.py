@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..contract.cores import usable_cores
 from ..contract.spec import ModelSpec
 from .ahead import map_ahead
 from .losses import LossOptions
@@ -31,7 +31,7 @@ def weights_from_samples(samples: Sequence[Sample], classes: int) -> tuple[float
     A class that no mask has weighs as much as the heaviest.
     """
     counts = np.zeros(256, np.int64)
-    for found in map_ahead(_counts, samples, os.cpu_count() or 1):
+    for found in map_ahead(_counts, samples, usable_cores()):
         counts += found
     counts = counts[:classes]
     shares = counts / max(1, counts.sum())

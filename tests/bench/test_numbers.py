@@ -27,9 +27,9 @@ from unetrt.bench.measure import (
     warm_up,
 )
 from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict, probe_peaks
+from unetrt.contract.cores import usable_cores
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.openvino_backend import openvino_core
-from unetrt.engine.probe import usable_cores
 from unetrt.training.step import cpu_computes_bf16
 from unetrt.training.unet import UNet
 

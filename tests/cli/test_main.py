@@ -232,38 +232,47 @@ def test_a_name_that_is_no_unicode_is_shown_escaped(
 
 PATIENCE = """
 import os, sys
+def told():
+    print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 class Seen:
     def find_spec(name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
+            told()
 sys.meta_path.insert(0, Seen)
 from unetrt.cli.main import main
 main(sys.argv[1:])
-print(os.environ.get("OMP_WAIT_POLICY"))
+told()
 """
 
 
 @pytest.mark.parametrize(
     ("arguments", "given"),
     [
-        (["train", "--images", "x"], ""),
-        (["train", "--images", "x"], "ACTIVE"),
-        (["demo", "--out", "x"], ""),
+        (["train", "--images", "x"], {}),
+        (["train", "--images", "x"], {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (["train", "--images", "x"], {"GOMP_SPINCOUNT": "5"}),
+        (["demo", "--out", "x"], {}),
     ],
 )
-def test_what_trains_lets_others_compute(given: str, arguments: list[str], tmp_path: Path) -> None:
+def test_what_trains_lets_others_compute(
+    given: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
     """PyTorch's library of threads reads it as it is loaded; bench's rows are not to inherit it."""
     (tmp_path / "x").touch()
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
     done = subprocess.run(
         [sys.executable, "-c", PATIENCE, *arguments],
-        env=environment | ({"OMP_WAIT_POLICY": given} if given else {}),
+        env=environment | given,
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [given or "PASSIVE", given or "None"]
+    meanwhile = given or {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+    assert done.stdout.splitlines() == [
+        " ".join(str(told.get(name)) for name in names) for told in (meanwhile, given)
+    ]
 
 
 def test_every_verb_has_one_module_with_the_two_functions() -> None:

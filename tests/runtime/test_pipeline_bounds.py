@@ -14,12 +14,11 @@ import pytest
 
 from tests.runtime.conftest import ThresholdEngine
 from tests.runtime.test_pipeline import ignore, plain, threads_left
-from unetrt.contract import memory
+from unetrt.contract.cores import usable_cores
 from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.memory import memory_bytes
 from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
-from unetrt.engine.probe import usable_cores
 from unetrt.runtime import budget
 from unetrt.runtime.budget import Budget
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline, writers_for
@@ -259,10 +258,8 @@ def test_the_memory_is_that_of_the_container_or_the_scheduler_s_job(
     limit = tmp_path / where / ("memory.limit_in_bytes" if first else "memory.max")
     limit.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "groups").write_text(f"{groups}\n")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
-    found = {"": (str(tmp_path), "memory.max")}
-    found["memory"] = (str(tmp_path / "memory"), "memory.limit_in_bytes")
-    monkeypatch.setattr(memory, "_LIMITS", found)
+    monkeypatch.setattr("unetrt.contract.groups._GROUPS", tmp_path / "groups")
+    monkeypatch.setattr("unetrt.contract.groups._ROOT", tmp_path)
     whole = memory_bytes()
     assert whole > 1 << 28
     limit.write_text("max\n")

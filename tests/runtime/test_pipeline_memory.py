@@ -116,7 +116,7 @@ def test_an_image_too_large_for_the_device_costs_itself_alone(
     assert len(results) == 40
     assert sorted(masks) == [index for index in range(40) if index not in large]
     assert all("no memory for an image of 48×33 pixels" in text for text in failed.values())
-    assert "cut it into tiles" in failed[min(large)]
+    assert "cut it into smaller images" in failed[min(large)]
     assert "for the others 4 images a batch again" in caplog.text
 
 
