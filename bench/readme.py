@@ -21,6 +21,8 @@ from .result import Bench, Row
 from .text import markdown_table, rates_text
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+LINKED = {"zen4"}
+"""Folders of reports that README has a link to in place of their tables."""
 HEADS = {
     "en": ("engine", "engine only, images/s", "files to files, images/s", "speed-up", "agreement"),
     "zh": ("引擎", "仅引擎，图/秒", "文件到文件，图/秒", "加速比", "一致率"),
@@ -34,9 +36,10 @@ TITLES = {
 
 
 def readme_block(results: Path, language: str) -> str:
-    """The tables of every `bench_*.json` below `results`, in the order of their paths."""
+    """The tables of the `bench_*.json` below `results` but for LINKED, in order of their paths."""
     paths = sorted(results.rglob("bench_*.json"))
-    reports = [read_report(path) for path in paths]
+    shown = [path for path in paths if LINKED.isdisjoint(path.relative_to(results).parts)]
+    reports = [read_report(path) for path in shown]
     return "\n\n".join(_section(report, language) for report in reports)
 
 

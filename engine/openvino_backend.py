@@ -17,7 +17,8 @@ from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from .base import Engine, HostBuffer, Slot, memory_errors
-from .probe import memory_of
+from .openvino_turned import better_turned, turn
+from .probe import cpu_flags, memory_of
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "bf16"}
 """Our precision → OpenVINO's hint. OpenVINO would take bf16 unasked, so it is always set."""
@@ -121,6 +122,7 @@ class OpenVinoEngine(Engine):
         self.slots = self.streams + 1
         self.pixel_bytes = PIXEL_BYTES[self.precision] * spec.width
         self._memory = memory_of(threads) // SHARE
+        self._turns = precision != "fp32" and "amx_tile" in cpu_flags()
 
     def _streams(self) -> int:
         compiled = self._core.compile_model(self._model, "CPU", self._config)
@@ -150,6 +152,8 @@ class OpenVinoEngine(Engine):
         batch, h, w, height, width = shape
         model = self._model.clone()
         channels = self.spec.channels
+        if self._turns and better_turned((h, w)):
+            turn(model, self.spec.result)
         model.reshape({"image": [batch, h, w, channels], "size_like": [height, width]})
         compiled = self._core.compile_model(model, "CPU", self._config)
         return CompiledShape(compiled, self.slots)
