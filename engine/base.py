@@ -97,18 +97,20 @@ class Slot(ABC):
 class Engine(Closing, ABC):
     """A model opened on a device.
 
-    slots: batches to keep in flight; streams: how many of them it computes at once, where that is
-    known; batch: images a slot should hold, min_batch the fewest that it runs with; graphs: whether
-    slots replay CUDA graphs, None where an engine has none; timed: whether slots on CUDA note when
-    the device copies and computes; why: how it was chosen; largest: network sizes (h, w) of which
-    it takes none larger, or none where it takes any; pixel_bytes: host memory that the network
-    takes for a pixel of its input while its batch runs, about, 0 where that is not the host's.
+    slots: batches to keep in flight, spare_slots as many more where they are quick; streams: how
+    many of them it computes at once, where that is known; batch: images a slot should hold,
+    min_batch the fewest that it runs with; graphs: whether slots replay CUDA graphs, None where an
+    engine has none; timed: whether slots on CUDA note when the device copies and computes; why: how
+    it was chosen; largest: network sizes (h, w) of which it takes none larger, or none where it
+    takes any; pixel_bytes: host memory that the network takes for a pixel of its input while its
+    batch runs, about, 0 where that is not the host's.
     """
 
     backend: str
     precision: str
     device: str
     slots: int = 2
+    spare_slots: int = 0
     streams: int = 1
     batch: int = 1
     min_batch: int = 1

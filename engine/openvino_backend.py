@@ -37,6 +37,13 @@ Measured at widths of 16 and 64, 1024×1024 and 2048×2048: 16.8 to 17.6, 8.8 to
 stream that a shape has run on keeps as much.
 """
 
+QUEUED = 4
+"""Quick batches for each stream: who hands them out waits for a core that the streams keep busy.
+
+Pictures of 200×200 at scale 0.5 and width 16 in bf16 on two cores with AMX, files to files: 515
+images/s with 3 slots, 592 with 6, 608 with 8, 605 with 12.
+"""
+
 Shape = tuple[int, int, int, int, int]
 """(batch, h, w, H, W)"""
 
@@ -120,6 +127,7 @@ class OpenVinoEngine(Engine):
         # One more than the streams keeps each of them fed while a mask is handed over.
         self.streams = self._streams()
         self.slots = self.streams + 1
+        self.spare_slots = QUEUED * self.streams - self.slots
         self.pixel_bytes = PIXEL_BYTES[self.precision] * spec.width
         self._memory = memory_of(threads) // SHARE
         self._turns = precision != "fp32" and "amx_tile" in cpu_flags()
@@ -156,7 +164,7 @@ class OpenVinoEngine(Engine):
             turn(model, self.spec.result)
         model.reshape({"image": [batch, h, w, channels], "size_like": [height, width]})
         compiled = self._core.compile_model(model, "CPU", self._config)
-        return CompiledShape(compiled, self.slots)
+        return CompiledShape(compiled, self.slots + self.spare_slots)
 
     @contextmanager
     def memory_errors(self, what: str) -> Iterator[None]:

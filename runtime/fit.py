@@ -13,16 +13,22 @@ MOST_UNFIT = 100
 """Images that find no memory, one by one, before the job ends where none has ever fitted."""
 
 
+SLOW = 300_000_000
+"""Nanoseconds of a batch, with those that it waits for, from which on no spare slot is used."""
+
+
 class Fit:
     """batch: images a slot; count: slots. Both shrink where the device has no memory for them.
 
+    spare: of the slots those that are left empty while batches are slow, as a stop waits for all.
     An image for which not even the least is enough costs itself alone: what ran before it is
     taken up again. error: of the latest of them. memory: bytes that the host has.
     """
 
-    def __init__(self, batch: int, count: int, least: int) -> None:
-        self.batch, self.count = batch, count
-        self._asked, self._least = (batch, count), least
+    def __init__(self, batch: int, count: int, least: int, spare: int = 0) -> None:
+        self.batch, self.count = batch, count + spare
+        self._asked, self._least = (batch, self.count), least
+        self._lean, self._slow = count, False
         self._proven: tuple[int, int] | None = None
         self.error: UserError | None = None
         self.memory = memory_bytes()  # asked once: a container's limit is a file
@@ -32,9 +38,14 @@ class Fit:
         """Whether anything has ever fitted."""
         return self._proven is not None
 
-    def ran(self, batch: int, slots: int) -> None:
-        """So many images fitted into each of so many slots."""
+    def ran(self, batch: int, slots: int, nanoseconds: int = 0) -> None:
+        """So many images fitted into each of so many slots; one took so long, and its turn."""
         self._proven = max(self._proven or (0, 0), (batch, slots))
+        self._slow = nanoseconds > SLOW
+
+    def enough(self, flying: int) -> bool:
+        """Whether so many batches are all that are to be in flight."""
+        return self._slow and flying >= self._lean
 
     def shrink(self, slots: int, error: UserError) -> bool:
         """Halve the batch, then take one slot. False: neither is possible."""

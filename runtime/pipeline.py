@@ -120,7 +120,8 @@ class Pipeline(Closing, Generic[T]):
         self.engine, self.trace = engine, options.trace
         engine.timed = options.trace.of_device
         batch, count = options.batch or engine.batch, options.slots or engine.slots
-        self.fit = Fit(batch, 1 if options.single else count, engine.min_batch)
+        spare = 0 if options.slots or options.single else engine.spare_slots
+        self.fit = Fit(batch, 1 if options.single else count, engine.min_batch, spare)
         self.most_waiting = max(options.waiting, batch)
         threads = options.load_threads or usable_cores()
         self.loaders = worker_pool(threads, "load")
@@ -129,7 +130,7 @@ class Pipeline(Closing, Generic[T]):
         self.free: list[Slot] = []
         self.too_large = False
         self._open_slots()
-        self.ahead = 2 * threads + min(batch * count, MOST_AHEAD)
+        self.ahead = 2 * threads + min(batch * self.fit.count, MOST_AHEAD)
         self.budget, self.tickets = Budget(options.memory), itertools.count()
         self.loading: deque[tuple[int, T, Future[Loaded]]] = deque()
         cutter = Cutter(engine, options.tile, batch, options.memory)
@@ -209,7 +210,7 @@ class Pipeline(Closing, Generic[T]):
 
     def _launch(self, key: Key) -> Iterator[Result[T]]:
         """Fill a slot with a bucket and start it; a short batch runs padded."""
-        while self.too_large or not self.free:
+        while self.too_large or not self.free or self.fit.enough(len(self.flying)):
             if self.flying:
                 yield from self._land()
             else:
@@ -246,7 +247,7 @@ class Pipeline(Closing, Generic[T]):
             loaded = slot.images[: len(items)]
             yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
             return
-        self.fit.ran(flight.batch, len(self.slots))
+        self.fit.ran(flight.batch, len(self.slots), time.perf_counter_ns() - flight.started)
         self.fill.add(len(items), flight.batch)
         yield from self._tell_unfit()
         told = {"batch": number, "images": len(items), "of": flight.batch}

@@ -322,3 +322,44 @@ def test_what_an_engine_does_not_take_costs_itself_alone() -> None:
     assert sorted(failed) == [3, 8, 13, 18, 23, 28]
     assert failed[3] == "outside the plan ((4, 9) (8, 18)); Hint: build --size …"
     assert len(results) == 30
+
+
+@pytest.mark.parametrize(("bound", "asked", "most"), [(10**12, None, 5), (-1, None, 2), (-1, 4, 4)])
+def test_spare_slots_are_for_quick_batches(
+    bound: int,
+    asked: int | None,
+    most: int,
+    threshold_engine: type[ThresholdEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stop waits for all that is in flight. bound: nanoseconds of a quick batch."""
+    monkeypatch.setattr("unetrt.runtime.fit.SLOW", bound)
+    flying, seen = 0, 0
+
+    class Engine(threshold_engine):  # type: ignore[misc, valid-type]
+        spare_slots = 3
+
+        def slot(self) -> Slot:
+            made = super().slot()
+            submit, masks = made.submit, made.masks
+
+            def start(n: int, size: tuple[int, int]) -> None:
+                nonlocal flying, seen
+                submit(n, size)
+                flying += 1
+                seen = max(seen, flying if done else 0)
+
+            def wait() -> U8:
+                nonlocal flying
+                flying -= 1
+                return masks()
+
+            made.submit, made.masks = start, wait
+            return made
+
+    done = 0
+    with Engine(slots=2) as engine:
+        for _ in run_pipeline(engine, range(40), plain, ignore, PipelineOptions(slots=asked)):
+            done += 1
+    assert done == 40
+    assert seen == most
