@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contract.cores import granted_threads
 from ..contract.errors import first_line
 from ..contract.modules import import_module, is_installed
 from ..engine.openvino_backend import openvino_core
@@ -171,6 +172,9 @@ def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
     """A precision counts only where the compiled product runs in it, by its own word."""
     openvino = import_module("openvino")
     core = openvino_core()
+    config: dict[str, Any] = {}
+    if (threads := granted_threads()) is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
     found = []
     for precision, hint, runs_in in (
         ("fp32", "f32", "f32"),
@@ -178,7 +182,7 @@ def _openvino_peaks(side: int, seconds: float) -> list[Peak]:
         ("int8", "f32", "i8"),
     ):
         model = _product_model(side, quantised=precision == "int8")
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        compiled = core.compile_model(model, "CPU", config | {"INFERENCE_PRECISION_HINT": hint})
         if set(_product_precisions(compiled)) != {runs_in}:
             continue
         request = compiled.create_infer_request()

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..contract.cores import granted_threads
 from ..contract.errors import UserError
 from ..contract.modules import import_module
 from ..contract.spec import MIN_SIDE, ModelSpec
@@ -32,7 +33,7 @@ class OnnxRuntimeEngine(HostEngine):
     """Raises UserError when the file cannot be loaded.
 
     profile: how the names of the files begin that ONNX Runtime writes its profile to.
-    threads: None takes every core.
+    threads: None takes every core, or as many as a container grants.
     """
 
     backend = "onnxruntime"
@@ -114,7 +115,7 @@ def session_from_onnx(
     if any("CUDA" in str(provider) for provider in providers) and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # CUDA's libraries may be pip packages, which no loader finds
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or granted_threads() or 0
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:

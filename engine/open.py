@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..contract.cores import granted_threads
 from ..contract.errors import UserError, as_word
 from ..contract.log import log
 from ..contract.spec import NO_OVERRIDES, ModelSpec, Result, SpecOverrides
@@ -156,7 +155,6 @@ def _engine_from_model(
     judged: bool = False,
 ) -> Engine:
     """judged: its masks are compared on the device before it is used, as a directory's are."""
-    threads = threads or granted_threads()
     if backend == "onnxruntime" and device.startswith("cuda"):
         from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 

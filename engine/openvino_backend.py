@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contract.cores import granted_threads
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
@@ -89,7 +90,8 @@ class CompiledShape:
 class OpenVinoEngine(Engine):
     """One compiled model a shape, the last MAX_SHAPES kept; raises UserError on a bad file.
 
-    profile: every layer is timed, and slots have `layer_times`. threads: None takes every core.
+    profile: every layer is timed, and slots have `layer_times`. threads: None takes every core, or
+    as many as a container grants.
     """
 
     backend = "openvino"
@@ -118,6 +120,7 @@ class OpenVinoEngine(Engine):
             "PERFORMANCE_HINT": "THROUGHPUT",
             "PERF_COUNT": "YES" if profile else "NO",
         }
+        threads = threads or granted_threads()
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
             # The cores are shared with other processes, and each would pin its own to the first.
@@ -130,7 +133,8 @@ class OpenVinoEngine(Engine):
         self.spare_slots = QUEUED * self.streams - self.slots
         self.pixel_bytes = PIXEL_BYTES[self.precision] * spec.width
         self._memory = memory_of(threads) // SHARE
-        self._turns = precision != "fp32" and "amx_tile" in cpu_flags()
+        self._turns = self.precision != "fp32" and "amx_tile" in cpu_flags()
+        self._turned: Any = None
 
     def _streams(self) -> int:
         compiled = self._core.compile_model(self._model, "CPU", self._config)
@@ -158,13 +162,19 @@ class OpenVinoEngine(Engine):
 
     def _compile(self, shape: Shape) -> CompiledShape:
         batch, h, w, height, width = shape
-        model = self._model.clone()
+        turned = self._turns and better_turned((h, w))
+        model = (self._turned_model() if turned else self._model).clone()
         channels = self.spec.channels
-        if self._turns and better_turned((h, w)):
-            turn(model, self.spec.result)
         model.reshape({"image": [batch, h, w, channels], "size_like": [height, width]})
         compiled = self._core.compile_model(model, "CPU", self._config)
         return CompiledShape(compiled, self.slots + self.spare_slots)
+
+    def _turned_model(self) -> Any:
+        """One for all shapes: it has kernels of its own."""
+        if self._turned is None:
+            self._turned = self._model.clone()
+            turn(self._turned, self.spec.result)
+        return self._turned
 
     @contextmanager
     def memory_errors(self, what: str) -> Iterator[None]:

@@ -44,7 +44,9 @@ class NetEngine(HostEngine):
         """threads: of PyTorch on the CPU, for the whole process; None: see granted_threads."""
         import torch
 
-        threads = threads or granted_threads()
+        granted = granted_threads()
+        if threads is None and granted is not None:
+            threads = min(granted, torch.get_num_threads())
         if threads is not None:
             torch.set_num_threads(threads)
         super().__init__(net.spec)

@@ -28,7 +28,7 @@ class Fit:
     def __init__(self, batch: int, count: int, least: int, spare: int = 0) -> None:
         self.batch, self.count = batch, count + spare
         self._asked, self._least = (batch, self.count), least
-        self._lean, self._slow = count, False
+        self._lean, self._slow = count, True  # until a batch has been quick
         self._proven: tuple[int, int] | None = None
         self.error: UserError | None = None
         self.memory = memory_bytes()  # asked once: a container's limit is a file
@@ -42,6 +42,10 @@ class Fit:
         """So many images fitted into each of so many slots; one took so long, and its turn."""
         self._proven = max(self._proven or (0, 0), (batch, slots))
         self._slow = nanoseconds > SLOW
+
+    def widen(self, count: int) -> None:
+        """More slots, for an image that turned out to be cut."""
+        self.count = self._lean = count
 
     def enough(self, flying: int) -> bool:
         """Whether so many batches are all that are to be in flight."""

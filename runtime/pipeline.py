@@ -190,7 +190,7 @@ class Pipeline(Closing, Generic[T]):
             yield Result(task, error)
             return
         if self.options.single and self.buckets.count > 1:
-            self.fit.count = self.options.slots or self.engine.slots
+            self.fit.widen(self.options.slots or self.engine.slots)
             self._fill_slots()
         # An image may have many tiles: a stop does not wait for all of them.
         while self.buckets.size(key) >= self.fit.batch and not self.stop():

@@ -26,6 +26,17 @@ def optimizer_from_recipe(parameters: Iterable[nn.Parameter], recipe: RecipeOpti
     return AdamW(parameters, recipe.learning_rate, weight_decay=1e-2, fused=True)
 
 
+def resume_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load its state, but for how it computes: a run of before may have been saved without fused.
+
+    float16's scaler asks the optimiser itself whether it is, not its groups.
+    """
+    for group in state["param_groups"]:
+        if "fused" in group:
+            group["fused"] = optimizer.defaults["fused"]
+    optimizer.load_state_dict(state)
+
+
 class RateSchedule:
     """One of three: "onecycle" and "cosine" move each step, "plateau" each epoch by its score."""
 

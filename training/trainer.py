@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, golden_part, write_checkpoint
 from .finite import first_not_finite
 from .interrupts import Interrupts, Stopped
 from .masknet import MaskNet
-from .optim import RateSchedule, optimizer_from_recipe
+from .optim import RateSchedule, optimizer_from_recipe, resume_optimizer
 from .options import TrainOptions
 from .ranks import Ranks, loss_told, progress_of_first, sync_batchnorms
 from .report import EpochResult, Reporter
@@ -121,7 +121,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what last.pth holds beside the weights."""
-        self._optimizer.load_state_dict(state["optimizer"])
+        resume_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty where the run began on a device that needs none
             self._stepper.scaler.load_state_dict(state["scaler"])

@@ -44,6 +44,7 @@ def results(path: Path, images: U8, size: Size, turned: bool, precision: str = "
         slot.submit(len(images), size)
         found = slot.masks().copy()
         slot.close()
+        assert (engine._turned is not None) == turned
         return found
 
 
@@ -96,6 +97,7 @@ def test_int8_is_turned_too(
         ("bf16", {"amx_tile"}, True),
         ("int8", {"amx_tile"}, True),
         ("fp32", {"amx_tile"}, False),
+        ("fp16", {"amx_tile"}, False),
         ("bf16", {"avx512_bf16"}, False),
     ],
 )

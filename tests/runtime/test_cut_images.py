@@ -264,16 +264,36 @@ def test_a_stop_does_not_wait_for_an_image_of_many_tiles() -> None:
     assert results == []
 
 
-def test_a_single_image_has_as_many_slots_as_its_tiles_can_use() -> None:
-    opened = []
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_single_image_has_as_many_slots_as_its_tiles_can_use(
+    quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetrt.runtime.fit.SLOW", 10**12 if quick else -1)
+    opened, flying, most = [], 0, 0
 
     class Counting(ThresholdEngine):
         def slot(self):  # type: ignore[no-untyped-def]
             opened.append(1)
-            return super().slot()
+            made = super().slot()
+            submit, masks = made.submit, made.masks
+
+            def start(*arguments):  # type: ignore[no-untyped-def]
+                nonlocal flying, most
+                submit(*arguments)
+                flying += 1
+                most = max(most, flying)
+
+            def wait() -> U8:
+                nonlocal flying
+                flying -= 1
+                return masks()
+
+            made.submit, made.masks = start, wait
+            return made
 
     for size, slots in ((SMALL, 1), ((3000, 32), 3)):
         opened.clear()
+        most = 0
         options = PipelineOptions(tile=512, single=True)
         with Counting(slots=3) as engine:
             image = np.zeros((*size, 1), np.uint8)
@@ -283,4 +303,4 @@ def test_a_single_image_has_as_many_slots_as_its_tiles_can_use() -> None:
                 )
             )
         assert [result.error for result in results] == [None]
-        assert len(opened) == slots
+        assert len(opened) == most == slots

@@ -347,7 +347,7 @@ def test_spare_slots_are_for_quick_batches(
                 nonlocal flying, seen
                 submit(n, size)
                 flying += 1
-                seen = max(seen, flying if done else 0)
+                seen = max(seen, flying)
 
             def wait() -> U8:
                 nonlocal flying
