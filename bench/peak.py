@@ -205,9 +205,8 @@ def _product_model(side: int, quantised: bool) -> Any:
         a, b = result, ops.constant(values)
         if quantised:
             a = ops.fake_quantize(a, low, top, low, top, 256)
-            b = ops.fake_quantize(
-                b, *(ops.constant(np.float32(v)) for v in (-spread, spread) * 2), 255
-            )
+            least, most = (ops.constant(np.float32(bound)) for bound in (-spread, spread))
+            b = ops.fake_quantize(b, least, most, least, most, 255)
         result = ops.matmul(a, b, False, True)
     return openvino.Model([result], [image])
 

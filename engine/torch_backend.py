@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..contract.cores import granted_threads
 from ..contract.errors import DeviceMemoryError, UserError, first_line
 from ..contract.log import log
 from ..contract.memory import tells_of_memory
@@ -41,14 +40,12 @@ class NetEngine(HostEngine):
     def __init__(
         self, net: MaskNet, precision: str, device: str = "auto", threads: int | None = None
     ) -> None:
-        """threads: of PyTorch on the CPU, for the whole process; None: see granted_threads."""
+        """threads: see limit_threads."""
         import torch
 
-        granted = granted_threads()
-        if threads is None and granted is not None:
-            threads = min(granted, torch.get_num_threads())
-        if threads is not None:
-            torch.set_num_threads(threads)
+        from ..training.threads import limit_threads
+
+        limit_threads(threads)
         super().__init__(net.spec)
         self.precision, self.device = precision, _choose_device(device)
         self._net = net.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]

@@ -12,7 +12,6 @@ from ..contract.types import Size
 MOST_UNFIT = 100
 """Images that find no memory, one by one, before the job ends where none has ever fitted."""
 
-
 SLOW = 300_000_000
 """Nanoseconds of a batch, with those that it waits for, from which on no spare slot is used."""
 
@@ -38,7 +37,7 @@ class Fit:
         """Whether anything has ever fitted."""
         return self._proven is not None
 
-    def ran(self, batch: int, slots: int, nanoseconds: int = 0) -> None:
+    def ran(self, batch: int, slots: int, nanoseconds: int) -> None:
         """So many images fitted into each of so many slots; one took so long, and its turn."""
         self._proven = max(self._proven or (0, 0), (batch, slots))
         self._slow = nanoseconds > SLOW

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..contract.cores import granted_threads
 from ..contract.errors import UserError, as_word, first_line
 from ..contract.files import sha256_from_file
 from ..contract.log import log
@@ -21,6 +20,7 @@ from .resume import TEACHER, Resumed, folder_of_run, read_resumed, require_same_
 from .rundir import RunFolder
 from .samples import TrainingData, load_training_data
 from .teacher import Teacher
+from .threads import limit_threads
 from .tracking import Tracker, require_wandb
 from .trainer import Trainer
 from .unet import UNet
@@ -46,9 +46,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         if options.wandb and is_main_process():
             require_wandb()
         device = device_from_name(options.device)
-        threads = granted_threads()
-        if threads is not None:  # torchrun may have said fewer
-            torch.set_num_threads(min(threads, torch.get_num_threads()))
+        limit_threads()
         with joined_ranks(device.type == "cuda") as ranks:
             return _train(options, given, resumed, folder, device, ranks)
 

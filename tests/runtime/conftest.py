@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from unetrt.contract.spec import ModelSpec
-from unetrt.contract.types import NO_CLASS, U8
+from unetrt.contract.types import NO_CLASS, U8, Size
+from unetrt.engine.base import Slot
 from unetrt.engine.host import HostEngine
 from unetrt.engine.torch_backend import TorchEngine
 from unetrt.runtime.plan import Task
@@ -34,6 +35,29 @@ class ThresholdEngine(HostEngine):
     def infer(self, images: U8, masks: U8) -> None:
         for image, mask in zip(images, masks, strict=True):
             mask[:] = NO_CLASS if (image == 255).all() else image[0, 0, 0] % 2
+
+
+class WatchedEngine(ThresholdEngine):
+    """opened: slots so far; most: batches that were in flight at once."""
+
+    opened = most = _flying = 0
+
+    def slot(self) -> Slot:
+        self.opened += 1
+        made = super().slot()
+        submit, masks = made.submit, made.masks
+
+        def start(n: int, size: Size) -> None:
+            submit(n, size)
+            self._flying += 1
+            self.most = max(self.most, self._flying)
+
+        def wait() -> U8:
+            self._flying -= 1
+            return masks()
+
+        made.submit, made.masks = start, wait  # type: ignore[method-assign]
+        return made
 
 
 @pytest.fixture

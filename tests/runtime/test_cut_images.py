@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import balanced_checkpoint, steel
-from tests.runtime.conftest import ThresholdEngine
+from tests.runtime.conftest import ThresholdEngine, WatchedEngine
 from unetrt.contract.errors import ImageError
 from unetrt.contract.spec import ModelSpec, Result
 from unetrt.contract.tiles import GRAIN, LEAST_SIDE
@@ -269,33 +269,9 @@ def test_a_single_image_has_as_many_slots_as_its_tiles_can_use(
     quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unetrt.runtime.fit.SLOW", 10**12 if quick else -1)
-    opened, flying, most = [], 0, 0
-
-    class Counting(ThresholdEngine):
-        def slot(self):  # type: ignore[no-untyped-def]
-            opened.append(1)
-            made = super().slot()
-            submit, masks = made.submit, made.masks
-
-            def start(*arguments):  # type: ignore[no-untyped-def]
-                nonlocal flying, most
-                submit(*arguments)
-                flying += 1
-                most = max(most, flying)
-
-            def wait() -> U8:
-                nonlocal flying
-                flying -= 1
-                return masks()
-
-            made.submit, made.masks = start, wait
-            return made
-
     for size, slots in ((SMALL, 1), ((3000, 32), 3)):
-        opened.clear()
-        most = 0
         options = PipelineOptions(tile=512, single=True)
-        with Counting(slots=3) as engine:
+        with WatchedEngine(slots=3) as engine:
             image = np.zeros((*size, 1), np.uint8)
             results = list(
                 run_pipeline(
@@ -303,4 +279,4 @@ def test_a_single_image_has_as_many_slots_as_its_tiles_can_use(
                 )
             )
         assert [result.error for result in results] == [None]
-        assert len(opened) == most == slots
+        assert engine.opened == engine.most == slots

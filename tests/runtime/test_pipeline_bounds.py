@@ -7,19 +7,16 @@ import threading
 import time
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.runtime.conftest import ThresholdEngine
+from tests.runtime.conftest import ThresholdEngine, WatchedEngine
 from tests.runtime.test_pipeline import ignore, plain, threads_left
 from unetrt.contract.cores import usable_cores
 from unetrt.contract.errors import ImageError, UserError
-from unetrt.contract.memory import memory_bytes
 from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
-from unetrt.runtime import budget
 from unetrt.runtime.budget import Budget
 from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline, writers_for
 
@@ -241,34 +238,6 @@ def test_who_is_waited_for_passes_and_all_pass_at_the_end() -> None:
     assert not late.is_alive()
 
 
-@pytest.mark.parametrize(
-    ("groups", "where"),
-    [
-        ("0::/", ""),
-        ("0::/system.slice/job_7/step_0", "system.slice/job_7/step_0"),
-        ("0::/system.slice/job_7/step_0", "system.slice/job_7"),
-        ("4:cpu,memory:/slurm/job_7\n1:name=systemd:/x\n0::/", "memory/slurm/job_7"),
-        ("9:memory:/docker/of the host", "memory"),
-    ],
-)
-def test_the_memory_is_that_of_the_container_or_the_scheduler_s_job(
-    groups: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = where.startswith("memory")
-    limit = tmp_path / where / ("memory.limit_in_bytes" if first else "memory.max")
-    limit.parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "groups").write_text(f"{groups}\n")
-    monkeypatch.setattr("unetrt.contract.groups._GROUPS", tmp_path / "groups")
-    monkeypatch.setattr("unetrt.contract.groups._ROOT", tmp_path)
-    whole = memory_bytes()
-    assert whole > 1 << 28
-    limit.write_text("max\n")
-    assert memory_bytes() == whole
-    limit.write_text("123456\n")
-    assert memory_bytes() == 123456
-    assert PipelineOptions().memory == 123456 // budget.SHARE
-
-
 def test_threads_are_those_of_the_cores_that_may_be_used() -> None:
     assert [writers_for(cores) for cores in (1, 8, 16, 64)] == [2, 2, 4, 16]
     assert PipelineOptions().write_threads == writers_for(usable_cores())
@@ -329,37 +298,12 @@ def test_spare_slots_are_for_quick_batches(
     bound: int,
     asked: int | None,
     most: int,
-    threshold_engine: type[ThresholdEngine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stop waits for all that is in flight. bound: nanoseconds of a quick batch."""
     monkeypatch.setattr("unetrt.runtime.fit.SLOW", bound)
-    flying, seen = 0, 0
-
-    class Engine(threshold_engine):  # type: ignore[misc, valid-type]
-        spare_slots = 3
-
-        def slot(self) -> Slot:
-            made = super().slot()
-            submit, masks = made.submit, made.masks
-
-            def start(n: int, size: tuple[int, int]) -> None:
-                nonlocal flying, seen
-                submit(n, size)
-                flying += 1
-                seen = max(seen, flying)
-
-            def wait() -> U8:
-                nonlocal flying
-                flying -= 1
-                return masks()
-
-            made.submit, made.masks = start, wait
-            return made
-
-    done = 0
-    with Engine(slots=2) as engine:
-        for _ in run_pipeline(engine, range(40), plain, ignore, PipelineOptions(slots=asked)):
-            done += 1
-    assert done == 40
-    assert seen == most
+    with WatchedEngine(slots=2) as engine:
+        engine.spare_slots = 3
+        results = run_pipeline(engine, range(40), plain, ignore, PipelineOptions(slots=asked))
+        assert sum(1 for _ in results) == 40
+    assert engine.most == most
