@@ -41,7 +41,8 @@ def measure_engine(engine: Engine, job: RowJob, opened: float) -> RowResult:
     Warms up first, every shape among the images.
     """
     sizes = paths_by_size(job.images)
-    batch = commonest_batch(engine.spec, sizes, job.batch or engine.batch, job.bit_depth)
+    count = job.batch or engine.batch_for(engine.spec.input_size(next(iter(sizes))))
+    batch = commonest_batch(engine.spec, sizes, count, job.bit_depth)
     slots = job.slots or engine.slots
     first = _first_seconds(engine, batch)
     clock = EngineClock(engine, batch, slots, job)
@@ -138,7 +139,7 @@ def _warm_up_tasks(engine: Engine, job: RowJob, sizes: Mapping[Size, Sequence[Pa
     tasks = _tasks(job)
     first = {paths[0] for paths in sizes.values()}
     chosen = [task for task in tasks if task.source in first]
-    return list(dict.fromkeys([*chosen, *tasks[: 2 * engine.slots]]))
+    return list(dict.fromkeys([*chosen, *tasks[: 2 * engine.slots * engine.most_batch]]))
 
 
 def _first_seconds(engine: Engine, batch: Batch) -> float:

@@ -98,12 +98,13 @@ class Engine(Closing, ABC):
     """A model opened on a device.
 
     slots: batches to keep in flight, spare_slots as many more where they are quick; streams: how
-    many of them it computes at once, where that is known; batch: images a slot should hold,
-    min_batch the fewest that it runs with; graphs: whether slots replay CUDA graphs, None where an
-    engine has none; timed: whether slots on CUDA note when the device copies and computes; why: how
-    it was chosen; largest: network sizes (h, w) of which it takes none larger, or none where it
-    takes any; pixel_bytes: host memory that the network takes for a pixel of its input while its
-    batch runs, about, 0 where that is not the host's.
+    many of them it computes at once, where that is known; batch: images a slot should hold of any
+    size, batch_for more of small ones; min_batch: the fewest that it runs with; any_batch: an image
+    has the same mask, bit for bit, in a batch of any number; graphs: whether slots replay CUDA
+    graphs, None where an engine has none; timed: whether slots on CUDA note when the device copies
+    and computes; why: how it was chosen; largest: network sizes (h, w) of which it takes none
+    larger, or none where it takes any; pixel_bytes: host memory that the network takes for a pixel
+    of its input while its batch runs, about, 0 where that is not the host's.
     """
 
     backend: str
@@ -114,6 +115,7 @@ class Engine(Closing, ABC):
     streams: int = 1
     batch: int = 1
     min_batch: int = 1
+    any_batch: bool = False
     graphs: bool | None = None
     timed: bool = False
     why: str = ""
@@ -122,6 +124,16 @@ class Engine(Closing, ABC):
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
+
+    @property
+    def most_batch(self) -> int:
+        """The most that batch_for gives."""
+        return self.batch
+
+    def batch_for(self, input_size: Size) -> int:
+        """Images of a network size (h, w) that a slot should hold."""
+        del input_size
+        return self.batch
 
     def refusal(self, input_size: Size, size: Size) -> ImageError | None:
         """Why no slot takes an image of a network size whose mask is to be of `size` (H, W).

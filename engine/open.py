@@ -229,22 +229,25 @@ def golden_difference(engine: Engine, cases: list[GoldenCase]) -> Difference:
 
 
 def _golden_results(engine: Engine, cases: list[GoldenCase]) -> Iterator[tuple[U8, U8]]:
-    """In a slot of the least batch; where graphs are replayed, as a job's batches run too."""
+    """In a slot of the least batch, and as a job's batches run where those are others."""
     fitting = [case for case in cases if case.image.shape[2] == engine.spec.channels]
     others = (case for case in cases if case.image.shape[2] != engine.spec.channels)
     yield from ((case.mask, np.full_like(case.mask, NO_CLASS)) for case in others)
     with engine.running() as run:
         yield from ((case.mask, run(case.image, case.size)) for case in fitting)
-    if engine.graphs is None:
-        return
     with closing(engine.slot()) as slot:
         for case in fitting:
-            yield from ((case.mask, found) for found in _as_a_job(slot, engine.batch, case))
+            yield from ((case.mask, found) for found in _as_a_job(engine, slot, case))
 
 
-def _as_a_job(slot: Slot, batch: int, case: GoldenCase) -> Iterator[U8]:
-    for _ in range(AS_A_JOB):
-        slot.reserve(batch, (case.image.shape[0], case.image.shape[1]))[:] = case.image
+def _as_a_job(engine: Engine, slot: Slot, case: GoldenCase) -> Iterator[U8]:
+    """Nothing where a job runs the network as it has run by now."""
+    size = (case.image.shape[0], case.image.shape[1])
+    batch, times = engine.batch_for(size), 1 if engine.graphs is None else AS_A_JOB
+    if engine.graphs is None and batch == engine.batch:
+        return
+    for _ in range(times):
+        slot.reserve(batch, size)[:] = case.image
         slot.submit(batch, case.size)
         yield from slot.masks()
 

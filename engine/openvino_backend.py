@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ QUEUED = 4
 Pictures of 200×200 at scale 0.5 and width 16 in bf16 on two cores with AMX, files to files: 515
 images/s with 3 slots, 592 with 6, 608 with 8, 605 with 12.
 """
+
+MOST_BATCH = 8
+BATCH_WORK = 2**25
+"""Pixels of network input, times the square of the network's width, in a batch of small images."""
 
 Shape = tuple[int, int, int, int, int]
 """(batch, h, w, H, W)"""
@@ -96,6 +101,7 @@ class OpenVinoEngine(Engine):
 
     backend = "openvino"
     device = "cpu"
+    any_batch = True
 
     def __init__(
         self,
@@ -135,6 +141,15 @@ class OpenVinoEngine(Engine):
         self._memory = memory_of(threads) // SHARE
         self._turns = self.precision != "fp32" and "amx_tile" in cpu_flags()
         self._turned: Any = None
+
+    @property
+    def most_batch(self) -> int:
+        return MOST_BATCH
+
+    def batch_for(self, input_size: Size) -> int:
+        """A power of two, so that few shapes are compiled."""
+        fitting = BATCH_WORK // (math.prod(input_size) * self.spec.width**2)
+        return 1 << (max(1, min(fitting, MOST_BATCH)).bit_length() - 1)
 
     def _streams(self) -> int:
         compiled = self._core.compile_model(self._model, "CPU", self._config)

@@ -50,9 +50,9 @@ class Fit:
         """Whether so many batches are all that are to be in flight."""
         return self._slow and flying >= self._lean
 
-    def shrink(self, slots: int, error: UserError) -> bool:
-        """Halve the batch, then take one slot. False: neither is possible."""
-        half = self.batch // 2
+    def shrink(self, batch: int, slots: int, error: UserError) -> bool:
+        """Half of the batch that found none, then one slot. False: neither is possible."""
+        half = batch // 2
         if half >= self._least:
             self.batch, now = half, f"{half} images a batch"
         elif slots > 1:

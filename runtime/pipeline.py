@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 from ..contract.closing import Closing
 from ..contract.cores import usable_cores
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
-from ..contract.log import log
 from ..contract.memory import memory_bytes
 from ..contract.tiles import Tile
 from ..contract.types import NO_CLASS, U8, Size
@@ -24,6 +23,7 @@ from .budget import SHARE, Budget
 from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
+from .slots import Slots
 from .threads import worker_pool
 from .trace import NO_TRACE, NoTrace
 from .waiting import Waiting, key_of, whole_key
@@ -119,18 +119,17 @@ class Pipeline(Closing, Generic[T]):
         self.load, self.options, self.stop = load, options, stop
         self.engine, self.trace = engine, options.trace
         engine.timed = options.trace.of_device
-        batch, count = options.batch or engine.batch, options.slots or engine.slots
+        most, count = options.batch or engine.most_batch, options.slots or engine.slots
         spare = 0 if options.slots or options.single else engine.spare_slots
-        self.fit = Fit(batch, 1 if options.single else count, engine.min_batch, spare)
-        self.most_waiting = max(options.waiting, batch)
+        self.fit = Fit(most, 1 if options.single else count, engine.min_batch, spare)
+        self.most_waiting = max(options.waiting, most)
         threads = options.load_threads or usable_cores()
         self.loaders = worker_pool(threads, "load")
         self.writing = Writing(consume, options.write_threads, options.memory, options.trace)
-        self.slots: list[Slot] = []
-        self.free: list[Slot] = []
-        self.too_large = False
-        self._open_slots()
-        self.ahead = 2 * threads + min(batch * self.fit.count, MOST_AHEAD)
+        self.slots = Slots(engine, self.fit)
+        batch = options.batch or engine.batch
+        self._threads, self.ahead = threads, 0
+        self._look_ahead(batch)
         self.budget, self.tickets = Budget(options.memory), itertools.count()
         self.loading: deque[tuple[int, T, Future[Loaded]]] = deque()
         cutter = Cutter(engine, options.tile, batch, options.memory)
@@ -155,8 +154,7 @@ class Pipeline(Closing, Generic[T]):
             self._load_ahead(tasks)
         while self.flying or (self.buckets.count and not self.stop()):
             for key in self.buckets.keys:
-                while self.buckets.size(key) and not self.stop():
-                    yield from self._launch(key)
+                yield from self._empty(key)
             while self.flying:
                 yield from self._land()
         yield from self.writing.results()
@@ -166,10 +164,18 @@ class Pipeline(Closing, Generic[T]):
 
     def _load_ahead(self, tasks: Iterator[T]) -> None:
         while len(self.loading) < self.ahead and (task := next(tasks, None)) is not None:
-            ticket = next(self.tickets)
             with self.trace.span("ask for an image"):
+                ticket = next(self.tickets)
                 future = self.loaders.submit(self._load, task, ticket)
-            self.loading.append((ticket, task, future))
+                self.loading.append((ticket, task, future))
+
+    def _look_ahead(self, batch: int) -> None:
+        """Load as many images as keep all slots, of so many each, and all threads busy."""
+        self.ahead = 2 * self._threads + min(batch * self.fit.count, MOST_AHEAD)
+
+    def _batch(self, key: Key) -> int:
+        """Of a full slot."""
+        return min(self.fit.batch, self.options.batch or self.engine.batch_for(key[0]))
 
     def _load(self, task: T, ticket: int) -> Loaded:
         self.budget.admit(ticket)
@@ -179,26 +185,39 @@ class Pipeline(Closing, Generic[T]):
         return image, size
 
     def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
-        self.budget.give_back(image.nbytes)
-        key = key_of(image, size)
-        grid = self.waiting.cutter.grid(*key)
         try:
-            if grid is None:
-                self._check(key, image.nbytes)
-            key = self.waiting.put(task, image, size, grid)
+            with self.trace.span("sort an image"):
+                key = self._sort(task, image, size)
         except ImageError as error:
             yield Result(task, error)
             return
         if self.options.single and self.buckets.count > 1:
             self.fit.widen(self.options.slots or self.engine.slots)
-            self._fill_slots()
+            self.slots.fill()
         # An image may have many tiles: a stop does not wait for all of them.
-        while self.buckets.size(key) >= self.fit.batch and not self.stop():
+        while self.buckets.size(key) >= self._batch(key) and not self.stop():
             yield from self._launch(key)
-        while self.buckets.count > self.most_waiting:
-            yield from self._launch(self.buckets.fullest)
-        while self.buckets.bytes > self.budget.most // 2:  # the other half is for what comes
+        while self.buckets.count > self.most_waiting and not self.stop():
+            yield from self._empty(self.buckets.fullest)
+        # The other half is for what comes.
+        while self.buckets.bytes > self.budget.most // 2 and not self.stop():
             yield from self._launch(self.buckets.heaviest)
+
+    def _empty(self, key: Key) -> Iterator[Result[T]]:
+        """All at once: another size has to be compiled first, perhaps."""
+        while self.buckets.size(key) and not self.stop():
+            yield from self._launch(key)
+
+    def _sort(self, task: T, image: U8, size: Size) -> Key:
+        """Put it, or its tiles, with others of its size, of which the key is given."""
+        self.budget.give_back(image.nbytes)
+        key = key_of(image, size)
+        grid = self.waiting.cutter.grid(*key)
+        if grid is None:
+            self._check(key, image.nbytes)
+        key = self.waiting.put(task, image, size, grid)
+        self._look_ahead(self._batch(key))
+        return key
 
     def _check(self, key: Key, image_bytes: int) -> None:
         """Raise ImageError for what the engine does not take whole."""
@@ -209,19 +228,21 @@ class Pipeline(Closing, Generic[T]):
             raise refusal
 
     def _launch(self, key: Key) -> Iterator[Result[T]]:
-        """Fill a slot with a bucket and start it; a short batch runs padded."""
-        while self.too_large or not self.free or self.fit.enough(len(self.flying)):
+        """Fill a slot with a bucket and start it; a short batch runs padded, or one by one."""
+        while self.slots.none_free or self.fit.enough(len(self.flying)):
             if self.flying:
                 yield from self._land()
             else:
-                self._open_slots()
+                self.slots.renew()
         if not self.buckets.size(key):  # what has landed made it be cut into smaller tiles
             return
-        batch = self.fit.batch
+        batch = self._batch(key)
+        if self.engine.any_batch and self.buckets.size(key) < batch and not self.options.batch:
+            batch = self.engine.min_batch
         bucket = self.waiting.take(key, batch)
         items = [item for item, _ in bucket]
-        slot = self.free.pop()
-        number, row = next(self.numbers), self.slots.index(slot)
+        slot, row = self.slots.take()
+        number = next(self.numbers)
         try:
             with self.trace.span("fill a slot", batch=number, slot=row):
                 images = slot.reserve(batch, key[0])
@@ -247,31 +268,36 @@ class Pipeline(Closing, Generic[T]):
             loaded = slot.images[: len(items)]
             yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
             return
-        self.fit.ran(flight.batch, len(self.slots), time.perf_counter_ns() - flight.started)
+        self.fit.ran(flight.batch, self.slots.count, time.perf_counter_ns() - flight.started)
         self.fill.add(len(items), flight.batch)
         yield from self._tell_unfit()
         told = {"batch": number, "images": len(items), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
-        for item, mask in zip(items, masks, strict=True):
-            if (mask[..., 0, 0] == NO_CLASS).all():
-                yield from self.waiting.fail(item, ImageError(NOT_FINITE))
-            elif not isinstance(item, Tile):
-                yield from self.writing.put(item, mask, number)
-            elif not item.mosaic.void and item.mosaic.put(item, mask):
-                mosaic = item.mosaic
-                yield from self.writing.put(mosaic.task, mosaic.mask, number, own=True)
-        self.free.append(slot)
-        yield from self.writing.results(waiting=4 * self.fit.batch)
+        with self.trace.span("hand over masks", batch=number, slot=flight.row):
+            pairs = zip(items, masks, strict=True)
+            failed = [one for pair in pairs for one in self._hand_over(*pair, number)]
+        self.slots.give_back(slot)
+        yield from failed
+        yield from self.writing.results(waiting=4 * flight.batch)
+
+    def _hand_over(self, item: T | Tile[T], mask: U8, number: int) -> Iterator[Result[T]]:
+        if (mask[..., 0, 0] == NO_CLASS).all():
+            yield from self.waiting.fail(item, ImageError(NOT_FINITE))
+        elif not isinstance(item, Tile):
+            yield from self.writing.put(item, mask, number)
+        elif not item.mosaic.void and item.mosaic.put(item, mask):
+            mosaic = item.mosaic
+            yield from self.writing.put(mosaic.task, mosaic.mask, number, own=True)
 
     def _take_back(
         self, flight: _Flight[T], images: Callable[[], list[U8]], error: DeviceMemoryError
     ) -> Iterator[Result[T]]:
         """What found no memory waits again: for a smaller batch, or in smaller tiles."""
-        self.free.append(flight.slot)
+        self.slots.give_back(flight.slot)
         forget_frames(error)
         # Where a batch of before has said it already, this one only comes back.
-        smaller = self.too_large or self._make_smaller(flight, error)
-        self.too_large = True
+        smaller = self.slots.too_large or self._make_smaller(flight, error)
+        self.slots.too_large = True
         found: list[U8] = []
         with suppress(MemoryError):
             found = images() if smaller else []
@@ -290,12 +316,12 @@ class Pipeline(Closing, Generic[T]):
         """Smaller batches, then tiles; of tiles smaller ones first. False: neither is possible."""
         first = flight.items[0]
         whole = whole_key(first, flight.key)
-        if whole == flight.key and self.fit.shrink(len(self.slots), error):
+        if whole == flight.key and self.fit.shrink(flight.batch, self.slots.count, error):
             return True
         if self.waiting.cutter.lower(flight.key[0], whole):
             self.fit.take_up_again()
             return True
-        return whole != flight.key and self.fit.shrink(len(self.slots), error)
+        return whole != flight.key and self.fit.shrink(flight.batch, self.slots.count, error)
 
     def _tell_unfit(self) -> Iterator[Result[T]]:
         """Images too large by themselves: said once another one has fitted, and not before."""
@@ -305,35 +331,16 @@ class Pipeline(Closing, Generic[T]):
         elif len(self.unfit) > MOST_UNFIT and self.fit.error:
             raise self.fit.error
 
-    def _open_slots(self) -> None:
-        """New slots for those that are too large: buffers do not shrink. Nothing is in flight."""
-        for slot in self.slots:
-            slot.close()
-        self.slots, self.free, self.too_large = [], [], False
-        self._fill_slots()
-
-    def _fill_slots(self) -> None:
-        try:
-            while len(self.slots) < self.fit.count:
-                self.slots.append(self.engine.slot())
-                self.free.append(self.slots[-1])
-        except DeviceMemoryError as error:
-            if not self.slots:
-                raise
-            self.fit.count = len(self.slots)
-            log.warning("%s: from now on %d slots", error.reason, self.fit.count)
-
     def close(self) -> None:
         """Start nothing new, wait for what runs, free the slots; twice is harmless."""
         self.budget.open()
         self.loaders.shutdown(cancel_futures=True)
         self.writing.close()
         with ExitStack() as stack:  # every slot is freed, also when a run has failed
-            for slot in self.slots:
-                stack.callback(slot.close)
+            stack.callback(self.slots.close)
             for flight in self.flying:
                 stack.callback(_drop, flight.slot)
-            self.slots, self.flying = [], deque()
+            self.flying = deque()
 
 
 def _drop(slot: Slot) -> None:

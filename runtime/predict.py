@@ -202,8 +202,9 @@ class _Job:
 
         with show_progress(what, len(left)) as advance:
             for outcome in self.crew.write_masks(left, self.options, must_stop):
-                advance(1)
-                self._count(outcome)
+                with self.options.pipeline.trace.span("journal"):
+                    advance(1)
+                    self._count(outcome)
 
     def _require_in_place(self, folders: list[Path]) -> None:
         """Masks whose folder has gone since are no masks: such a job is not done."""
@@ -222,8 +223,7 @@ class _Job:
         task = outcome.task
         if not outcome.reason:
             if self.journal is not None and outcome.stamp is not None:
-                with self.options.pipeline.trace.span("journal"):
-                    self.journal.record(task, outcome.stamp, outcome.mask)
+                self.journal.record(task, outcome.stamp, outcome.mask)
             self.summary.done += 1
             return
         self.summary.fail(task.source, outcome.reason)

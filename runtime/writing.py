@@ -51,9 +51,8 @@ class Writing(Generic[T]):
     def put(self, task: T, mask: U8, batch: int, *, own: bool = False) -> Iterator[Result[T]]:
         """Write (H, W) or (C, H, W); a copy of it, unless the array is the task's own."""
         try:
-            with self.trace.span("hand over a mask"):
-                kept = mask if own else mask.copy()
-                future = self._pool.submit(self._consume, task, kept, batch)
+            kept = mask if own else mask.copy()
+            future = self._pool.submit(self._consume, task, kept, batch)
         except MemoryError:
             yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
             return

@@ -35,12 +35,12 @@ from unetrt.contract.errors import UserError
 from unetrt.contract.masks import read_mask
 from unetrt.contract.types import U8
 from unetrt.engine.torch_backend import TorchEngine
-from unetrt.runtime import predict, work
+from unetrt.runtime import work
 from unetrt.runtime.journal import JournalOptions
-from unetrt.runtime.pipeline import PipelineOptions
+from unetrt.runtime.pipeline import PipelineOptions, Result
 from unetrt.runtime.plan import Task
 from unetrt.runtime.predict import PredictOptions, predict_masks
-from unetrt.runtime.work import Outcome
+from unetrt.runtime.work import Outcome, Work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,16 +150,16 @@ def test_time_that_no_step_holds_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A planted fault: main-thread work outside of every span."""
-    count = predict._Job._count
+    outcome = Work.outcome
 
-    def slow(job: predict._Job, outcome: Outcome) -> None:
+    def slow(job: Work, result: Result[Task]) -> Outcome:
         time.sleep(0.05)
-        count(job, outcome)
+        return outcome(job, result)
 
     with SlowEngine(balanced_checkpoint(), "cpu") as engine:
         options = PredictOptions(pipeline=PipelineOptions(batch=1, slots=1))
         held = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 20.0)
-        monkeypatch.setattr(predict._Job, "_count", slow)
+        monkeypatch.setattr(Work, "outcome", slow)
         lost = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 20.0)
     assert held.in_no_step < 0.25, "the engine's waits are a step"
     assert lost.in_no_step > held.in_no_step + 0.15

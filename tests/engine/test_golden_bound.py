@@ -109,6 +109,22 @@ def test_a_shifted_mask_is_refused(replay: Callable[..., None], measured: float)
         replay(MASK, np.roll(MASK, 4, axis=0), golden_agreement=measured)
 
 
+def test_a_batch_as_a_job_runs_it_is_judged_too(tmp_path: Path) -> None:
+    """One of several small images, where an image alone has the right mask."""
+
+    class OfSmallImages(Told):
+        def batch_for(self, input_size: Size) -> int:
+            return 8
+
+        def infer(self, images: U8, masks: U8) -> None:
+            super().infer(images, masks)
+            masks[1:] = np.roll(masks[1:], 4, axis=1)
+
+    write_golden(tmp_path / GOLDEN, [GoldenCase(IMAGE, MASK)])
+    with OfSmallImages(MASK) as engine, pytest.raises(UserError, match="gives other masks"):
+        replay_golden(engine, tmp_path, _manifest(engine, "fp32", {}))
+
+
 def noisy(mean: float) -> U8:
     """All planes off by `mean` levels on average, some numbers by more than one."""
     planes = PLANES.astype(int)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.batches import check_any_batch
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
@@ -92,6 +93,13 @@ def with_weights_as_nodes(model: onnx.ModelProto) -> None:
     constant = onnx.helper.make_node
     model.graph.node.extend(constant("Constant", [], [w.name], value=w) for w in weights)
     model.graph.node.extend(nodes)
+
+
+def test_an_int8_mask_is_the_same_in_a_batch_of_any_number(built: tuple[Path, Built]) -> None:
+    with open_engine(built[0]) as engine:
+        assert engine.any_batch == (engine.backend == "openvino")
+        if engine.any_batch:
+            check_any_batch(engine)
 
 
 class TestGraph:

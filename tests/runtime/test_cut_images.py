@@ -234,7 +234,8 @@ def test_a_tile_that_is_not_finite_fails_its_image_once() -> None:
     )
 
 
-def test_a_stop_does_not_wait_for_an_image_of_many_tiles() -> None:
+@pytest.mark.parametrize("waiting", [64, 2])
+def test_a_stop_does_not_wait_for_an_image_of_many_tiles(waiting: int) -> None:
     """What is yielded is whole; the mask of the image that was cut off is made by the next run."""
     submitted = []
 
@@ -248,7 +249,7 @@ def test_a_stop_does_not_wait_for_an_image_of_many_tiles() -> None:
 
     masks: dict[int, U8] = {}
     with Counting() as engine:
-        options = PipelineOptions(tile=512, slots=1)
+        options = PipelineOptions(tile=512, slots=1, waiting=waiting)
         results = list(
             run_pipeline(
                 engine,
