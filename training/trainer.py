@@ -101,6 +101,9 @@ class Trainer:
         )
         joined = MaskNet(ranks.wrapped(net), data.spec)
         self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
+        # Read here: the files may be what is gone when a run has to be saved.
+        first = data.validation[:GOLDEN_IMAGES] if ranks.is_main else []
+        self._golden = [golden_part(sample.load()[0], sample.size) for sample in first]
         self._at = Position()
         self._kept = 0  # the step that last.pth is of
         self._interrupts = Interrupts()
@@ -335,9 +338,7 @@ class Trainer:
         name = first_not_finite(state.items())
         if name is not None:
             raise self._diverged("a weight", name)
-        first = self._data.validation[:GOLDEN_IMAGES]
-        golden = [golden_part(s.load()[0], s.size) for s in first]
-        return Checkpoint(self._data.spec, state, golden)
+        return Checkpoint(self._data.spec, state, self._golden)
 
 
 def _on_host(net: nn.Module) -> dict[str, Tensor]:
