@@ -23,7 +23,7 @@ from ..contract.types import NO_CLASS
 from .masknet import MaskNet
 from .options import TrainOptions
 from .samples import Sample
-from .validate import masks_from_net
+from .validate import Fitting
 
 PROJECT = "unetrt"
 KEY_HINT = "wandb login   or, to write below the run's folder only, WANDB_MODE=offline"
@@ -91,8 +91,8 @@ class Tracker:
         if self._lost:
             return
         numbers = {name: value for name, value in row.items() if value is not None}
-        content = numbers | self._histograms(trained) | self._masks(masknet, samples)
-        with self._lasting():
+        with self._lasting():  # a mask may not fit into memory, or its file be gone
+            content = numbers | self._histograms(trained) | self._masks(masknet, samples)
             # Offline wandb does not know how far a resumed run had come: it would count from 0.
             self._run.log(content, step=row["epoch"], commit=True)
 
@@ -105,7 +105,7 @@ class Tracker:
     def _lasting(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  of wandb: there is no class for all
+        except Exception as error:  # noqa: BLE001  wandb's own have no class for all
             self._lost = True
             log.warning(
                 f"wandb takes nothing more of this run, which goes on without: {first_line(error)}"
@@ -125,15 +125,22 @@ class Tracker:
     def _masks(self, masknet: MaskNet, samples: Sequence[Sample]) -> dict[str, Any]:
         training = masknet.training
         masknet.eval()
+        try:
+            pictures = self._pictures(masknet, samples[:SHOWN])
+        finally:
+            masknet.train(training)
+        return {"masks": pictures}
+
+    def _pictures(self, masknet: MaskNet, samples: Sequence[Sample]) -> list[Any]:
+        fitting = Fitting(masknet, speaks=False)
         names = {**dict(enumerate(masknet.spec.class_names)), NO_CLASS: "none"}
         pictures = []
-        for sample in samples[:SHOWN]:
+        for sample in samples:
             image, truth = sample.load()
             truth = resize_mask(truth, sample.input_size)
-            predicted = masks_from_net(masknet, [image], sample.input_size)[0]
+            [predicted] = fitting.masks([image], sample.input_size)
             layers = {"predicted": predicted, "truth": truth}
             masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}
             pixels = np.squeeze(image, 2) if image.shape[2] == 1 else shown(image)
             pictures.append(self._wandb.Image(pixels, masks=masks, caption=sample.pair.name))
-        masknet.train(training)
-        return {"masks": pictures}
+        return pictures

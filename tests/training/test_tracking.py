@@ -10,17 +10,25 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
 from unetrt.contract.errors import UserError
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.interrupts import Stopped
+from unetrt.training.masknet import MaskNet
 from unetrt.training.options import TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.report import Reporter
 from unetrt.training.rundir import RunFolder
 from unetrt.training.samples import load_training_data
+from unetrt.training.synthetic import draw_pair
 from unetrt.training.tracking import Tracker
 from unetrt.training.train import train
 from unetrt.training.trainer import Trainer
@@ -62,8 +70,19 @@ def test_it_is_off_unless_asked_for(quick_options: TrainOptions) -> None:
     folder = train(quick_options).parent
     assert not (folder / "wandb").exists()
     assert read_checkpoint(folder / "last.pth").resume["wandb"] is None
-    if "wandb" not in sys.modules:
-        assert not any(name.startswith("wandb") for name in sys.modules)
+
+
+def test_it_is_not_imported_unless_asked_for(quick_options: TrainOptions) -> None:
+    """In a process of its own: another test may have imported it into this one."""
+    code = "import sys\nfrom unetrt.cli.main import main\n"
+    code += "assert main(sys.argv[1:]) == 0\nassert 'torch' in sys.modules\n"
+    code += "sys.exit('wandb' in sys.modules and 'imported')"
+    words = f"train --images {quick_options.images} --masks {quick_options.masks} --channels 1 "
+    words += f"-c 4 --width 2 -s 1 -v 25 -e 1 -b 8 --device cpu --out {quick_options.out}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class Told:
@@ -104,6 +123,100 @@ def test_a_run_that_fails_is_not_told_as_finished(
     with suppress(Stopped, UserError, ZeroDivisionError):
         trainer.run()
     assert told.codes == [code]
+
+
+class Run:
+    """Stands for wandb's run: keeps what is logged."""
+
+    id = "abc"
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.codes: list[int] = []
+
+    def log(self, content: dict[str, Any], step: int, commit: bool) -> None:
+        self.logged.append(content)
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.codes.append(exit_code)
+
+
+def tracker_of(run: Run) -> Tracker:
+    tracker = Tracker.__new__(Tracker)
+    tracker._run = run
+    tracker._wandb = SimpleNamespace(Histogram=len, Image=lambda pixels, masks, caption: masks)
+    return tracker
+
+
+@pytest.mark.parametrize("what", ["a file", "a histogram", "memory"])
+def test_what_cannot_be_shown_ends_no_run(
+    quick_options: TrainOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    """Said once; the networks are in the mode that they were in, and the run is trained."""
+
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: out of memory") if what == "memory" else OSError("gone")
+
+    run = Run()
+    tracker = tracker_of(run)
+    modes: list[bool] = []
+
+    def log_epoch(self: Tracker, row: Any, masknet: MaskNet, *rest: Any) -> None:
+        masknet.train()
+        with monkeypatch.context() as patch:
+            if what == "a file":
+                patch.setattr("unetrt.training.samples.Sample.load", fails)
+            elif what == "a histogram":
+                tracker._wandb.Histogram = fails
+            else:
+                patch.setattr("unetrt.training.validate.masks_from_net", fails)
+            whole(self, row, masknet, *rest)
+        modes.append(masknet.training)
+
+    whole = Tracker.log_epoch
+    monkeypatch.setattr(Tracker, "log_epoch", log_epoch)
+    monkeypatch.setattr("unetrt.training.train.Tracker", lambda *_: tracker)
+    monkeypatch.setattr("unetrt.training.train.require_wandb", lambda: None)
+    train(replace(quick_options, wandb=True))
+    assert modes == [True, True]
+    assert not run.logged
+    told = [r.message for r in caplog.records if "wandb takes nothing more" in r.message]
+    assert len(told) == 1
+    assert ("does not fit into the memory" if what == "memory" else "gone") in told[0]
+
+
+class Narrow(MaskNet):
+    """Takes no image that is 500 pixels high."""
+
+    def forward(self, images: Tensor, size_like: Tensor) -> Tensor:
+        if images.shape[1] > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return super().forward(images, size_like)
+
+
+def test_masks_are_shown_where_only_tiles_fit(
+    quick_options: TrainOptions, empty_pairs: tuple[Path, Path]
+) -> None:
+    """As validation predicts them: the same masks."""
+    for index in range(4):
+        grey, mask = draw_pair(index, (700, 40), seed=3)
+        for folder, pixels in zip(empty_pairs, (grey, mask), strict=True):
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    images, masks = empty_pairs
+    data = load_training_data(
+        replace(quick_options, images=images, masks=masks, validation=50), None
+    )
+    net, run = UNet(1, 4, 4), Run()
+    tracker = tracker_of(run)
+    for masknet in (MaskNet(net, data.spec), Narrow(net, data.spec)):
+        tracker.log_epoch({"epoch": 1}, masknet, net, data.validation)
+    whole, tiled = run.logged
+    for one, other in zip(whole["masks"], tiled["masks"], strict=True):
+        shown = one["predicted"]["mask_data"], other["predicted"]["mask_data"]
+        assert np.array_equal(*shown)
 
 
 def test_a_run_offline_holds_scores_masks_and_histograms(
