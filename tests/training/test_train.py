@@ -61,9 +61,13 @@ def test_training_learns_and_leaves_a_whole_run(quick_options: TrainOptions) -> 
     assert max(scores) > 0.2
     assert float(rows[-1]["learning_rate"]) < float(rows[4]["learning_rate"])
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    columns = [re.sub("^iou .*", "iou CLASS", column) for column in rows[0]]
+    columns = [re.sub("^(iou|dice) .*", r"\1 CLASS", column) for column in rows[0]]
     assert [column for column in columns if f"`{column}`" not in page] == [], "it is documented"
     assert {"epoch", "step", "pixel_accuracy", "iou class 3", "seconds"} <= rows[0].keys()
+    for row in rows:
+        for iou, dice in ((row[f"iou class {i}"], row[f"dice class {i}"]) for i in (1, 2, 3)):
+            assert bool(iou) == bool(dice)
+            assert not iou or float(dice) == pytest.approx(2 * float(iou) / (1 + float(iou)), 1e-4)
     files = {"best.pth", "last.pth", "metrics.csv", "curve.png"}
     assert {p.name for p in best.parent.iterdir()} == files
     last = read_checkpoint(best.with_name("last.pth"))
