@@ -26,7 +26,10 @@ from .samples import Sample
 from .validate import Fitting
 
 PROJECT = "unetrt"
+STEP_LOSS = "step_loss"
 KEY_HINT = "wandb login   or, to write below the run's folder only, WANDB_MODE=offline"
+POINTS = 20
+"""Of the steps' losses that are logged in an epoch, about."""
 SHOWN = 4
 """Validation images whose masks are logged."""
 
@@ -72,10 +75,22 @@ class Tracker:
             self._run: Any = self._wandb.init(
                 project=PROJECT, name=name, dir=folder, config=config, id=run_id, resume="allow"
             )
+            # Its own step is the run's: the losses between two epochs have to have one.
+            self._run.define_metric("epoch")
+            self._run.define_metric("*", step_metric="epoch")
+            self._run.define_metric(STEP_LOSS, step_metric="step")
 
     @property
     def run_id(self) -> str:
         return str(self._run.id)
+
+    def log_step(self, step: int, loss: float, steps: int) -> None:
+        """Log the loss of one step in so many, about POINTS an epoch. steps: in an epoch."""
+        if self._lost or step % max(1, steps // POINTS):
+            return
+        with self._lasting():
+            # Left open: the epoch that may end here has the same step.
+            self._run.log({STEP_LOSS: loss, "step": step}, step=step, commit=False)
 
     def log_epoch(
         self,
@@ -94,7 +109,7 @@ class Tracker:
         with self._lasting():  # a mask may not fit into memory, or its file be gone
             content = numbers | self._histograms(trained) | self._masks(masknet, samples)
             # Offline wandb does not know how far a resumed run had come: it would count from 0.
-            self._run.log(content, step=row["epoch"], commit=True)
+            self._run.log(content, step=row["step"], commit=True)
 
     def close(self, failed: bool = False) -> None:
         if not self._lost:

@@ -243,6 +243,7 @@ class Trainer:
                 self._average.follow()
         self._at.batch, self._at.step = self._at.batch + 1, self._at.step + 1
         self._at.loss += loss
+        self._reporter.tell_step(self._at.step, loss, len(self._batches))
 
     def _validate(self) -> Scores:
         # Several processes stop together, and they meet again only at the next step.

@@ -132,10 +132,16 @@ class Run:
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
+        self.steps: list[int] = []
+        self.axes: dict[str, str | None] = {}
         self.codes: list[int] = []
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.axes[name] = step_metric
 
     def log(self, content: dict[str, Any], step: int, commit: bool) -> None:
         self.logged.append(content)
+        self.steps.append(step)
 
     def finish(self, exit_code: int = 0) -> None:
         self.codes.append(exit_code)
@@ -182,7 +188,8 @@ def test_what_cannot_be_shown_ends_no_run(
     monkeypatch.setattr("unetrt.training.train.require_wandb", lambda: None)
     train(replace(quick_options, wandb=True))
     assert modes == [True, True]
-    assert not run.logged
+    assert not [row for row in run.logged if "epoch" in row]
+    assert max(run.steps) == 3, "of the first epoch"
     told = [r.message for r in caplog.records if "wandb takes nothing more" in r.message]
     assert len(told) == 1
     assert ("does not fit into the memory" if what == "memory" else "gone") in told[0]
@@ -212,7 +219,7 @@ def test_masks_are_shown_where_only_tiles_fit(
     net, run = UNet(1, 4, 4), Run()
     tracker = tracker_of(run)
     for masknet in (MaskNet(net, data.spec), Narrow(net, data.spec)):
-        tracker.log_epoch({"epoch": 1}, masknet, net, data.validation)
+        tracker.log_epoch({"epoch": 1, "step": 3}, masknet, net, data.validation)
     whole, tiled = run.logged
     for one, other in zip(whole["masks"], tiled["masks"], strict=True):
         shown = one["predicted"]["mask_data"], other["predicted"]["mask_data"]
@@ -230,8 +237,9 @@ def test_a_run_offline_holds_scores_masks_and_histograms(
     assert read_checkpoint(folder / "last.pth").resume["wandb"] == run.name.split("-")[3]
     (log,) = run.glob("run-*.wandb")
     text = log.read_bytes()
-    for name in (b"loss", b"learning_rate", b"iou class 2", b"weights/inc.double_conv.0.weight"):
+    for name in (b"foreground_miou", b"iou class 2", b"dice class 2", b"step_loss"):
         assert name in text
+    assert b"weights/inc.double_conv.0.weight" in text
     assert b"gradients/outc.conv.bias" in text
     pictures = list((run / "files" / "media" / "images").rglob("*.png"))
     assert len(pictures) >= 4 * 3, "four images, each with two masks; equal ones are kept once"
@@ -253,13 +261,47 @@ def test_a_resumed_run_is_the_same_run(
     runs = list((folder / "wandb").glob("offline-run-*"))
     assert {Path(run).name.split("-")[3] for run in runs} == {before["wandb"]}
     steps = [_steps(log) for run in sorted(runs) for log in run.glob("run-*.wandb")]
-    assert sorted(steps) == [[1, 2], [2]], "the second epoch is the second step in both"
+    assert sorted(steps) == [[1, 2, 3, 4, 5, 6], [6]], "the second epoch ends at the sixth in both"
 
 
 def _steps(log: Path) -> list[int]:
-    """Of the epochs that a run's file holds, each of one digit."""
+    """Of the rows that a run's file holds, each of one digit."""
     found = re.findall(rb"_step\x82\x01\x01([0-9])", log.read_bytes())
     return sorted({int(number) for number in found})
+
+
+def test_the_loss_of_steps_is_logged_about_twenty_times_an_epoch(
+    quick_options: TrainOptions,
+) -> None:
+    run = Run()
+    tracker, folder = tracker_of(run), RunFolder(quick_options.out)
+    reporter = Reporter(folder, load_training_data(quick_options, None), tracker)
+    for steps, count in ((3, 3), (20, 20), (50, 25), (1000, 20)):
+        run.logged.clear()
+        for step in range(1, steps + 1):
+            reporter.tell_step(step, 1 / step, steps)
+        assert len(run.logged) == count
+        assert run.logged[-1] == {"step_loss": 1 / steps, "step": steps}
+
+
+def test_scores_are_drawn_by_epoch_and_losses_by_step(
+    quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row has the step of the run, above those before: wandb drops what is not."""
+    run = Run()
+    fake: Any = SimpleNamespace(init=lambda **_: run, errors=SimpleNamespace(Error=OSError))
+    fake.Histogram, fake.Image = len, lambda pixels, masks, caption: masks
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("unetrt.training.train.require_wandb", lambda: None)
+    train(replace(quick_options, wandb=True))
+    assert run.axes == {"epoch": None, "*": "epoch", "step_loss": "step"}
+    assert run.steps == [1, 2, 3, 3, 4, 5, 6, 6]
+    losses = [row["step_loss"] for row in run.logged if "step_loss" in row]
+    epochs = [row for row in run.logged if "epoch" in row]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    for row, part in zip(epochs, (losses[:3], losses[3:]), strict=True):
+        assert row["loss"] == pytest.approx(sum(part) / 3)
+        assert {"dice class 1", "iou class 1", "masks"} <= row.keys()
 
 
 CUT = """
