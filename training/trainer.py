@@ -222,12 +222,12 @@ class Trainer:
         left = len(self._batches) - self._at.batch
         with progress_of_first(work, left, "steps") as advance:
             for batch in self._batches.epoch(self._at.epoch, self._at.batch):
-                self._train_step(batch)
+                self.train_step(batch)
                 advance(1)
                 if self._ranks.any(self._interrupts.requested, self._device):
                     raise Stopped
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
         try:
             loss, moved = self._stepper.step(batch)
         except NotFiniteError as error:
