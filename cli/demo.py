@@ -7,7 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from .shared import WHOLE_COPY, local, patient_threads
+from ..contract.patience import patient_threads
+from .shared import WHOLE_COPY, local
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

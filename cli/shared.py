@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 COPY = "copy {} to this machine, and name the copy"
 WHOLE_COPY = "write it here, then copy it, whole, to {}"
 MODEL_HELP = "a checkpoint (.pth), an ONNX file or an engine directory"
-THREAD_PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-"""For PyTorch's OpenMP. GNU's, which its Linux wheels bring, heeds the second where both are set:
-a count of turns, some 100,000 in a millisecond by its own estimate."""
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,26 +257,6 @@ def overrides_from_args(args: argparse.Namespace, bit_depth: int | None = None) 
         bit_depth=bit_depth,
         result=result,
     )
-
-
-@contextmanager
-def patient_threads() -> Iterator[None]:
-    """For the first import of PyTorch: its threads are not to spin for long while they wait.
-
-    Beside another busy process 45 images/s became 3. Spinning for a tenth of a millisecond costs
-    nothing there, and not to spin at all a third of the speed where nothing else runs. It is read
-    at that import alone, and not left to the processes that are started later: bench measures
-    PyTorch as it comes.
-    """
-    given = any(name in os.environ for name in THREAD_PATIENCE)
-    if not given:
-        os.environ.update(THREAD_PATIENCE)
-    try:
-        yield
-    finally:
-        if not given:
-            for name in THREAD_PATIENCE:
-                del os.environ[name]
 
 
 def engine_from_args(args: argparse.Namespace) -> Engine:

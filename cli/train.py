@@ -9,13 +9,13 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from ..contract.patience import patient_threads
 from .shared import (
     images,
     mask_values,
     model_path,
     names,
     number,
-    patient_threads,
     writable_dir,
 )
 

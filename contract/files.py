@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
 from .addresses import is_address, keys_below, store_errors
+from .durable import replace_durably
 from .errors import UserError, as_word
 from .log import log
 
@@ -40,16 +41,20 @@ _OUTPUT = re.compile(rf"(.+?)(-\d+)?{REFERENCE_SUFFIX}\.(?:png|npy)", re.DOTALL)
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`: renamed onto it at the end, removed on any error.
 
     A directory made there replaces `target` as a whole.
+    durable: a file is on the disk at the end, and whole after a power cut at any moment. It waits
+    for the disk, so masks are not written this way.
     """
     temporary = _temporary_of(target)
     try:
         yield temporary
         if temporary.is_dir():
             _replace_directory(temporary, target)
+        elif durable:
+            replace_durably(temporary, target)
         else:
             temporary.replace(target)
     finally:

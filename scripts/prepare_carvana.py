@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+
+from archives import DAMAGE, is_cut, is_whole, told_of_damage, wanted_entries
 
 from unetrt.contract.files import atomic_path
 
@@ -21,8 +22,6 @@ COMPETITION = "carvana-image-masking-challenge"
 LARGE = {"imgs": "train_hq.zip", "masks": "train_masks.zip"}
 SMALL = {"imgs": "train.zip", "masks": "train_masks.zip"}
 ENDING = "_mask"
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
-"""What zipfile raises for an archive that is not whole."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     archives: Path = args.archives or args.data / "archives"
     parts = SMALL if args.small else LARGE
-    broken = [name for name in parts.values() if _is_cut(archives / name)]
+    broken = [name for name in parts.values() if is_cut(archives / name)]
     if broken:  # of what it would unpack nothing is known: the folders are not judged by it
         return _fail_damaged(archives, broken)
     foreign = [f for f, name in parts.items() if _is_foreign(args.data / f, archives / name)]
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     for step in steps:
         if subprocess.run(step, check=False).returncode:
             return _fail(f"{' '.join(step)} failed: are the competition's rules accepted?")
-    damaged = [name for name in parts.values() if not _is_whole(archives / name)]
+    damaged = [name for name in parts.values() if not is_whole(archives / name)]
     if damaged:
         return _fail_damaged(archives, damaged)
     for folder, name in parts.items():
@@ -67,20 +66,6 @@ def main(argv: list[str] | None = None) -> int:
 def _command(name: str, archives: Path) -> list[str]:
     words = f"kaggle competitions download -c {COMPETITION} -f {name} -p"
     return [*words.split(), str(archives)]
-
-
-def _is_cut(archive: Path) -> bool:
-    """Whether it is there without its end, which is where a zip file lists what it holds."""
-    return archive.is_file() and not zipfile.is_zipfile(archive)
-
-
-def _is_whole(archive: Path) -> bool:
-    """Read every file of it, as unpacking will: each has a checksum."""
-    try:
-        with zipfile.ZipFile(archive) as content:
-            return content.testzip() is None
-    except DAMAGE:
-        return False
 
 
 def _is_there(folder: Path, archive: Path) -> bool:
@@ -109,18 +94,9 @@ def _entries(archive: Path) -> dict[str, int]:
     """Names and sizes of what is unpacked; none of a damaged archive."""
     try:
         with zipfile.ZipFile(archive) as content:
-            return {PurePosixPath(e.filename).name: e.file_size for e in _wanted(content)}
+            return {PurePosixPath(e.filename).name: e.file_size for e in wanted_entries(content)}
     except DAMAGE:
         return {}
-
-
-def _wanted(content: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    found = []
-    for entry in content.infolist():
-        path = PurePosixPath(entry.filename)
-        if not (entry.is_dir() or path.name.startswith(".") or path.parts[0] == "__MACOSX"):
-            found.append(entry)
-    return found
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -134,7 +110,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         for hidden in folder.glob(".*"):
             if hidden.is_file():
                 shutil.copy2(hidden, whole)
-        for entry in _wanted(content):
+        for entry in wanted_entries(content):
             name = PurePosixPath(entry.filename).name
             with content.open(entry) as source, (whole / name).open("wb") as target:
                 shutil.copyfileobj(source, target)
@@ -153,8 +129,7 @@ def _check(data: Path) -> int:
 
 
 def _fail_damaged(archives: Path, names: Sequence[str]) -> int:
-    paths = " ".join(str(archives / name) for name in names)
-    return _fail(f"damaged: {paths}: the download was cut; remove it and run this again")
+    return _fail(told_of_damage(*(archives / name for name in names)))
 
 
 def _fail(message: str) -> int:

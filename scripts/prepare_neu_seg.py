@@ -1,4 +1,4 @@
-"""Lay out a copy of the NEU_Seg repository for training: imgs and masks, train and val.
+"""Lay out the NEU_Seg repository, a folder or its zip, for training: imgs and masks, train and val.
 
 Its test pictures are mostly rotations of its training pictures, so they are no test of anything
 new. --scenes takes a table of stem and scene; the scenes of every tenth go to val, whole.
@@ -11,13 +11,27 @@ import argparse
 import csv
 import shutil
 import sys
+import zipfile
 import zlib
-from pathlib import Path
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
+from archives import is_whole, told_of_damage, wanted_entries
+
+from unetrt.contract.errors import ImageError
 from unetrt.contract.files import atomic_path
+from unetrt.contract.images import image_size
+from unetrt.contract.masks import read_mask
 
 SOURCES = {"tr": "training", "te": "test"}
 """Prefixes of the new names: both folders of the repository use the same numbers."""
+
+KINDS = {"images": (".jpg", ".jpeg"), "annotations": (".png",)}
+"""Folders of the repository, and how files in them end, in small letters."""
+
+CLASSES = 4
+"""Background and three kinds of defects: the values of masks."""
 
 EVERY = 10
 """One scene of so many goes to val."""
@@ -34,7 +48,7 @@ class TableError(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 the data is not whole, 2 the request cannot be met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path, help="holds images/ and annotations/")
+    parser.add_argument("source", type=Path, help="its folder or zip: images/, annotations/")
     parser.add_argument("--out", type=Path, default=Path("data/neu_seg"), metavar="DIR")
     parser.add_argument(
         "--scenes", type=Path, metavar="CSV",
@@ -45,11 +59,28 @@ def main(argv: list[str] | None = None) -> int:
     full = [part for part in PARTS if _names(args.out / part)]
     if len(full) == len(PARTS):
         return _fail(f"{args.out / full[0]} holds files already: name another --out")
-    pairs, alone = _pairs(args.source)
+    if args.source.is_file() and not is_whole(args.source):
+        return _fail(told_of_damage(args.source))
+    with ExitStack() as stack:
+        source = args.source
+        if source.is_file():
+            source = Path(stack.enter_context(TemporaryDirectory()))
+            _unpack(args.source, source)
+        return _lay_out(args, source, full)
+
+
+def _lay_out(args: argparse.Namespace, source: Path, full: list[str]) -> int:
+    """full: the parts of --out that hold files already."""
+    pairs, alone = _pairs(source)
     if not pairs:
         return _fail(f"{args.source} holds no images/training and annotations/training")
     if alone:
         sys.stderr.write(f"{len(alone)} files without a partner: {', '.join(alone[:5])}\n")
+        return 1
+    wrong = [told for _, image, mask in pairs if (told := _told_of_pair(image, mask))]
+    if wrong:
+        listed = "\n".join(wrong[:5])
+        sys.stderr.write(f"{len(wrong)} of {len(pairs)} pairs cannot be used:\n{listed}\n")
         return 1
     try:
         parts = _split(pairs, _scenes(args.scenes, pairs) if args.scenes else {})
@@ -70,16 +101,52 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _unpack(archive: Path, folder: Path) -> None:
+    """The pictures alone, wherever it holds the two folders; by their names, so nowhere else."""
+    with zipfile.ZipFile(archive) as content:
+        for entry in wanted_entries(content):
+            kind, part, name = ("", "", *PurePosixPath(entry.filename).parts)[-3:]
+            if kind in KINDS and part in SOURCES.values():
+                path = folder / kind / part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(entry) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
+def _told_of_pair(image: Path, mask: Path) -> str:
+    """What is wrong with its sizes or the mask's values; or nothing."""
+    name = f"{image.parent.name}/{image.stem}"
+    try:
+        size, pixels = image_size(image), read_mask(mask)
+    except ImageError as error:
+        return f"{name}: {error.reason}"
+    if pixels.shape != size:
+        sides = [f"{height}×{width}" for height, width in (size, pixels.shape[:2])]
+        colours = " in colours" if pixels.ndim > 2 else ""
+        return f"{name}: the image has {sides[0]} pixels, the mask {sides[1]}{colours}"
+    if pixels.max() >= CLASSES:
+        return f"{name}: the mask holds the value {pixels.max()}, expected 0 to {CLASSES - 1}"
+    return ""
+
+
 def _pairs(source: Path) -> tuple[list[Pair], list[str]]:
     """Give (new stem, image, mask) of both folders, and the names that have no partner."""
     pairs, alone = [], []
     for prefix, folder in SOURCES.items():
-        images = {p.stem: p for p in (source / "images" / folder).glob("*.jpg")}
-        masks = {p.stem: p for p in (source / "annotations" / folder).glob("*.png")}
+        images, masks = (_by_stem(source / kind / folder, kind) for kind in KINDS)
         alone += [f"{folder}/{stem}" for stem in sorted(images.keys() ^ masks.keys())]
         both = sorted(images.keys() & masks.keys())
         pairs += [(prefix + stem, images[stem], masks[stem]) for stem in both]
     return pairs, alone
+
+
+def _by_stem(folder: Path, kind: str) -> dict[str, Path]:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {
+        path.stem: path
+        for path in paths
+        if path.suffix.lower() in KINDS[kind] and not path.name.startswith(".")
+    }
 
 
 def _scenes(table: Path, pairs: list[Pair]) -> dict[str, str]:
@@ -135,7 +202,7 @@ def _planned(pairs: list[Pair]) -> set[str]:
 
 def _targets(pair: Pair) -> tuple[str, str]:
     stem, image, mask = pair
-    return f"imgs/{stem}{image.suffix}", f"masks/{stem}{mask.suffix}"
+    return f"imgs/{stem}{image.suffix.lower()}", f"masks/{stem}{mask.suffix.lower()}"
 
 
 def _copy(pairs: list[Pair], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,10 +77,11 @@ def test_scales_without_weights_are_refused() -> None:
 
 
 def test_addresses_are_those_of_the_release() -> None:
-    text = (ROOT / "hubconf.py").read_text(encoding="utf-8")
-    assert "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0" in text
-    for scale in ("0.5", "1.0"):
-        assert f"/unet_carvana_scale{scale}_epoch2.pth" in text
+    release = "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0"
+    assert runpy.run_path(str(ROOT / "hubconf.py"))["CARVANA"] == {
+        0.5: f"{release}/unet_carvana_scale0.5_epoch2.pth",
+        1.0: f"{release}/unet_carvana_scale1.0_epoch2.pth",
+    }
 
 
 LOADED = """

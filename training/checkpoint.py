@@ -108,7 +108,7 @@ def golden_part(image: U8, size: Size) -> Golden:
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, durable=True) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
         before = "the file of before is there, and whole" if path.exists() else "there is none yet"

@@ -88,6 +88,11 @@ class Reporter:
             f"{result.seconds:.1f} s, {result.images_per_second:.0f} images/s"
         )
 
+    def tell_step(self, step: int, loss: float, steps: int) -> None:
+        """steps: in an epoch."""
+        if self._tracker:
+            self._tracker.log_step(step, loss, steps)
+
     def draw(self) -> None:
         """No run ends, and no error is replaced, because its curve could not be drawn."""
         try:

@@ -77,7 +77,8 @@ class RunFolder:
             self.lock()
             self._require_own()  # another run may have come and gone while the data was read
             rows = self.read_metrics(keep=True) if epochs else []
-            self._write_metrics([row for row in rows if int(row["epoch"]) <= epochs])
+            rows = [row for row in rows if int(row["epoch"]) <= epochs]
+            self._write_metrics(rows, list(rows[0]) if rows else [])
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", seen=error.strerror) from error
 
@@ -128,14 +129,16 @@ class RunFolder:
     def append_metrics(self, row: dict[str, int | float | None]) -> None:
         """Add a line to metrics.csv; the first brings its header. None is an empty cell.
 
+        A file of other columns, as an older version's, gets those of `row`, empty in its lines.
         Raises UserError where that is not possible: a full disk does not say of which file it is.
         """
         try:
-            new = self.metrics.stat().st_size == 0
+            header = _header_of(self.metrics)
+            columns = [*row, *(name for name in header if name not in row)]
+            if header != columns:
+                self._write_metrics(self.read_metrics(keep=True), columns)
             with self.metrics.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row))
-                if new:
-                    writer.writeheader()
+                writer = csv.DictWriter(file, columns)
                 cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
                 writer.writerow(cells)
         except OSError as error:
@@ -165,13 +168,13 @@ class RunFolder:
         if rows:
             draw_curve(rows, self.curve)
 
-    def _write_metrics(self, rows: list[Row]) -> None:
+    def _write_metrics(self, rows: list[Row], columns: list[str]) -> None:
         with (
             atomic_path(self.metrics) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
-            if rows:
-                writer = csv.DictWriter(file, list(rows[0]))
+            if columns:
+                writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(rows)
 
@@ -182,12 +185,22 @@ def score_columns(scores: Scores) -> dict[str, int | float | None]:
         "foreground_dice": scores.foreground_dice,
         "pixel_accuracy": scores.pixel_accuracy,
     }
-    return {**means, **{f"iou {score.name}": score.iou for score in scores.classes}}
+    ious = {f"iou {score.name}": score.iou for score in scores.classes}
+    return {**means, **ious, **{f"dice {score.name}": score.dice for score in scores.classes}}
 
 
 def _is_filled(path: Path) -> bool:
     """A run that ended before its first epoch leaves an empty metrics.csv."""
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+def _header_of(path: Path) -> list[str]:
+    """[] of an empty file, and of one that cannot be read."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            return next(csv.reader(file), [])
+        except csv.Error:
+            return []
 
 
 def _rows_from_csv(path: Path) -> list[Row]:

@@ -79,11 +79,15 @@ class Stepper:
         self._optimizer, self._options, self._ranks = optimizer, options, ranks
         self._device = next(net.parameters()).device
         # float16 overflows above 65504: its loss is scaled to what its gradients can hold.
-        self.scaler = torch.amp.GradScaler(self._device.type, enabled=options.amp == torch.float16)
+        self.scaler = self._new_scaler()
 
     @property
     def amp(self) -> bool:
         return self._options.amp is not None
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self._options.amp == torch.float16
+        return torch.amp.GradScaler(self._device.type, enabled=half)
 
     def step(self, batch: Batch) -> tuple[float, bool]:
         """Return the loss, and whether the weights were moved: float16 skips an overflow.
@@ -114,6 +118,10 @@ class Stepper:
         self._net.recompute = True
         before.restore()
         self._optimizer.zero_grad(set_to_none=True)
+        # One that was stopped after it had unscaled the gradients refuses to do so again.
+        scaler = self._new_scaler()
+        scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler = scaler
         torch.cuda.empty_cache()
         log.warning("out of memory: from here on blocks are computed twice, with the same results")
         with self._memory_told():

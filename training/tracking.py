@@ -23,10 +23,13 @@ from ..contract.types import NO_CLASS
 from .masknet import MaskNet
 from .options import TrainOptions
 from .samples import Sample
-from .validate import masks_from_net
+from .validate import Fitting
 
 PROJECT = "unetrt"
+STEP_LOSS = "step_loss"
 KEY_HINT = "wandb login   or, to write below the run's folder only, WANDB_MODE=offline"
+POINTS = 20
+"""Of the steps' losses that are logged in an epoch, about."""
 SHOWN = 4
 """Validation images whose masks are logged."""
 
@@ -72,10 +75,22 @@ class Tracker:
             self._run: Any = self._wandb.init(
                 project=PROJECT, name=name, dir=folder, config=config, id=run_id, resume="allow"
             )
+            # Its own step is the run's: the losses between two epochs have to have one.
+            self._run.define_metric("epoch")
+            self._run.define_metric("*", step_metric="epoch")
+            self._run.define_metric(STEP_LOSS, step_metric="step")
 
     @property
     def run_id(self) -> str:
         return str(self._run.id)
+
+    def log_step(self, step: int, loss: float, steps: int) -> None:
+        """Log the loss of one step in so many, about POINTS an epoch. steps: in an epoch."""
+        if self._lost or step % max(1, steps // POINTS):
+            return
+        with self._lasting():
+            # Left open: the epoch that may end here has the same step.
+            self._run.log({STEP_LOSS: loss, "step": step}, step=step, commit=False)
 
     def log_epoch(
         self,
@@ -91,10 +106,10 @@ class Tracker:
         if self._lost:
             return
         numbers = {name: value for name, value in row.items() if value is not None}
-        content = numbers | self._histograms(trained) | self._masks(masknet, samples)
-        with self._lasting():
+        with self._lasting():  # a mask may not fit into memory, or its file be gone
+            content = numbers | self._histograms(trained) | self._masks(masknet, samples)
             # Offline wandb does not know how far a resumed run had come: it would count from 0.
-            self._run.log(content, step=row["epoch"], commit=True)
+            self._run.log(content, step=row["step"], commit=True)
 
     def close(self, failed: bool = False) -> None:
         if not self._lost:
@@ -105,7 +120,7 @@ class Tracker:
     def _lasting(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  of wandb: there is no class for all
+        except Exception as error:  # noqa: BLE001  wandb's own have no class for all
             self._lost = True
             log.warning(
                 f"wandb takes nothing more of this run, which goes on without: {first_line(error)}"
@@ -125,15 +140,22 @@ class Tracker:
     def _masks(self, masknet: MaskNet, samples: Sequence[Sample]) -> dict[str, Any]:
         training = masknet.training
         masknet.eval()
+        try:
+            pictures = self._pictures(masknet, samples[:SHOWN])
+        finally:
+            masknet.train(training)
+        return {"masks": pictures}
+
+    def _pictures(self, masknet: MaskNet, samples: Sequence[Sample]) -> list[Any]:
+        fitting = Fitting(masknet, speaks=False)
         names = {**dict(enumerate(masknet.spec.class_names)), NO_CLASS: "none"}
         pictures = []
-        for sample in samples[:SHOWN]:
+        for sample in samples:
             image, truth = sample.load()
             truth = resize_mask(truth, sample.input_size)
-            predicted = masks_from_net(masknet, [image], sample.input_size)[0]
+            [predicted] = fitting.masks([image], sample.input_size)
             layers = {"predicted": predicted, "truth": truth}
             masks = {k: {"mask_data": v, "class_labels": names} for k, v in layers.items()}
             pixels = np.squeeze(image, 2) if image.shape[2] == 1 else shown(image)
             pictures.append(self._wandb.Image(pixels, masks=masks, caption=sample.pair.name))
-        masknet.train(training)
-        return {"masks": pictures}
+        return pictures

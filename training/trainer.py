@@ -101,6 +101,9 @@ class Trainer:
         )
         joined = MaskNet(ranks.wrapped(net), data.spec)
         self._stepper = Stepper(net, joined, self._optimizer, step_options, ranks)
+        # Read here: the files may be what is gone when a run has to be saved.
+        first = data.validation[:GOLDEN_IMAGES] if ranks.is_main else []
+        self._golden = [golden_part(sample.load()[0], sample.size) for sample in first]
         self._at = Position()
         self._kept = 0  # the step that last.pth is of
         self._interrupts = Interrupts()
@@ -219,12 +222,12 @@ class Trainer:
         left = len(self._batches) - self._at.batch
         with progress_of_first(work, left, "steps") as advance:
             for batch in self._batches.epoch(self._at.epoch, self._at.batch):
-                self._train_step(batch)
+                self.train_step(batch)
                 advance(1)
                 if self._ranks.any(self._interrupts.requested, self._device):
                     raise Stopped
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
         try:
             loss, moved = self._stepper.step(batch)
         except NotFiniteError as error:
@@ -240,6 +243,7 @@ class Trainer:
                 self._average.follow()
         self._at.batch, self._at.step = self._at.batch + 1, self._at.step + 1
         self._at.loss += loss
+        self._reporter.tell_step(self._at.step, loss, len(self._batches))
 
     def _validate(self) -> Scores:
         # Several processes stop together, and they meet again only at the next step.
@@ -335,9 +339,7 @@ class Trainer:
         name = first_not_finite(state.items())
         if name is not None:
             raise self._diverged("a weight", name)
-        first = self._data.validation[:GOLDEN_IMAGES]
-        golden = [golden_part(s.load()[0], s.size) for s in first]
-        return Checkpoint(self._data.spec, state, golden)
+        return Checkpoint(self._data.spec, state, self._golden)
 
 
 def _on_host(net: nn.Module) -> dict[str, Tensor]:

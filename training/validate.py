@@ -40,7 +40,7 @@ def validate(
     Raises DeviceMemoryError where the memory does not suffice for one image.
     """
     ranks = ranks or Ranks()
-    fitting = _Fitting(masknet, ranks.is_main)
+    fitting = Fitting(masknet, ranks.is_main)
     matrix = ConfusionMatrix(masknet.spec.mask_classes)
     own, training = ranks.share(samples), masknet.training
     masknet.eval()
@@ -61,7 +61,7 @@ def validate(
     return matrix
 
 
-class _Fitting:
+class Fitting:
     """Predicts as many images at once as the memory takes: half as many each time it does not.
 
     A single image for which it does not suffice is predicted in overlapping tiles.

@@ -8,6 +8,8 @@ import io
 import logging
 import os
 import shutil
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,45 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
         assert temporary.name.startswith(".")
         assert not target.exists()
     assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    """What is synced, with what the target holds at that moment."""
+    target = tmp_path / "a.bin"
+    told: list[tuple[str, bytes]] = []
+    target.write_bytes(b"old")
+
+    def sync(descriptor: int, whole: Callable[[int], None] = os.fsync) -> None:
+        whole(descriptor)
+        what = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        told.append((what, target.read_bytes()))
+
+    monkeypatch.setattr("os.fsync", sync)
+    with atomic_path(target, durable=durable) as temporary:
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert told == ([("file", b"old"), ("folder", b"new")] if durable else [])
+    write_atomically(target, b"mask")
+    assert len(told) == 2 * durable, "masks wait for no disk"
+
+
+def test_a_disk_that_does_not_keep_a_durable_file_leaves_the_one_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(OSError, match="No space"), atomic_path(target, durable=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 
@@ -155,7 +158,8 @@ def repository(tmp_path: Path) -> Path:
             (source / kind / folder).mkdir(parents=True)
             for number in range(count):
                 path = source / kind / folder / f"{number:06}.{suffix}"
-                path.write_text(f"{folder} {number}")
+                value = number % 4 if kind == "annotations" else number
+                Image.fromarray(np.full((6, 8), value, np.uint8)).save(path)
     return source
 
 
@@ -170,25 +174,95 @@ def test_neu_seg_keeps_its_folders_apart(tmp_path: Path, repository: Path) -> No
     found = names(out)
     assert len(found) == 2 * 34
     assert {"train/imgs/tr000001.jpg", "val/masks/te000001.png"} <= found
-    assert (out / "val" / "imgs" / "te000001.jpg").read_text() == "test 1"
+    source = repository / "images" / "test" / "000001.jpg"
+    assert (out / "val" / "imgs" / "te000001.jpg").read_bytes() == source.read_bytes()
 
 
 def test_neu_seg_goes_on_where_it_was_cut(tmp_path: Path, repository: Path) -> None:
     """A part is there whole or not at all, so that one that is there is not made again."""
     out = tmp_path / "out"
-    last = repository / "images" / "test" / "000003.jpg"
-    last.unlink()
-    last.mkdir()  # has a name, cannot be copied
-    assert run("prepare_neu_seg.py", repository, "--out", out).returncode != 0
-    assert [path.name for path in out.iterdir()] == ["train"]
+    assert run("prepare_neu_seg.py", repository, "--out", out).returncode == 0
+    shutil.rmtree(out / "val")
     (out / "val").mkdir()
     (out / "val" / ".DS_Store").touch()
-    last.rmdir()
-    last.write_text("test 3")
     before = (out / "train").stat().st_ino
     assert run("prepare_neu_seg.py", repository, "--out", out).returncode == 0
     assert (out / "train").stat().st_ino == before
     assert len(list((out / "val" / "imgs").iterdir())) == 4
+
+
+def test_neu_seg_s_endings_may_be_in_capitals(tmp_path: Path, repository: Path) -> None:
+    for path in [*repository.glob("images/test/*"), *repository.glob("annotations/training/*")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    done = run("prepare_neu_seg.py", repository, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = names(tmp_path / "out")
+    assert len(found) == 2 * 34
+    assert {"val/imgs/te000001.jpg", "train/masks/tr000001.png"} <= found
+
+
+def zipped(repository: Path) -> Path:
+    """As GitHub gives it, with what a Mac adds, and an entry that points outside."""
+    archive = repository.with_name("NEU_Seg-main.zip")
+    with zipfile.ZipFile(archive, "w") as content:
+        for path in sorted(repository.rglob("*.*")):
+            content.write(path, f"NEU_Seg-main/{path.relative_to(repository).as_posix()}")
+        content.writestr("__MACOSX/NEU_Seg-main/images/test/._000001.jpg", "")
+        content.writestr("NEU_Seg-main/README.md", "# NEU_Seg")
+        content.writestr("../../outside/README.md", "")
+    return archive
+
+
+def test_neu_seg_is_taken_as_it_was_downloaded(tmp_path: Path, repository: Path) -> None:
+    archive, out = zipped(repository), tmp_path / "out"
+    planned = run("prepare_neu_seg.py", archive, "--out", out, "--dry-run")
+    assert "train: 30 pairs" in planned.stdout
+    assert not out.exists()
+    assert run("prepare_neu_seg.py", archive, "--out", out).returncode == 0
+    assert run("prepare_neu_seg.py", repository, "--out", tmp_path / "same").returncode == 0
+    assert names(out) == names(tmp_path / "same")
+    for name in names(out):
+        assert (out / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+    assert not list(tmp_path.parent.glob("outside"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_archive_of_neu_seg_leaves_nothing(
+    tmp_path: Path, repository: Path, damage: str
+) -> None:
+    archive, out = zipped(repository), tmp_path / "out"
+    content = archive.read_bytes()
+    archive.write_bytes(content[:-60] if damage == "cut" else content.replace(b"JFIF", b"JFIG", 1))
+    failed = run("prepare_neu_seg.py", archive, "--out", out)
+    assert failed.returncode == 2
+    assert f"damaged: {archive}" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (np.zeros((6, 9), np.uint8), "training/000003: the image has 6×8 pixels, the mask 6×9"),
+        (np.full((6, 8), 4, np.uint8), "training/000003: the mask holds the value 4, expected 0"),
+        (np.zeros((6, 8, 3), np.uint8) + np.uint8([0, 9, 0]), "the mask 6×8 in colours"),
+        (None, "training/000003: "),
+    ],
+)
+def test_neu_seg_s_pairs_are_looked_at(
+    tmp_path: Path, repository: Path, pixels: np.ndarray | None, says: str
+) -> None:
+    mask = repository / "annotations" / "training" / "000003.png"
+    if pixels is None:
+        mask.write_bytes(mask.read_bytes()[:40])
+    else:
+        Image.fromarray(pixels).save(mask)
+    done = run("prepare_neu_seg.py", repository, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "1 of 34 pairs cannot be used" in done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_neu_seg_never_parts_a_scene(tmp_path: Path, repository: Path) -> None:

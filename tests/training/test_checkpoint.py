@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import stat
 import sys
 import zipfile
 from pathlib import Path
@@ -41,6 +42,20 @@ def checkpoint_of(spec: ModelSpec) -> Checkpoint:
     net = UNet(spec.channels, spec.classes, spec.width, spec.bilinear)
     golden = [(np.full((4, 5, spec.channels), 7, np.uint8), (8, 10))]
     return Checkpoint(spec, net.state_dict(), golden, {"epoch": 3, "best": 0.5})
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the one or the other."""
+    synced: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    monkeypatch.setattr("os.fsync", sync)
+    write_checkpoint(tmp_path / "last.pth", checkpoint_of(ModelSpec(channels=1, width=2)))
+    assert synced == ["file", "folder"]
 
 
 def test_writing_and_reading_is_the_identity(tmp_path: Path) -> None:

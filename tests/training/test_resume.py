@@ -250,6 +250,45 @@ def test_a_validation_that_fails_costs_no_step(
     assert_same_end(folder_of(quick_options), tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("how", "kept", "says"),
+    [
+        ("data", 2, r"after step 2 \(epoch 1\); the weights after step 2 are in"),
+        ("ctrl-c", 2, "^$"),
+        ("nan", 1, "the loss or its gradient is not finite at step 2"),
+    ],
+)
+def test_files_that_are_gone_cost_no_step(
+    quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    how: str, kept: int, says: str,
+) -> None:  # fmt: skip
+    """None of them is in memory; the disk goes in the second step of three."""
+    folders = tmp_path / "imgs", tmp_path / "masks"
+    for source, copy in zip((quick_options.images, quick_options.masks), folders, strict=True):
+        shutil.copytree(source, copy)
+    options = replace(quick_options, images=folders[0], masks=folders[1], workers=0)
+    steps: list[int] = []
+
+    def loss(logits: Tensor, truth: Tensor, rules: LossOptions, ranks: Ranks) -> Tensor:
+        steps.append(len(steps))
+        found = segmentation_loss(logits, truth, rules, ranks)
+        if len(steps) < 2:
+            return found
+        for folder in folders:
+            shutil.rmtree(folder)
+        if how == "ctrl-c":
+            os.kill(os.getpid(), signal.SIGINT)
+        return found * (float("nan") if how == "nan" else 1)
+
+    monkeypatch.setattr("unetrt.training.samples.half_of_memory", lambda: 0)
+    monkeypatch.setattr(PLACE, loss)
+    with pytest.raises(KeyboardInterrupt if how == "ctrl-c" else UserError, match=says):
+        train(options)
+    last = read_checkpoint(folder_of(options) / "last.pth")
+    assert (last.resume["epoch"], last.resume["batch"], last.resume["step"]) == (0, kept, kept)
+    assert len(last.golden) == 4
+
+
 def test_other_data_is_refused(
     quick_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from unetrt.contract.errors import UserError
+from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.options import TrainOptions
 from unetrt.training.report import Reporter
 from unetrt.training.rundir import LOCK, RunFolder
@@ -85,6 +86,38 @@ def test_lines_that_cannot_be_read_are_left_out(
         assert folder.path.joinpath("metrics.csv.damaged").read_text() == text
     assert "lines of" in caplog.text
     assert "cannot be read and are left out, and kept in" in caplog.text
+
+
+def test_a_run_of_a_version_without_dice_columns_goes_on(
+    quick_options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its line has empty cells there, and every number under its name."""
+    whole = train(replace(quick_options, out=tmp_path / "whole")).parent
+    folder = train(quick_options).parent
+    last = read_checkpoint(folder / "last.pth")
+    last.resume |= {"epoch": 1, "batch": 3}  # as if the second one were not validated yet
+    write_checkpoint(folder / "last.pth", last)
+    (expected, also), (first, _) = rows_of(whole), rows_of(folder)
+    older = {name: cell for name, cell in first.items() if not name.startswith("dice ")}
+    assert len(older) == len(first) - 4
+    older["remark"] = "7"
+    lines = [",".join(map(str, line)) for line in (older, older.values())]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    train(TrainOptions(resume=folder))
+    one, two = rows_of(folder)
+    assert list(one) == [*expected, "remark"]
+    assert one == {**first, **dict.fromkeys(first.keys() - older.keys(), ""), "remark": "7"}
+    same = also.keys() - {"seconds", "loss"}
+    assert {name: two[name] for name in same} == {name: also[name] for name in same}
+    assert two["remark"] == ""
+    assert any(two[f"dice class {number}"] for number in (1, 2, 3))
+    assert "cannot be read" not in caplog.text
+    assert (folder / "curve.png").exists()
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("error", [OSError("full"), RuntimeError("no TeX"), ImportError("no map")])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.training.batches import Batch
-from unetrt.training.checkpoint import read_checkpoint
+from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.finite import first_not_finite
 from unetrt.training.losses import LossOptions, segmentation_loss
 from unetrt.training.masknet import MaskNet
-from unetrt.training.options import TrainOptions
+from unetrt.training.options import RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.resume import options_from_json
 from unetrt.training.step import NotFiniteError, StepOptions, Stepper, amp_dtype
@@ -177,6 +177,33 @@ def test_float16_scales_its_loss_and_moves_the_weights() -> None:
     assert not any(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
+def test_float16_steps_again_where_memory_ends_after_its_gradients_are_unscaled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the second step, while they are clipped: the same numbers, and the scale of before."""
+    whole = torch.nn.utils.clip_grad_norm_
+    calls: list[int] = []
+
+    def clips(parameters: Iterable[Tensor], norm: float) -> Tensor:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise ON_GPU
+        return whole(parameters, norm)
+
+    (roomy, expected), (tight, net) = stepper_of(HALF), stepper_of(HALF)
+    for stepper in (roomy, tight):
+        stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 2.0**7})
+    before = [roomy.step(a_batch()) for _ in range(3)]
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", clips)
+    assert [tight.step(a_batch()) for _ in range(3)] == before
+    assert len(calls) == 4
+    assert all(moved for _, moved in before)
+    assert tight.scaler.state_dict() == roomy.scaler.state_dict()
+    assert tight.scaler.get_scale() == 2.0**7
+    pairs = zip(net.state_dict().values(), expected.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_an_overflow_of_float16_skips_the_step_and_lowers_the_scale() -> None:
     stepper, net = stepper_of(HALF)
     stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 2.0**60})
@@ -191,10 +218,28 @@ def test_the_scaler_s_state_is_resumed(
     quick_options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unetrt.training.trainer.amp_dtype", lambda device: torch.float16)
-    train(replace(quick_options, amp=True))
-    resume = read_checkpoint(folder_of(quick_options) / "last.pth").resume
-    assert resume["scaler"]["scale"] >= 1
-    assert options_from_json(resume["options"]).amp
+    whole = Stepper.step
+    scales: list[float] = []
+
+    def step(self: Stepper, batch: Batch) -> tuple[float, bool]:
+        scales.append(self.scaler.get_scale())
+        return whole(self, batch)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    recipe = RecipeOptions(epochs=2, batch_size=4)
+    train(replace(quick_options, amp=True, recipe=recipe))
+    assert scales[0] == 2.0**16, "what a new one begins with"
+    last = read_checkpoint(folder_of(quick_options) / "last.pth")
+    assert options_from_json(last.resume["options"]).amp
+    last.resume |= {"epoch": 1, "step": 3}
+    last.resume["scaler"]["scale"] = 2.0**7
+    last.resume["scaler"]["_growth_tracker"] = 5
+    write_checkpoint(folder_of(quick_options) / "last.pth", last)
+    scales.clear()
+    train(TrainOptions(resume=folder_of(quick_options)))
+    assert scales == [2.0**7] * 3
+    scaler = read_checkpoint(folder_of(quick_options) / "last.pth").resume["scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0**7, 8)
 
 
 @pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, None)])

@@ -26,6 +26,7 @@ from unetrt.training.options import RECIPES, RecipeOptions, TrainOptions
 from unetrt.training.ranks import Ranks
 from unetrt.training.samples import load_training_data
 from unetrt.training.step import Stepper
+from unetrt.training.synthetic import write_dataset
 from unetrt.training.train import _network, train
 from unetrt.training.validate import masks_from_net, validate
 
@@ -61,9 +62,13 @@ def test_training_learns_and_leaves_a_whole_run(quick_options: TrainOptions) -> 
     assert max(scores) > 0.2
     assert float(rows[-1]["learning_rate"]) < float(rows[4]["learning_rate"])
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    columns = [re.sub("^iou .*", "iou CLASS", column) for column in rows[0]]
+    columns = [re.sub("^(iou|dice) .*", r"\1 CLASS", column) for column in rows[0]]
     assert [column for column in columns if f"`{column}`" not in page] == [], "it is documented"
     assert {"epoch", "step", "pixel_accuracy", "iou class 3", "seconds"} <= rows[0].keys()
+    for row in rows:
+        for iou, dice in ((row[f"iou class {i}"], row[f"dice class {i}"]) for i in (1, 2, 3)):
+            assert bool(iou) == bool(dice)
+            assert not iou or float(dice) == pytest.approx(2 * float(iou) / (1 + float(iou)), 1e-4)
     files = {"best.pth", "last.pth", "metrics.csv", "curve.png"}
     assert {p.name for p in best.parent.iterdir()} == files
     last = read_checkpoint(best.with_name("last.pth"))
@@ -260,7 +265,17 @@ def _fresh(spec: ModelSpec) -> Checkpoint:
 
 
 def test_flags_default_to_the_reference_s() -> None:
-    assert options_from_arguments(arguments()) == TrainOptions()
+    """Those of train.py in Pytorch-UNet, as numbers: both sides come from the same class here."""
+    options = options_from_arguments(arguments())
+    recipe = options.recipe
+    assert (options.images, options.masks) == (Path("data/imgs"), Path("data/masks"))
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (5, 1, 1e-5)
+    assert (options.scale, options.validation, options.classes) == (0.5, 10, 2)
+    assert (options.channels, options.width, options.load) == (3, 64, None)
+    assert (options.amp, options.bilinear, options.wandb) == (False, False, False)
+    assert (recipe.optimizer, recipe.schedule) == ("rmsprop", "plateau")
+    assert (recipe.loss, recipe.dice, recipe.class_weights) == ("ce+dice", "all", ())
+    assert (recipe.augment, recipe.ema, options.crop, options.teacher) == (False, 0, None, None)
 
 
 def test_flags_reach_the_options() -> None:
@@ -340,6 +355,29 @@ def test_a_short_cycle_is_warned_of(
     assert "3 steps in all, 3 an epoch" in told
     assert "--epochs 334" in told
     assert not [r for r in caplog.records if "number of processes" in r.message]
+
+
+def test_the_command_scores_on_folders_of_their_own(
+    quick_options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reference's recipe but for its optimiser; every pair of --images is trained on."""
+    images, masks = write_dataset(tmp_path / "val", 3, (48, 64), seed=9)
+    words = f"train --images {quick_options.images} --masks {quick_options.masks} --channels 1 "
+    words += f"--val-images {images} --val-masks {masks} --optimizer adamw -c 4 --width 4 -s 1 "
+    words += f"-e 1 -b 8 --device cpu --out {tmp_path / 'cli'}"
+    assert main(words.split()) == 0
+    assert "16 images to train on, 3 to score" in caplog.text
+    last = read_checkpoint(tmp_path / "cli" / "last.pth")
+    [group] = last.resume["optimizer"]["param_groups"]
+    assert "betas" in group, "AdamW's"
+    assert last.resume["step"] == 2
+    options = replace(quick_options, val_images=images, val_masks=masks)
+    data = load_training_data(options, None)
+    for (image, _), sample in zip(last.golden, data.validation, strict=True):
+        assert np.array_equal(image, sample.load()[0])
+    matrix = validate(MaskNet(unet_from_checkpoint(last), last.spec), data.validation)
+    score = matrix.scores(last.spec.class_names).pixel_accuracy
+    assert float(metrics(tmp_path / "cli")[0]["pixel_accuracy"]) == pytest.approx(score, abs=1e-5)
 
 
 def test_the_command_prints_the_checkpoint(
