@@ -91,7 +91,8 @@ def run_job(
         if task.output is not None:
             check_output_suffix(task.output, opened.spec, options.format)
     if options.fast_decode:
-        require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
+        measured = require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
+        options = replace(options, fast_decode=measured)
     with ExitStack() as stack:
         journal: Journal | AddressJournal | None = None
         if options.journal is not None:
