@@ -181,6 +181,8 @@ class _Job:
             left = self.journal.remaining(tasks, whole)
             ours = {path for task in left for path in task.files}
             remove_temporaries_of(ours if whole is None else ours | {whole})
+        else:  # nothing keeps another job from these files
+            remove_temporaries_of({path for task in left for path in task.files}, locked=False)
         wanted = {path.parent for task in left for path in task.files}
         folders = [folder for folder in wanted if _make_folder(folder)]
         summary = self.summary
