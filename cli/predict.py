@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         viewer.show(crew.opened.spec)
     interrupted = bool(summary.left) and stop.is_set()
     if interrupted:
-        _report_interrupted(summary, options.journal is not None)
+        _report_interrupted(args, summary, options.journal is not None)
     else:
         _report(args, summary)
     _write_results(args, summary, trace)
@@ -243,8 +243,8 @@ def _tasks_from_args(args: argparse.Namespace) -> list[Task]:
     return tasks if args.shard is None else tasks_of_shard(tasks, args.shard, args.output_dir)
 
 
-def _report_interrupted(summary: Summary, resumable: bool) -> None:
-    _show_failures(summary)
+def _report_interrupted(args: argparse.Namespace, summary: Summary, resumable: bool) -> None:
+    _report(args, summary)
     done = f"interrupted: {summary.done} done, {summary.failed} failed, {summary.left} left"
     arguments = [a for a in sys.argv[1:] if not (len(a) > 2 and "--restart".startswith(a))]
     command = shlex.join(["unetrt", *arguments])

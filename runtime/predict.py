@@ -91,7 +91,8 @@ def run_job(
         if task.output is not None:
             check_output_suffix(task.output, opened.spec, options.format)
     if options.fast_decode:
-        require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
+        measured = require_fast_decode(crew.engine if isinstance(crew, OneEngine) else None, tasks)
+        options = replace(options, fast_decode=measured)
     with ExitStack() as stack:
         journal: Journal | AddressJournal | None = None
         if options.journal is not None:
@@ -180,6 +181,8 @@ class _Job:
             left = self.journal.remaining(tasks, whole)
             ours = {path for task in left for path in task.files}
             remove_temporaries_of(ours if whole is None else ours | {whole})
+        else:  # nothing keeps another job from these files
+            remove_temporaries_of({path for task in left for path in task.files}, locked=False)
         wanted = {path.parent for task in left for path in task.files}
         folders = [folder for folder in wanted if _make_folder(folder)]
         summary = self.summary

@@ -21,6 +21,7 @@ from ..contract.log import log
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.tiles import middle
 from ..contract.types import U8, Size
+from .archive import damaged_entry
 from .state_dicts import (
     TRAIN_HINT,
     WHOLE_HINT,
@@ -186,6 +187,7 @@ def unet_from_checkpoint(checkpoint: Checkpoint) -> UNet:
 def _load(path: Path) -> dict[str, Any]:
     require_file(path, "checkpoint", hint_of_run(path) or TRAIN_HINT)
     try:
+        _require_whole(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle versions, in foreign files
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -199,6 +201,18 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise not_a_checkpoint(path, f"a {type(content).__name__}")
     return content
+
+
+def _require_whole(path: Path) -> None:
+    """Raise UserError for damage that torch.load does not notice: other weights, other masks."""
+    entry = damaged_entry(path)
+    if entry is not None:
+        raise UserError(
+            f"{path} is a damaged checkpoint",
+            seen=f"{entry} in it differs from its checksum",
+            expected="every byte as it was written",
+            hint=f"sha256sum {as_word(path)}   here and where it comes from, and copy it again",
+        )
 
 
 def _is_pickle(path: Path) -> bool:

@@ -52,7 +52,7 @@ def test_a_signal_ends_the_job_with_whole_masks_and_the_command_that_goes_on(
     while job.poll() is None and not any(out.glob("*.png")):
         time.sleep(0.02)
     job.send_signal(name)
-    _, told = job.communicate(timeout=60)
+    equation, told = job.communicate(timeout=60)
     assert job.returncode == 130
     assert "Traceback" not in told
     assert f"Hint: unetrt {shlex.join(map(str, arguments))}   goes on\n" in told
@@ -64,6 +64,9 @@ def test_a_signal_ends_the_job_with_whole_masks_and_the_command_that_goes_on(
     summary = json.loads(report.read_text())
     assert summary["done"] == len(written)
     assert summary["done"] + summary["failed"] + summary["skipped"] == 2000
+    done, left = len(written), 2000 - len(written)
+    assert equation == f"2000 planned = {done} done + 0 failed + {left} skipped\n"
+    assert f"interrupted: {done} done, 0 failed, {left} left\n" in told
 
 
 def test_a_job_whose_reader_goes_away_is_done_all_the_same(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tests.runtime.conftest import torch_engine
 from unetrt.contract.errors import DeviceMemoryError, ImageError, UserError
 from unetrt.contract.images import read_image, read_reduced
 from unetrt.contract.types import U8, Size
-from unetrt.runtime.fast_decode import measure_fast_decode, require_fast_decode
+from unetrt.runtime import fast_decode
+from unetrt.runtime.fast_decode import Measured, measure_fast_decode, require_fast_decode
 from unetrt.runtime.journal import JournalOptions
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, predict_masks
@@ -95,7 +97,7 @@ def test_a_job_says_what_was_measured_and_its_masks_agree(
         fast = [np.asarray(Image.open(task.output)) for task in tasks if task.output]
         predict_masks(engine, tasks, PredictOptions())
         whole = [np.asarray(Image.open(task.output)) for task in tasks if task.output]
-        agreements = measure_fast_decode(engine, tasks)
+        agreements = measure_fast_decode(engine, tasks).agreements
     shares = [float(np.mean(a == b)) for a, b in zip(fast, whole, strict=True)]
     assert sorted(shares) == pytest.approx(sorted(agreements))
     assert max(shares) < 1, "the reduced image was used"
@@ -121,7 +123,7 @@ def test_images_that_are_not_reduced_keep_their_masks(
     with torch_engine(balanced_checkpoint(classes=2, scale=0.5)) as engine:
         with caplog.at_level(logging.WARNING):
             predict_masks(engine, tasks, PredictOptions(fast_decode=True))
-        assert "none of the images looked at" in caplog.text
+        assert "is a JPEG of twice the input's size, so every image" in caplog.text
         fast = [task.output.read_bytes() for task in tasks if task.output]
         predict_masks(engine, tasks, PredictOptions())
         assert fast == [task.output.read_bytes() for task in tasks if task.output]
@@ -131,7 +133,7 @@ def test_a_bad_image_is_left_to_the_job(tmp_path: Path) -> None:
     tasks = folder_of(tmp_path / "in", smooth(2))
     tasks[0].source.write_bytes(b"no image")
     with torch_engine(balanced_checkpoint(classes=2, scale=0.5)) as engine:
-        assert len(measure_fast_decode(engine, tasks)) == 1
+        assert len(measure_fast_decode(engine, tasks).agreements) == 1
         summary = predict_masks(engine, tasks, PredictOptions(fast_decode=True))
     assert (summary.done, summary.failed) == (1, 1)
 
@@ -143,14 +145,61 @@ def test_an_image_that_the_engine_does_not_take_is_left_to_the_job(
     with torch_engine(balanced_checkpoint(classes=2, scale=0.5)) as engine:
         refused = [ImageError("outside the profiles"), None, None]
         monkeypatch.setattr(engine, "refusal", lambda *sizes: refused.pop(0))
-        assert len(measure_fast_decode(engine, tasks)) == 2
+        assert len(measure_fast_decode(engine, tasks).agreements) == 2
         monkeypatch.undo()
 
         def full(*_: object) -> U8:
             raise DeviceMemoryError("no memory for this batch")
 
         monkeypatch.setattr(engine, "infer", full)
-        assert measure_fast_decode(engine, tasks) == []
+        assert measure_fast_decode(engine, tasks) == Measured(short=True)
+
+
+def test_images_that_were_not_looked_at_are_decoded_whole_where_none_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that fast decode is refused for, between files that are not reduced."""
+    tasks = folder_of(tmp_path / "in", noise(4))
+    for task in tasks[::2]:
+        with Image.open(task.source) as image:
+            image.save(task.source, "PNG")
+    monkeypatch.setattr(fast_decode, "LOOKED_AT", 2)
+    journal = JournalOptions(output_dir=tmp_path / "out", model="0" * 64)
+    options = PredictOptions(fast_decode=True, journal=journal)
+    with torch_engine(balanced_checkpoint(channels=3, classes=2, scale=0.5)) as engine:
+        assert predict_masks(engine, tasks, options).done == 4
+        fast = [task.output.read_bytes() for task in tasks if task.output]
+        options = PredictOptions(journal=journal)
+        assert predict_masks(engine, tasks, options).skipped == 4, "the same job: no fast decode"
+        predict_masks(engine, tasks, PredictOptions())
+    assert fast == [task.output.read_bytes() for task in tasks if task.output]
+
+
+@pytest.mark.parametrize("fails", ["device", "host"])
+def test_want_of_memory_is_called_so_and_nothing_is_reduced(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = folder_of(tmp_path / "in", noise())
+
+    def full(*_: object) -> NoReturn:
+        raise DeviceMemoryError("no memory") if fails == "device" else MemoryError
+
+    with torch_engine(balanced_checkpoint(channels=3, classes=2, scale=0.5)) as engine:
+        if fails == "device":
+            monkeypatch.setattr(engine, "infer", full)
+        else:
+            monkeypatch.setattr(fast_decode, "read_reduced", full)
+        with caplog.at_level(logging.WARNING):
+            assert not require_fast_decode(engine, tasks)
+    assert "no memory to measure it with, so every image is decoded whole" in caplog.text
+    assert "JPEG" not in caplog.text
+
+
+def test_one_image_that_changes_is_not_hidden_by_the_others() -> None:
+    fast_decode._check([0.999] * 15 + [0.985])
+    with pytest.raises(UserError, match="changes this model's masks") as caught:
+        fast_decode._check([0.999] * 15 + [0.97])
+    assert "97.000% in the worst" in str(caught.value.seen)
 
 
 def test_a_job_is_not_resumed_with_the_other_decoder(tmp_path: Path) -> None:
