@@ -112,7 +112,7 @@ def _crew_of_many(args: argparse.Namespace, stop: threading.Event) -> Workers | 
     if args.ray is None:
         from ..runtime.devices import Workers, devices_from_text
 
-        return Workers(options, devices_from_text(args.devices))
+        return Workers(options, devices_from_text(args.devices), stop=stop.is_set)
     from ..runtime.cluster import Cluster, ClusterOptions
 
     address = None if args.ray == HERE else args.ray

@@ -133,8 +133,16 @@ class Workers(Closing):
     Raises UserError when the model cannot be opened on one of the devices, or when that is no use.
     """
 
-    def __init__(self, options: EngineOptions, devices: Sequence[str]) -> None:
-        """Start a process a device; return as soon as one of them has opened the model."""
+    def __init__(
+        self,
+        options: EngineOptions,
+        devices: Sequence[str],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start a process a device; return as soon as one of them has opened the model.
+
+        Raises KeyboardInterrupt once stop() is true, as there is nothing to finish yet.
+        """
         self._stopping = False
         self._model, self._digest = options.model, digest_if_there(options.model)
         self._warned: set[str] = set()
@@ -153,6 +161,8 @@ class Workers(Closing):
             while self._first is None:
                 if not self._alive:
                     raise self._all_dead()
+                if stop():
+                    raise KeyboardInterrupt
                 list(self._collect())
         except BaseException:
             self.close()

@@ -15,7 +15,9 @@ from PIL import Image
 
 from tests.cli.conftest import Command
 from tests.conftest import steel
+from tests.runtime.crews import in_every_process
 from tests.runtime.encodings import write_mixed
+from unetrt.contract.modules import is_installed
 
 JOURNALS = ".unetrt"
 
@@ -97,6 +99,63 @@ def test_a_signal_to_all_processes_is_one_wish(onnx_file: Path, tmp_path: Path) 
     entries = [entry for entry in map(json.loads, lines) if "planned" not in entry]
     assert sorted(entry["output"] for entry in entries) == sorted(written)
     assert 0 < len(written) < 3000
+
+
+LATE = """
+import os, pathlib, time
+from unetrt.runtime import worker
+
+
+def late(*arguments, **options):
+    pathlib.Path(os.environ["HELD"]).touch()
+    time.sleep(600)
+
+
+worker.open_engine = late
+"""
+STUCK = """
+import os, pathlib, time
+from unetrt.runtime import work
+
+
+def stuck(*arguments, **options):
+    pathlib.Path(os.environ["HELD"]).touch()
+    time.sleep(600)
+
+
+work.read_reduced = stuck
+"""
+
+
+def wait_for(path: Path, job: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while job.poll() is None and not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_a_signal_is_heard_while_the_devices_open_the_model(
+    onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, LATE)
+    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
+    wait_for(tmp_path / "held", job)
+    os.killpg(job.pid, signal.SIGINT)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130, told
+    assert "Traceback" not in told
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_parent(
+    onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, STUCK)
+    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
+    wait_for(tmp_path / "held", job)
+    job.kill()
+    job.communicate(timeout=60)  # the pipes close when the last worker has ended
 
 
 @pytest.mark.slow
