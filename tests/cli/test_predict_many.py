@@ -68,6 +68,25 @@ def test_several_workers_write_what_one_process_writes(
     assert unetrt(*asked, *several).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed("ray"), reason="Ray is not installed here")
+def test_a_cluster_writes_what_one_process_writes(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", onnx_file, "-i", pictures)
+    assert unetrt(*asked, "--output-dir", tmp_path / "one").status == 0
+    (pictures / "bad.png").write_text("no image")
+    cluster = ("--output-dir", tmp_path / "two", "--ray", "local", "--ray-engines", "2")
+    outcome = unetrt(*asked, *cluster)
+    assert outcome.status == 1, outcome.err
+    assert "engine: onnxruntime fp32, engines in Ray: 2 on cpu (" in outcome.err
+    assert f"failed: {pictures / 'bad.png'}: " in outcome.err
+    assert outcome.out == "5 planned = 4 done + 1 failed + 0 skipped\n"
+    assert masks_below(tmp_path / "two") == masks_below(tmp_path / "one")
+    (pictures / "bad.png").unlink()
+    assert unetrt(*asked, *cluster).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
+
+
 def test_rle_comes_from_several_workers_as_from_one(
     unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
 ) -> None:
