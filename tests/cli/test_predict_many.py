@@ -223,6 +223,8 @@ def test_shards_run_at_once_and_are_merged(
         "missing_shards": [],
         "missing_images": [],
         "unplanned": [],
+        "lists": [],
+        "twice": [],
     }
     assert "60 planned = 60 done + 0 failed + 0 skipped\n" in merged.err
     assert masks_below(out) == masks_below(tmp_path / "whole")
@@ -262,6 +264,25 @@ def test_merge_names_failures_and_missing_images(
     assert f"failed: {pictures / 'bad.png'}: " in outcome.err
     assert f"missing: {pictures / 'a.png'}\n" in outcome.err
     assert outcome.out == "5 planned = 3 done + 1 failed + 1 skipped\n"
+
+
+def test_merge_says_that_the_images_of_two_shards_are_not_of_one_list(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir", out)
+    assert unetrt(*asked, "--shard", "1/2").status == 0
+    for name in ("later.png", "sub/later.png", "most.png", "sub/most.png"):
+        (pictures / name).write_bytes((pictures / "a.png").read_bytes())
+    assert unetrt(*asked, "--shard", "2/2").status == 0
+    outcome = unetrt("predict", "--merge", out)
+    assert outcome.status == 1
+    assert "another list: 4 images, of shard 1/2\n" in outcome.err
+    assert "another list: 8 images, of shard 2/2\n" in outcome.err
+    assert "; the shards are not of one list: run each again on the same images" in outcome.out
+    assert unetrt(*asked, "--shard", "1/2").status == 0
+    outcome = unetrt("predict", "--merge", out)
+    assert (outcome.status, outcome.out) == (0, "8 planned = 8 done + 0 failed + 0 skipped\n")
 
 
 def test_a_shard_without_images_is_done(
