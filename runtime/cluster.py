@@ -30,6 +30,7 @@ from .cluster_work import (
     load_row,
     open_once,
     packed,
+    rows_for,
     ship_model,
     unpacked,
     write_row,
@@ -44,9 +45,6 @@ from .worker import EngineOptions, Opened, travelling
 
 BLOCK = 32
 """Images in one piece of work of Ray's, which is also what a killed process loses at most."""
-
-INFER_BATCH = 128
-"""Images that an engine gets at once: many of its batches, so that its slots stay full."""
 
 CONNECT_SECONDS = 10.0
 EXPECTED = "HOST:6379 of a head node, or local"
@@ -229,7 +227,7 @@ class Cluster(Closing):
             rows = rows.map_batches(
                 InferRows,
                 fn_constructor_args=given,
-                batch_size=INFER_BATCH,
+                batch_size=rows_for(tasks, spec, options),
                 batch_format="numpy",
                 compute=data.ActorPoolStrategy(size=self.engines),
                 ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_RETRIES},

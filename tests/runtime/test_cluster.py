@@ -15,6 +15,8 @@ from unittest.mock import Mock
 import pytest
 from fsspec.registry import _registry
 
+from tests.conftest import steel
+from tests.runtime.conftest import write_picture
 from tests.runtime.crews import (
     Undisturbed,
     check_same,
@@ -119,7 +121,7 @@ def test_two_engines_of_which_one_is_killed(
     """In the first call that infers, whichever actor has it: one that is idle loses nothing."""
     killed, out = tmp_path / "killed", tmp_path / "out"
     monkeypatch.setenv("KILLED", str(killed))
-    monkeypatch.setattr("unetrt.runtime.cluster.INFER_BATCH", 32)  # some for each of the two
+    monkeypatch.setattr("unetrt.runtime.cluster_work.INFER_BATCH", 32)  # some for each of the two
     in_every_process(monkeypatch, tmp_path, MORTAL)
     summary = run_on(model, many.images, out, 2)
     assert killed.exists(), "nobody was killed"
@@ -130,6 +132,38 @@ def test_two_engines_of_which_one_is_killed(
     assert sorted(summary.failures, key=str) == sorted(many.summary.failures, key=str)
     again = run_on(model, many.images, out, 1)
     assert counts(again) == (0, summary.failed, summary.done)
+
+
+COUNTED = """
+import os
+from unetrt.runtime.cluster_work import InferRows
+
+infer = InferRows.__call__
+
+
+def counted(self, batch):
+    with open(os.environ["COUNTS"], "a") as file:
+        file.write(f"{len(batch['row'])}\\n")
+    return infer(self, batch)
+
+
+InferRows.__call__ = counted
+"""
+
+
+def test_an_engine_gets_fewer_of_large_pictures_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A billion bytes of 128 pictures of a camera were in the memory several times."""
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    monkeypatch.setattr("unetrt.runtime.cluster_work.INFER_BYTES", 10 << 20)
+    in_every_process(monkeypatch, tmp_path, COUNTED)
+    for index in range(12):
+        write_picture(tmp_path / f"in/{index}.png", steel(index, 1280, 1918))
+    assert counts(run_on(model, tmp_path / "in", tmp_path / "out", 1)) == (12, 0, 0)
+    found = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert sum(found) == 12
+    assert 1 <= max(found) <= 4, "an image at the network's scale, and its mask, take 3 MB or 5"
 
 
 SHELF = """
