@@ -308,6 +308,7 @@ def test_a_shard_without_images_is_done(
         (["--merge", "out"], "seen:     --model, --input\n"),
         (["--ray-engines", "2"], "--ray-engines is of a cluster"),
         (["--ray", "local", "--devices", "cpu:2"], "--devices and --ray exclude each other"),
+        (["--ray", "local", "--device", "cuda:1"], "seen:     --device cuda:1\n"),
         (["--ray", "local", "--viz"], "--viz goes with one process"),
         (["--ray", "local", "--fast-decode"], "--fast-decode goes with one process"),
         (["--output-dir", "nostore://b/out"], "cannot reach nostore://b/out"),
