@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..contract.addresses import is_address
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
 from .entries import Plans, first_of, image_entries, journals_below
@@ -179,7 +179,7 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
                 "journals of a job with another number of shards",
                 seen=journal.path,
                 expected=f"journals of {count} shards, as {journals[0].path}",
-                hint="remove the journals that an older job has left",
+                hint=_hint_of_numbers(journals, journal),
             )
         if journal.shard in seen:
             raise UserError(
@@ -189,6 +189,25 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
                 hint="unetrt predict --merge DIR …   with one of the two",
             )
         seen[journal.shard] = journal.output_dir
+
+
+def _hint_of_numbers(journals: Sequence[_Found], other: _Found) -> str:
+    """Of one folder the journals of the number that was written last are those that are meant."""
+    first = journals[0]
+    if other.output_dir != first.output_dir:
+        return f"unetrt predict --merge {as_word(first.output_dir)}   without {other.output_dir}"
+    folder = first.output_dir / FOLDER
+    if first.files is not None:
+        names = " or ".join(f"plan-*-of-{found.shard.count}.json.gz" for found in (first, other))
+        return f"remove {names} below {folder}, with the store's own command: the older ones"
+    written: dict[int, float] = {}
+    for found in (found for found in journals if found.output_dir == first.output_dir):
+        count = found.shard.count
+        written[count] = max(written.get(count, 0.0), found.path.stat().st_mtime)
+    older = min(written, key=lambda count: written[count])
+    whole = next(found.path.name for found in journals if found.shard.count == older)
+    paths = whole if older == 1 else f"journal-*-of-{older}.jsonl"
+    return f"rm {as_word(folder)}/{paths}   removes those that were written first; no mask goes"
 
 
 def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> _Planned | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -283,6 +284,34 @@ def test_merge_says_that_the_images_of_two_shards_are_not_of_one_list(
     assert unetrt(*asked, "--shard", "1/2").status == 0
     outcome = unetrt("predict", "--merge", out)
     assert (outcome.status, outcome.out) == (0, "8 planned = 8 done + 0 failed + 0 skipped\n")
+
+
+@pytest.mark.parametrize("older", ["1/2", "1/1"])
+def test_journals_of_another_number_of_shards_go_as_told(
+    older: str, unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "an out"
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir", out, "--shard")
+    for shard in (older, "1/3", "2/3", "3/3"):
+        assert unetrt(*asked, shard).status == 0
+    for path in (out / JOURNALS).glob("*-of-3.jsonl"):
+        os.utime(path, (time.time() + 60,) * 2)  # clocks of file systems are coarse
+    error = unetrt("predict", "--merge", out).whole_error
+    assert "another number of shards" in error
+    command = error.rpartition("Hint: ")[2].partition("   ")[0]
+    subprocess.run(command, shell=True, check=True)
+    assert unetrt("predict", "--merge", out).status == 0
+
+
+def test_a_folder_of_another_number_of_shards_is_left_out_as_told(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir")
+    assert unetrt(*asked, tmp_path / "one", "--shard", "1/1").status == 0
+    assert unetrt(*asked, tmp_path / "two", "--shard", "1/2").status == 0
+    error = unetrt("predict", "--merge", tmp_path / "one", tmp_path / "two").whole_error
+    words = shlex.split(error.rpartition("Hint: unetrt ")[2].partition("   ")[0])
+    assert unetrt(*words).status == 0
 
 
 def test_a_shard_without_images_is_done(
