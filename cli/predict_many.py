@@ -112,7 +112,7 @@ def _crew_of_many(args: argparse.Namespace, stop: threading.Event) -> Workers | 
     if args.ray is None:
         from ..runtime.devices import Workers, devices_from_text
 
-        return Workers(options, devices_from_text(args.devices))
+        return Workers(options, devices_from_text(args.devices), stop=stop.is_set)
     from ..runtime.cluster import Cluster, ClusterOptions
 
     address = None if args.ray == HERE else args.ray
@@ -137,6 +137,11 @@ def _show_merged(merged: Merged) -> None:
         sys.stderr.write(f"missing: shard {name} has not begun\n")
     for name in merged.missing_images[:SHOWN]:
         sys.stderr.write(f"missing: {printable(name)}\n")
+    for found in merged.lists:
+        shards = ", ".join(found["shards"][:SHOWN]) + (" …" if len(found["shards"]) > SHOWN else "")
+        sys.stderr.write(f"another list: {found['images']} images, of shard {shards}\n")
+    for name in merged.twice[:SHOWN]:
+        sys.stderr.write(f"in two shards: {printable(name)}\n")
     more = sum(
         max(0, len(found) - SHOWN) for found in (merged.missing_shards, merged.missing_images)
     )

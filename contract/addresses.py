@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from .errors import UserError, first_line
-from .modules import import_module
+from .modules import INSTALL, import_module
 
 MARK = "://"
 
@@ -73,7 +73,7 @@ def _refuse_archive(text: str) -> None:
 def _package_hint(text: str) -> str:
     """Of other kinds than these, the message of fsspec names the packages."""
     package = _PACKAGES.get(text.partition(MARK)[0].rpartition("::")[2])
-    return f"pip install {package}" if package else "install the packages that are named above"
+    return INSTALL[package] if package else "install the packages that are named above"
 
 
 def is_address(path: Path) -> bool:

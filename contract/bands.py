@@ -16,7 +16,7 @@ from .depth import bytes_from_samples
 from .errors import ImageError
 from .headers import MAX_BYTES, ORIENTATION, check_pixels, is_tiff, open_picture, tiff_directories
 from .jpeg import TIFF_JPEG, TIFF_OLD_JPEG, check_ends, check_segments
-from .modules import import_module
+from .modules import INSTALL, import_module
 from .types import U8, Size
 
 ARRAY_HEADERS = threading.Lock()
@@ -180,7 +180,7 @@ def _plane(page: Any, size: Size, data: bytes, name: str) -> npt.NDArray[np.gene
         raise ImageError(
             f"{name} is compressed in a way that needs imagecodecs",
             seen=error,
-            hint="pip install 'unetrt[bands]'",
+            hint=INSTALL["imagecodecs"],
         ) from error
     if page.samplesperpixel == 1:
         pixels = pixels[..., None]

@@ -18,28 +18,37 @@ QUIET = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
 REPORTERS = {"openvino": "openvino_telemetry"}
 """Packages that report by another, have no variable against it, and do without that other."""
 
+
+def pip_install(what: str) -> str:
+    """The line that brings a package, or an extra of ours, in the version that was tested.
+
+    An extra is named by `unetrt[…]`: of an installed clone, editable or not, that changes nothing.
+    """
+    return f"pip install -c constraints.txt {what}   in the clone of unetrt"
+
+
 INSTALL = {
-    "torch": "pip install torch",
-    "google.protobuf.message": "pip install protobuf",
-    "google.protobuf.text_format": "pip install protobuf",
-    "grpc": "pip install 'unetrt[triton]'",
-    "onnx": "pip install onnx",
-    "onnxruntime": "pip install onnxruntime-gpu",
-    "openvino": "pip install openvino",
-    "pycuda.driver": "pip install 'unetrt[trt]'",
-    "upath": "pip install universal-pathlib",
-    "tifffile": "pip install 'unetrt[bands]'",
-    "imagecodecs": "pip install 'unetrt[bands]'",
-    "s3fs": "pip install s3fs",
-    "gcsfs": "pip install gcsfs",
-    "adlfs": "pip install adlfs",
-    "wandb": "pip install 'unetrt[wandb]'",
-    "tensorrt": "pip install 'unetrt[trt]'",
-    "pynvml": "pip install nvidia-ml-py",
-    "ray": "pip install 'unetrt[ray]'",
-    "ray.data": "pip install 'unetrt[ray]'",
-    "tensorrt_rtx": "pip install 'unetrt[rtx]'",
-    "tritonclient.grpc.model_config_pb2": "pip install 'unetrt[triton]'",
+    "torch": pip_install("torch"),
+    "google.protobuf.message": pip_install("protobuf"),
+    "google.protobuf.text_format": pip_install("protobuf"),
+    "grpc": pip_install("'unetrt[triton]'"),
+    "onnx": pip_install("onnx"),
+    "onnxruntime": pip_install("onnxruntime-gpu"),
+    "openvino": pip_install("openvino"),
+    "pycuda.driver": pip_install("'unetrt[trt]'"),
+    "upath": pip_install("universal-pathlib"),
+    "tifffile": pip_install("'unetrt[bands]'"),
+    "imagecodecs": pip_install("'unetrt[bands]'"),
+    "s3fs": pip_install("s3fs"),
+    "gcsfs": pip_install("gcsfs"),
+    "adlfs": pip_install("adlfs"),
+    "wandb": pip_install("'unetrt[wandb]'"),
+    "tensorrt": pip_install("'unetrt[trt]'"),
+    "pynvml": pip_install("nvidia-ml-py"),
+    "ray": pip_install("'unetrt[ray]'"),
+    "ray.data": pip_install("'unetrt[ray]'"),
+    "tensorrt_rtx": pip_install("'unetrt[rtx]'"),
+    "tritonclient.grpc.model_config_pb2": pip_install("'unetrt[triton]'"),
 }
 
 

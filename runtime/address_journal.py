@@ -27,7 +27,7 @@ from .address_plan import (
 from .inputs import located
 from .journal import FOLDER, FORMAT, JournalOptions, check_same, is_written
 from .ownership import another_owner, overlays_there, refuse_foreign
-from .plan import Task
+from .plan import Task, whole_of
 from .stamps import GONE, Stamp, stamp_of
 
 NAME = "job.json"
@@ -88,7 +88,7 @@ class AddressJournal(Closing):
                 left.append(task)
         named = dict(zip(images, names, strict=True))
         plan = replace(self._plan.followed_by(named, stamps), job=self._job)
-        plan = replace(plan, begun=self._plan.begun or self._begun())
+        plan = replace(plan, begun=self._plan.begun or self._begun(), mark=whole_of(tasks))
         if plan != self._plan:
             write_plan(self._plan_path, plan)
         self._plan, self._failed, self._stamps = plan, {}, dict(plan.stamps)

@@ -29,7 +29,7 @@ class Plan:
     failed: image → reason, written when a run ends; a run that was killed leaves none.
     stamps: what images had when their masks were made, written like failed.
     job: see job_from_header. begun: when, by the store's clock (ns); no mask of it is older.
-    Both are empty in a plan of an older version.
+    mark: of the list that a shard's images are a part of. All three are empty in older plans.
     """
 
     images: dict[str, str] = field(default_factory=dict)
@@ -38,6 +38,7 @@ class Plan:
     stamps: dict[str, Stamp] = field(default_factory=dict)
     job: str = ""
     begun: int = 0
+    mark: str = ""
 
     def followed_by(self, images: dict[str, str], stamps: dict[str, Stamp]) -> Plan:
         """The plan of the next run; stamps: of masks that it takes from the plan of another."""
@@ -82,6 +83,7 @@ def read_plan(path: Path) -> Plan:
             stamps={image: (int(size), int(time)) for image, (size, time) in stamps},
             job=str(found.get("job", "")),
             begun=int(found.get("begun", 0)),
+            mark=str(found.get("mark", "")),
         )
     except FileNotFoundError:
         return Plan()

@@ -30,6 +30,7 @@ from .cluster_work import (
     load_row,
     open_once,
     packed,
+    rows_for,
     ship_model,
     unpacked,
     write_row,
@@ -44,9 +45,6 @@ from .worker import EngineOptions, Opened, travelling
 
 BLOCK = 32
 """Images in one piece of work of Ray's, which is also what a killed process loses at most."""
-
-INFER_BATCH = 128
-"""Images that an engine gets at once: many of its batches, so that its slots stay full."""
 
 CONNECT_SECONDS = 10.0
 EXPECTED = "HOST:6379 of a head node, or local"
@@ -96,6 +94,7 @@ class Cluster(Closing):
         Raises UserError where there is no such cluster, or as open_engine does; KeyboardInterrupt
         once stop() is true, as there is nothing to finish yet.
         """
+        _refuse_index(cluster.device)
         # A thread of Ray Data's that goes on after the end would start a cluster of its own.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         ray = self._ray = import_module("ray")
@@ -229,7 +228,7 @@ class Cluster(Closing):
             rows = rows.map_batches(
                 InferRows,
                 fn_constructor_args=given,
-                batch_size=INFER_BATCH,
+                batch_size=rows_for(tasks, spec, options),
                 batch_format="numpy",
                 compute=data.ActorPoolStrategy(size=self.engines),
                 ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_RETRIES},
@@ -298,6 +297,17 @@ def _connect(ray: Any, address: str | None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _refuse_index(device: str) -> None:
+    """Ray hands its GPUs out and shows each process its own: a number would be passed over."""
+    if ":" in device:
+        raise UserError(
+            "the devices of a cluster are given out by Ray",
+            seen=f"--device {device}",
+            expected="auto, cpu or cuda",
+            hint="--device cuda   and, to leave GPUs out, CUDA_VISIBLE_DEVICES=1 ray start …",
+        )
 
 
 def _refuse_client(address: str) -> None:

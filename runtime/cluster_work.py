@@ -10,7 +10,8 @@ import re
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from logging.handlers import BufferingHandler
@@ -36,6 +37,15 @@ from .worker import EngineOptions, Opened, opened_from_engine, travelling
 
 ROW = "row"
 """The one column: what follows, pickled. Arrow has no type for images of many shapes."""
+
+INFER_BATCH = 128
+"""Images that an engine gets at once: many of its batches, so that its slots stay full."""
+
+INFER_BYTES = 128 << 20
+"""Of large images fewer: no more than one of Ray's blocks holds."""
+
+SAMPLE = 8
+"""Images that are looked at for their size, from all over the list."""
 
 PREFIX = "unetrt-model-"
 """Of the folder that a model is unpacked into."""
@@ -160,6 +170,19 @@ def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
     except UserError as error:
         return packed(travelling(error))
     return packed(LoadedImage(task, work.stamps[task], image, size))
+
+
+def rows_for(tasks: Sequence[Task], spec: ModelSpec, options: PredictOptions) -> int:
+    """How many images an engine gets at once, by the largest of some: Ray Data counts rows.
+
+    Ray holds an actor's batch in memory whole, as it came, unpickled, and its masks.
+    """
+    work, most = Work(spec, options), 1
+    for task in tasks[:: max(1, len(tasks) // SAMPLE)][:SAMPLE]:
+        with suppress(UserError):  # who is to load it says why
+            image, (height, width) = work.load(task)
+            most = max(most, image.nbytes + height * width * max(1, spec.planes))
+    return max(1, min(INFER_BATCH, INFER_BYTES // most))
 
 
 class InferRows:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext
 
 from ..contract.closing import Closing
 from ..contract.cores import usable_cores
@@ -35,6 +34,9 @@ TICK = 0.2
 
 GRACE = 10.0
 """Seconds that a worker has for its end once its pipes are closed."""
+
+REPLACEMENTS = 3
+"""Processes in a row that are started for the last that died, with no image done by any of them."""
 
 EXPECTED = "numbers of CUDA devices (0,1), all, or cpu:N for N processes on the CPU"
 
@@ -73,12 +75,11 @@ def _model_of(opened: Opened) -> tuple[object, ...]:
 class _Worker:
     """A process and what it holds: images that it was given and has said nothing of yet."""
 
-    def __init__(
-        self, context: SpawnContext, options: EngineOptions, device: str, threads: int
-    ) -> None:
+    def __init__(self, options: EngineOptions, device: str, threads: int) -> None:
         self.device, self.held = device, dict[Task, None]()
         self.opened = self.wants = False
         self.error: UserError | None = None
+        context = multiprocessing.get_context("spawn")
         inbox, self._inbox = context.Pipe(duplex=False)
         self.outbox, outbox = context.Pipe(duplex=False)
         arguments = (options, device, threads, inbox, outbox)
@@ -127,28 +128,41 @@ class _Worker:
 class Workers(Closing):
     """The crew of a job on several devices; `with` ends its processes.
 
-    An image is with one worker at a time. What a worker that dies had not finished goes to the
-    others, one image at a time. Raises UserError when the model cannot be opened on one of the
-    devices, or when the last worker has died.
+    An image is with one worker at a time. What a worker that dies had not finished comes last, one
+    image at a time. The last worker that dies is started again, as it may be an image that kills.
+    Raises UserError when the model cannot be opened on one of the devices, or when that is no use.
     """
 
-    def __init__(self, options: EngineOptions, devices: Sequence[str]) -> None:
-        """Start a process a device; return as soon as one of them has opened the model."""
+    def __init__(
+        self,
+        options: EngineOptions,
+        devices: Sequence[str],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start a process a device; return as soon as one of them has opened the model.
+
+        Raises KeyboardInterrupt once stop() is true, as there is nothing to finish yet.
+        """
         self._stopping = False
         self._model, self._digest = options.model, digest_if_there(options.model)
         self._warned: set[str] = set()
         self._suspects: deque[Task] = deque()
         self._deaths: Counter[Task] = Counter()
         self._threads = max(1, usable_cores() // len(devices))
-        context = multiprocessing.get_context("spawn")
+        self._options, self._spare = options, REPLACEMENTS
         self._workers: list[_Worker] = []
+        self._dead: _Worker | None = None
         self._first: Opened | None = None
         try:
             with _signals_held_back():
                 for device in devices:
-                    self._workers.append(_Worker(context, options, device, self._threads))
+                    self._workers.append(_Worker(options, device, self._threads))
             self._alive = list(self._workers)
             while self._first is None:
+                if not self._alive:
+                    raise self._all_dead()
+                if stop():
+                    raise KeyboardInterrupt
                 list(self._collect())
         except BaseException:
             self.close()
@@ -171,10 +185,13 @@ class Workers(Closing):
     ) -> Iterator[Outcome]:
         """As work.write_masks, once: at its end the workers end too."""
         left = deque(tasks)
+        share = self._share_of(options)
         for worker in self._alive:
-            worker.send(self._share_of(options))
+            worker.send(share)
         try:
             while (left or self._suspects or self._held()) and not stop():
+                if not self._alive:
+                    self._replace(share)
                 self._hand_out(left)
                 yield from self._collect()
             if left or self._suspects or self._held():
@@ -201,15 +218,39 @@ class Workers(Closing):
         for worker in self._alive:
             if not worker.wants:
                 continue
-            if self._suspects and not worker.held:
-                worker.give([self._suspects.popleft()])  # alone: who dies of it is known
-            elif self._deaths.keys() & worker.held.keys():
+            if self._deaths.keys() & worker.held.keys():
                 worker.give([])
             elif left:
                 count = max(1, min(CHUNK, len(left) // (4 * len(self._alive))))
                 worker.give([left.popleft() for _ in range(min(count, len(left)))])
             elif worker.held:
                 worker.give([])  # run what waits for a full batch; more may come back later
+            elif self._suspects:  # last: one that kills is to cost no other image
+                worker.give([self._suspects.popleft()])  # alone: who dies of it is known
+
+    def _replace(self, share: PredictOptions) -> None:
+        """Start a process in place of the last that has died, which may have been an image's fault.
+
+        Raises UserError where some have died one after the other and none has done an image.
+        """
+        if self._dead is None or not self._spare:
+            raise self._all_dead()
+        self._spare -= 1
+        log.warning("no worker is left: another one starts on %s", self._dead.device)
+        with _signals_held_back():
+            worker = _Worker(self._options, self._dead.device, self._threads)
+        self._workers[self._workers.index(self._dead)] = worker
+        self._alive = [worker]
+        worker.send(share)
+
+    def _all_dead(self) -> UserError:
+        dead = self._dead
+        return (dead and dead.error) or UserError(
+            "every worker has died",
+            seen=dead and dead.last_words,
+            expected="one at least that lives",
+            hint="run the same command again: what is in the journal is kept",
+        )
 
     def _finish(self) -> Iterator[Outcome]:
         """Let every worker finish what its engine has begun; one without an engine has nothing."""
@@ -229,6 +270,7 @@ class Workers(Closing):
                 yield from self._lose(worker)
             elif isinstance(message, Outcome):
                 worker.held.pop(message.task, None)
+                self._spare = REPLACEMENTS
                 yield message
             elif isinstance(message, Want):
                 worker.wants = True
@@ -265,6 +307,7 @@ class Workers(Closing):
         them all.
         """
         self._alive.remove(worker)
+        self._dead = worker
         worker.end()
         if self._stopping and worker.error is None and worker.process.exitcode == 0:
             return
@@ -275,13 +318,6 @@ class Workers(Closing):
         log.warning(text, worker.device, worker.last_words, len(worker.held), len(self._alive))
         for task in found:
             yield Outcome(task, f"two processes died while they worked on it ({worker.last_words})")
-        if not self._alive and not self._stopping:
-            raise worker.error or UserError(
-                "every worker has died",
-                seen=worker.last_words,
-                expected="one at least that lives",
-                hint="run the same command again: what is in the journal is kept",
-            )
 
     def close(self) -> None:
         """End every process; twice is harmless."""

@@ -84,21 +84,23 @@ class Plans:
     """What a journal's plans name: images, all of them together; last, the last one.
 
     whole: there is one, and the last has its end. overlays: the folders that they were written to.
+    mark: of the list that the last one is a shard's part of; "" by an older version.
     """
 
     images: dict[str, None] = field(default_factory=dict)
     last: list[str] = field(default_factory=list)
     whole: bool = False
     overlays: set[str] = field(default_factory=set)
+    mark: str = ""
 
-    def add(self, part: Any, start: object, of: object) -> bool:
+    def add(self, part: Any, start: object, of: object, mark: object = "") -> bool:
         """False for what is no part of a plan."""
         self.last = [] if start == 0 else self.last
         if not isinstance(part, list) or len(self.last) != start:
             return False
         self.last += part
         self.images |= dict.fromkeys(part)
-        self.whole = len(self.last) == of
+        self.whole, self.mark = len(self.last) == of, str(mark)
         return True
 
 
@@ -109,7 +111,8 @@ def image_entries(path: Path, plans: Plans | None = None) -> Iterator[dict[str, 
     """
     for number, (start, entry) in enumerate(read_lines(path), 1):
         if "planned" in entry and plans is not None:
-            told = plans.add(entry["planned"], entry.get("from"), entry.get("of"))
+            parts = (entry.get("from"), entry.get("of"), entry.get("list", ""))
+            told = plans.add(entry["planned"], *parts)
             if not told:
                 raise damaged(path, number, "a plan without its beginning")
         if "overlays" in entry and plans is not None:

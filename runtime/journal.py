@@ -34,7 +34,7 @@ from .ownership import (
     recorded_outputs,
     refuse_foreign,
 )
-from .plan import Task, require_inside
+from .plan import Task, require_inside, whole_of
 from .shards import WHOLE_JOURNAL, Shard, shard_from_journal
 from .stamps import GONE, Stamp, stamp_of, status_of
 
@@ -175,7 +175,7 @@ class Journal(Closing):
         self._check_foreign(tasks, plans, whole)
         self._append()
         self._record_overlays(plans)
-        self._record_plan([self._source(task) for task in tasks], plans)
+        self._record_plan([self._source(task) for task in tasks], plans, whole_of(tasks))
         left = [task for task in tasks if not self._is_done(task, done.get(self._source(task)))]
         self._check_owners(left)
         return left
@@ -221,17 +221,18 @@ class Journal(Closing):
         """Raise UserError where the journal has been removed while the job ran."""
         self._lines.require_in_place()
 
-    def _record_plan(self, sources: list[str], plans: Plans) -> None:
+    def _record_plan(self, sources: list[str], plans: Plans, mark: str) -> None:
         """A shard's is the last one; all those of a whole job count: each image is named once."""
         if plans.whole and self._lines.path.name == NAME:
             sources = [source for source in sources if source not in plans.images]
             if not sources:
                 return
-        elif plans.whole and plans.last == sources:
+        elif plans.whole and plans.last == sources and plans.mark == mark:
             return
+        more = {"list": mark} if mark else {}
         for start in range(0, max(1, len(sources)), _LINE):
             part = sources[start : start + _LINE]
-            self._append({"planned": part, "from": start, "of": len(sources)})
+            self._append({"planned": part, "from": start, "of": len(sources), **more})
 
     def _is_done(self, task: Task, done: _Done | None) -> bool:
         if done is None or done.output != self._output(task):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import IO, Any
 from ..contract.errors import UserError
 from ..contract.files import write_all
 from ..contract.locks import lock_file
+from ..contract.log import log
 
 LOOK_SECONDS = 0.2
 """Between two looks, while lines are added, whether the file is still there."""
@@ -154,9 +156,12 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 def _lock(file: IO[bytes], path: Path) -> None:
     try:
-        lock_file(file)
+        is_locked = lock_file(file)
     except BlockingIOError as error:
         raise locked(path) from error
+    if not is_locked and sys.platform != "win32":  # where no folder has locks
+        text = "no file can be locked below %s: nothing keeps a second job from it"
+        log.warning(text, path.parent.parent)
 
 
 def _cut_half_line(file: IO[bytes]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..contract.addresses import is_address
-from ..contract.errors import UserError
+from ..contract.errors import UserError, as_word
 from .address_journal import begun_ns, is_finished, read_header
 from .address_plan import Facts, job_from_header, list_files, plans_among, read_plan
 from .entries import Plans, first_of, image_entries, journals_below
@@ -24,6 +24,8 @@ class Merged:
     skipped: planned and not reached, or recorded as done without its mask; `missing_images` names
     them. missing_shards: those that have not begun ("3/8"), whose images nobody has counted.
     unplanned: journals without a plan, of an older version: what they do not name is not counted.
+    lists: where the shards were not cut from one list of images, the number of images in each, and
+    its shards. twice: images that more than one shard was given.
     """
 
     planned: int = 0
@@ -34,6 +36,8 @@ class Merged:
     missing_shards: list[str] = field(default_factory=list)
     missing_images: list[str] = field(default_factory=list)
     unplanned: list[str] = field(default_factory=list)
+    lists: list[dict[str, Any]] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
 
     def fail(self, image: str, reason: str) -> None:
         self.failed += 1
@@ -46,7 +50,7 @@ class Merged:
     @property
     def complete(self) -> bool:
         missing = self.missing_shards or self.missing_images or self.unplanned
-        return not (self.failed or missing)
+        return not (self.failed or missing or self.lists or self.twice)
 
     @property
     def text(self) -> str:
@@ -55,6 +59,8 @@ class Merged:
         unknown = f"; shards that have not begun: {missing}" if missing else ""
         if self.unplanned:
             unknown += "; what was planned is unknown: run the same job again, then merge"
+        if self.lists or self.twice:
+            unknown += "; the shards are not of one list: run each again on the same images"
         return f"{numbers} + {self.skipped} skipped{unknown}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +82,19 @@ class _Found:
             return read_header(self.output_dir)
         return first_of(self.path)
 
-    def add_to(self, merged: Merged, header: dict[str, Any]) -> bool:
-        """Count what it says; False for a shard that was ended before it had its plan."""
+    def add_to(self, merged: Merged, header: dict[str, Any]) -> _Planned | None:
+        """Count what it says; None for a shard that was ended before it had its plan."""
         if self.files is None:
             return _add_journal(self, merged)
         return _add_plan(self, self.files, merged, job_from_header(header))
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What a shard was given; mark: of the list that this was cut from, "" where it says none."""
+
+    images: Collection[str]
+    mark: str
 
 
 def merge_journals(folders: Sequence[Path]) -> Merged:
@@ -93,19 +107,38 @@ def merge_journals(folders: Sequence[Path]) -> Merged:
     _check_numbers(journals)
     first: dict[str, Any] | None = None
     merged = Merged()
-    begun: set[Shard] = set()
+    begun: dict[Shard, _Planned] = {}
     for journal in journals:
         header = journal.header()
         if header is None:
             continue
         first = first or header
         check_same(header, first, journal.output_dir)
-        if journal.add_to(merged, header):
-            begun.add(journal.shard)
+        planned = journal.add_to(merged, header)
+        if planned is not None:
+            begun[journal.shard] = planned
     count = journals[0].shard.count
     every = (Shard(index, count) for index in range(1, count + 1))
     merged.missing_shards = [str(shard) for shard in every if shard not in begun]
+    _compare_lists(begun, merged)
     return merged
+
+
+def _compare_lists(begun: dict[Shard, _Planned], merged: Merged) -> None:
+    """Shards of several lists may have left out an image that none of them was given."""
+    shards: dict[str, list[str]] = {}
+    for shard, planned in begun.items():
+        if planned.mark:
+            shards.setdefault(planned.mark, []).append(str(shard))
+    if len(shards) > 1:
+        numbers = [(int(mark.partition("-")[0]), names) for mark, names in shards.items()]
+        merged.lists = [{"images": number, "shards": names} for number, names in numbers]
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for planned in begun.values():
+        twice |= seen.intersection(planned.images)
+        seen.update(planned.images)
+    merged.twice = sorted(twice)
 
 
 def _journals_below(folder: Path) -> Iterator[_Found]:
@@ -146,7 +179,7 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
                 "journals of a job with another number of shards",
                 seen=journal.path,
                 expected=f"journals of {count} shards, as {journals[0].path}",
-                hint="remove the journals that an older job has left",
+                hint=_hint_of_numbers(journals, journal),
             )
         if journal.shard in seen:
             raise UserError(
@@ -158,11 +191,30 @@ def _check_numbers(journals: Sequence[_Found]) -> None:
         seen[journal.shard] = journal.output_dir
 
 
-def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> bool:
+def _hint_of_numbers(journals: Sequence[_Found], other: _Found) -> str:
+    """Of one folder the journals of the number that was written last are those that are meant."""
+    first = journals[0]
+    if other.output_dir != first.output_dir:
+        return f"unetrt predict --merge {as_word(first.output_dir)}   without {other.output_dir}"
+    folder = first.output_dir / FOLDER
+    if first.files is not None:
+        names = " or ".join(f"plan-*-of-{found.shard.count}.json.gz" for found in (first, other))
+        return f"remove {names} below {folder}, with the store's own command: the older ones"
+    written: dict[int, float] = {}
+    for found in (found for found in journals if found.output_dir == first.output_dir):
+        count = found.shard.count
+        written[count] = max(written.get(count, 0.0), found.path.stat().st_mtime)
+    older = min(written, key=lambda count: written[count])
+    whole = next(found.path.name for found in journals if found.shard.count == older)
+    paths = whole if older == 1 else f"journal-*-of-{older}.jsonl"
+    return f"rm {as_word(folder)}/{paths}   removes those that were written first; no mask goes"
+
+
+def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> _Planned | None:
     """At an address the masks say what is done."""
     plan = read_plan(found.path)
     if not plan.is_of(job):
-        return False
+        return None
     begun = plan.begun or begun_ns(files)
     merged.planned += len(plan.images)
     for image, name in plan.images.items():
@@ -173,10 +225,10 @@ def _add_plan(found: _Found, files: Facts, merged: Merged, job: str) -> bool:
             merged.done += 1
         else:
             merged.skip(image)
-    return True
+    return _Planned(plan.images, plan.mark)
 
 
-def _add_journal(journal: _Found, merged: Merged) -> bool:
+def _add_journal(journal: _Found, merged: Merged) -> _Planned | None:
     plans = Plans()
     last = {
         entry["input"]: (entry["status"], entry["output"], entry.get("reason", ""))
@@ -190,7 +242,7 @@ def _add_journal(journal: _Found, merged: Merged) -> bool:
     else:
         planned = plans.last if plans.whole else None
     if planned is None:
-        return False
+        return None
     merged.planned += len(planned)
     for source in planned:
         status, output, reason = last.get(source, ("skipped", None, ""))
@@ -200,7 +252,7 @@ def _add_journal(journal: _Found, merged: Merged) -> bool:
             merged.done += 1
         else:
             merged.skip(source)
-    return True
+    return _Planned(planned, plans.mark)
 
 
 def _is_there(output_dir: Path, output: str | None) -> bool:

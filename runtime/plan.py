@@ -14,7 +14,7 @@ from ..contract.errors import UserError, as_word
 from ..contract.files import IMAGE_SUFFIXES, OVERLAY_SUFFIX, REFERENCE_SUFFIX
 from ..contract.log import log
 from .inputs import Input, expand_inputs, input_roots, inside, located
-from .shards import Shard
+from .shards import Shard, list_mark
 
 
 @dataclass(frozen=True)
@@ -232,13 +232,27 @@ def _stems(path: PurePath) -> Iterable[str]:
         yield f"{path.name}-{number}"
 
 
-def tasks_of_shard(tasks: Sequence[Task], shard: Shard, output_dir: Path) -> list[Task]:
+class PartOfList(list[Task]):
+    """The tasks of a shard. whole: what tells the list that it is a part of from another one."""
+
+    whole = ""
+
+
+def tasks_of_shard(tasks: Sequence[Task], shard: Shard, output_dir: Path) -> PartOfList:
     """The tasks of one shard; every task belongs to one of them.
 
     By a hash of the output's name and not by place: an image that is added or goes between two
     runs moves no other image to another shard, and costly images spread over all of them.
     """
-    return [task for task in tasks if shard.holds(_name_in_job(task, output_dir))]
+    names = [_name_in_job(task, output_dir) for task in tasks]
+    part = PartOfList(t for t, name in zip(tasks, names, strict=True) if shard.holds(name))
+    part.whole = list_mark(names)
+    return part
+
+
+def whole_of(tasks: Sequence[Task]) -> str:
+    """Of the list that these are a shard's part of; "" for all else."""
+    return tasks.whole if isinstance(tasks, PartOfList) else ""
 
 
 def _name_in_job(task: Task, output_dir: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 WHOLE_JOURNAL, _SHARD_JOURNAL = "journal.jsonl", "journal-{}-of-{}.jsonl"
@@ -35,6 +36,14 @@ class Shard:
         """Whether an image whose output has this name belongs to the shard."""
         digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
         return int.from_bytes(digest) % self.count == self.index - 1
+
+
+def list_mark(names: Sequence[str]) -> str:
+    """What a list of images is known by, in whatever order: their number and a digest."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(names):
+        digest.update(os.fsencode(name) + b"\0")
+    return f"{len(names)}-{digest.hexdigest()}"
 
 
 def shard_from_journal(name: str) -> Shard | None:

@@ -13,6 +13,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_SIGNALS = (signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 """What ends a process that does nothing about it; Windows has no lost terminal."""
 
+INTERRUPTED = 130
+"""The exit status."""
+
 
 @contextmanager
 def stop_on_signals(answer: str) -> Iterator[threading.Event]:
@@ -22,10 +25,12 @@ def stop_on_signals(answer: str) -> Iterator[threading.Event]:
     stays so. Outside the main thread, which alone gets signals, the event is never set.
     """
     stop = threading.Event()
+    # The first process of a container gets no signal that it leaves to the system.
+    last = _end_now if os.getpid() == 1 else signal.SIG_DFL
 
     def ask(number: int, frame: FrameType | None) -> None:
         for name in before:
-            signal.signal(name, signal.SIG_DFL)
+            signal.signal(name, last)
         stop.set()
         with suppress(OSError):  # who read it may have gone by the same Ctrl-C, as tee does
             os.write(2, answer.encode())  # sys.stderr may be in the middle of a write
@@ -42,6 +47,10 @@ def stop_on_signals(answer: str) -> Iterator[threading.Event]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from ..engine.open import open_engine
 from .plan import Task
 from .stop import SIGNALS
 from .work import Outcome, PredictOptions, write_masks
+
+GRACE = 5.0
+"""Seconds that a worker has for its end once its parent has gone; one that hangs has no other."""
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 
@@ -89,8 +94,17 @@ class Channel:
     def _listen(self) -> None:
         """A stop is heard while the engine works; a parent that has gone is one too."""
         with suppress(EOFError, OSError):
-            while (message := self._inbox.recv()) is not None:
-                self._received.put(message)
+            while True:
+                message = self._inbox.recv()
+                if message is None:
+                    self._stop()
+                else:
+                    self._received.put(message)
+        self._stop()
+        time.sleep(GRACE)
+        os._exit(1)
+
+    def _stop(self) -> None:
         self.stopped.set()
         self._received.put(None)
 

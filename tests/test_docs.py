@@ -20,8 +20,18 @@ REFERENCE = (ROOT / "docs" / "from-pytorch-unet.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"\*\*`([^`]+)`\*\*", TEXT)
 HOUSE = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 NAMED = re.findall(r"`(\w+)` (?:\(|of |in )`([a-z_]+/\w+\.py)`", HOUSE)
-OTHERS = {"--gpus", "--pids-limit"}
-"""Flags of Docker."""
+PAST_ONE_PROCESS = (
+    "cli/predict_many.py",
+    "contract/addresses.py",
+    "runtime/address_journal.py",
+    "runtime/address_plan.py",
+    "runtime/cluster.py",
+    "runtime/cluster_work.py",
+    "runtime/devices.py",
+    "runtime/merge.py",
+)
+OTHERS = {"--gpus", "--pids-limit", "--head"}
+"""Flags of Docker and of Ray."""
 
 
 def texts_of_the_code() -> set[str]:
@@ -29,12 +39,18 @@ def texts_of_the_code() -> set[str]:
     found = set()
     for path in (p for folder in FOLDERS for p in (ROOT / folder).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
-                found.add("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(re.sub(r"%(\.\d)?[sdf]", "…", node.value))
+            found |= texts_in(node)
     return found
+
+
+def texts_in(node: ast.AST) -> set[str]:
+    """The text that a node is, if it is one."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+        return {"".join(map(str, parts))}
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {re.sub(r"%(\.\d)?[sdf]", "…", node.value)}
+    return set()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +61,22 @@ def texts() -> set[str]:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_quoted_message_is_one_of_the_code(message: str, texts: set[str]) -> None:
     assert message in texts
+
+
+def messages_of(path: Path) -> set[str]:
+    """What its UserErrors say first, and its warnings."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("UserError", "log.warning"):
+            found |= texts_in(node.args[0])
+    return found - {"…"}
+
+
+@pytest.mark.parametrize("name", PAST_ONE_PROCESS)
+def test_what_is_said_past_one_process_is_in_the_document(name: str) -> None:
+    messages = messages_of(ROOT / name)
+    assert messages, "or the file has none any more"
+    assert messages - set(MESSAGES) == set()
 
 
 def test_each_message_stands_once() -> None:

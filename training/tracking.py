@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..contract.errors import UserError, first_line
 from ..contract.images import shown
 from ..contract.log import log
-from ..contract.modules import is_installed
+from ..contract.modules import INSTALL, is_installed
 from ..contract.resize import resize_mask
 from ..contract.types import NO_CLASS
 from .masknet import MaskNet
@@ -40,7 +40,7 @@ def require_wandb() -> None:
     On a terminal wandb asks for the key.
     """
     if not is_installed("wandb"):
-        raise UserError("--wandb needs the package wandb", hint="pip install 'unetrt[wandb]'")
+        raise UserError("--wandb needs the package wandb", hint=INSTALL["wandb"])
     if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
         return
     wandb: Any = importlib.import_module("wandb")

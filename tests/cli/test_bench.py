@@ -22,6 +22,7 @@ from unetrt.cli.build import blocks, size_range
 from unetrt.cli.main import main
 from unetrt.cli.shared import share
 from unetrt.contract.errors import UserError
+from unetrt.contract.modules import INSTALL
 from unetrt.engine import extras
 
 
@@ -277,5 +278,5 @@ def test_doctor_names_what_the_parts_need_and_how_to_get_it(
     monkeypatch.setattr(extras, "_driver", lambda: "580.65")
     told = doctor(capsys)
     assert "gpu         NVIDIA X\ndriver      580.65\n" in told
-    assert "pip install nvidia-ml-py" in told
-    assert "pip install 'unetrt[trt]'" in told
+    assert INSTALL["pynvml"] in told
+    assert INSTALL["pycuda.driver"] in told

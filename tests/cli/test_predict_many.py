@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from PIL import Image
 
 from tests.cli.conftest import Command
 from tests.conftest import steel
+from tests.runtime.crews import in_every_process
 from tests.runtime.encodings import write_mixed
+from unetrt.contract.modules import is_installed
 
 JOURNALS = ".unetrt"
 
@@ -66,6 +69,25 @@ def test_several_workers_write_what_one_process_writes(
     assert unetrt(*asked, *several).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed("ray"), reason="Ray is not installed here")
+def test_a_cluster_writes_what_one_process_writes(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", onnx_file, "-i", pictures)
+    assert unetrt(*asked, "--output-dir", tmp_path / "one").status == 0
+    (pictures / "bad.png").write_text("no image")
+    cluster = ("--output-dir", tmp_path / "two", "--ray", "local", "--ray-engines", "2")
+    outcome = unetrt(*asked, *cluster)
+    assert outcome.status == 1, outcome.err
+    assert "engine: onnxruntime fp32, engines in Ray: 2 on cpu (" in outcome.err
+    assert f"failed: {pictures / 'bad.png'}: " in outcome.err
+    assert outcome.out == "5 planned = 4 done + 1 failed + 0 skipped\n"
+    assert masks_below(tmp_path / "two") == masks_below(tmp_path / "one")
+    (pictures / "bad.png").unlink()
+    assert unetrt(*asked, *cluster).out == "4 planned = 0 done + 0 failed + 4 skipped\n"
+
+
 def test_rle_comes_from_several_workers_as_from_one(
     unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +119,63 @@ def test_a_signal_to_all_processes_is_one_wish(onnx_file: Path, tmp_path: Path) 
     entries = [entry for entry in map(json.loads, lines) if "planned" not in entry]
     assert sorted(entry["output"] for entry in entries) == sorted(written)
     assert 0 < len(written) < 3000
+
+
+LATE = """
+import os, pathlib, time
+from unetrt.runtime import worker
+
+
+def late(*arguments, **options):
+    pathlib.Path(os.environ["HELD"]).touch()
+    time.sleep(600)
+
+
+worker.open_engine = late
+"""
+STUCK = """
+import os, pathlib, time
+from unetrt.runtime import work
+
+
+def stuck(*arguments, **options):
+    pathlib.Path(os.environ["HELD"]).touch()
+    time.sleep(600)
+
+
+work.read_reduced = stuck
+"""
+
+
+def wait_for(path: Path, job: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while job.poll() is None and not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_a_signal_is_heard_while_the_devices_open_the_model(
+    onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, LATE)
+    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
+    wait_for(tmp_path / "held", job)
+    os.killpg(job.pid, signal.SIGINT)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130, told
+    assert "Traceback" not in told
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_parent(
+    onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, STUCK)
+    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
+    wait_for(tmp_path / "held", job)
+    job.kill()
+    job.communicate(timeout=60)  # the pipes close when the last worker has ended
 
 
 @pytest.mark.slow
@@ -145,6 +224,8 @@ def test_shards_run_at_once_and_are_merged(
         "missing_shards": [],
         "missing_images": [],
         "unplanned": [],
+        "lists": [],
+        "twice": [],
     }
     assert "60 planned = 60 done + 0 failed + 0 skipped\n" in merged.err
     assert masks_below(out) == masks_below(tmp_path / "whole")
@@ -186,6 +267,53 @@ def test_merge_names_failures_and_missing_images(
     assert outcome.out == "5 planned = 3 done + 1 failed + 1 skipped\n"
 
 
+def test_merge_says_that_the_images_of_two_shards_are_not_of_one_list(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir", out)
+    assert unetrt(*asked, "--shard", "1/2").status == 0
+    for name in ("later.png", "sub/later.png", "most.png", "sub/most.png"):
+        (pictures / name).write_bytes((pictures / "a.png").read_bytes())
+    assert unetrt(*asked, "--shard", "2/2").status == 0
+    outcome = unetrt("predict", "--merge", out)
+    assert outcome.status == 1
+    assert "another list: 4 images, of shard 1/2\n" in outcome.err
+    assert "another list: 8 images, of shard 2/2\n" in outcome.err
+    assert "; the shards are not of one list: run each again on the same images" in outcome.out
+    assert unetrt(*asked, "--shard", "1/2").status == 0
+    outcome = unetrt("predict", "--merge", out)
+    assert (outcome.status, outcome.out) == (0, "8 planned = 8 done + 0 failed + 0 skipped\n")
+
+
+@pytest.mark.parametrize("older", ["1/2", "1/1"])
+def test_journals_of_another_number_of_shards_go_as_told(
+    older: str, unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "an out"
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir", out, "--shard")
+    for shard in (older, "1/3", "2/3", "3/3"):
+        assert unetrt(*asked, shard).status == 0
+    for path in (out / JOURNALS).glob("*-of-3.jsonl"):
+        os.utime(path, (time.time() + 60,) * 2)  # clocks of file systems are coarse
+    error = unetrt("predict", "--merge", out).whole_error
+    assert "another number of shards" in error
+    command = error.rpartition("Hint: ")[2].partition("   ")[0]
+    subprocess.run(command, shell=True, check=True)
+    assert unetrt("predict", "--merge", out).status == 0
+
+
+def test_a_folder_of_another_number_of_shards_is_left_out_as_told(
+    unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", "-m", onnx_file, "-i", pictures, "--output-dir")
+    assert unetrt(*asked, tmp_path / "one", "--shard", "1/1").status == 0
+    assert unetrt(*asked, tmp_path / "two", "--shard", "1/2").status == 0
+    error = unetrt("predict", "--merge", tmp_path / "one", tmp_path / "two").whole_error
+    words = shlex.split(error.rpartition("Hint: unetrt ")[2].partition("   ")[0])
+    assert unetrt(*words).status == 0
+
+
 def test_a_shard_without_images_is_done(
     unetrt: Command, onnx_file: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +337,7 @@ def test_a_shard_without_images_is_done(
         (["--merge", "out"], "seen:     --model, --input\n"),
         (["--ray-engines", "2"], "--ray-engines is of a cluster"),
         (["--ray", "local", "--devices", "cpu:2"], "--devices and --ray exclude each other"),
+        (["--ray", "local", "--device", "cuda:1"], "seen:     --device cuda:1\n"),
         (["--ray", "local", "--viz"], "--viz goes with one process"),
         (["--ray", "local", "--fast-decode"], "--fast-decode goes with one process"),
         (["--output-dir", "nostore://b/out"], "cannot reach nostore://b/out"),

@@ -48,7 +48,7 @@ def test_what_has_no_scheme_is_a_local_path() -> None:
     ("text", "told"),
     [
         ("nostore://b/x", "an address of a kind"),
-        ("gs://b/x", "pip install gcsfs"),
+        ("gs://b/x", "pip install -c constraints.txt gcsfs"),
         ("github://a/b", "TypeError: "),
         ("zip://a::none.zip", "within an archive"),
     ],

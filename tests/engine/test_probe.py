@@ -194,7 +194,7 @@ def test_an_extra_that_lacks_a_part_is_not_found(
     extra = the_extra(name)
     assert not extra.works
     assert extra.found == f"{version}, lacks {needed}"
-    assert extra.install == f"pip install 'unetrt[{name}]'"
+    assert extra.install == modules.pip_install(f"'unetrt[{name}]'")
 
 
 @pytest.mark.parametrize("package", ["grpc", "imagecodecs", "s3fs"])

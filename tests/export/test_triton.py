@@ -19,6 +19,7 @@ from unetrt.cli.main import main
 from unetrt.cli.triton import MOST_BATCH, MOST_DELAY, MOST_INSTANCES
 from unetrt.contract.errors import UserError
 from unetrt.contract.files import sha256_from_file
+from unetrt.contract.modules import pip_install
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.manifest import GOLDEN, MANIFEST, read_golden, read_manifest
 from unetrt.export.build import BuildOptions, build_engine
@@ -312,7 +313,7 @@ def test_without_tritonclient_the_install_line_is_named(
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(UserError) as error:
         write_repository([ort], tmp_path / "repo", OPTIONS)
-    assert error.value.hint == "pip install 'unetrt[triton]'"
+    assert error.value.hint == pip_install("'unetrt[triton]'")
     assert not list(tmp_path.iterdir())
 
 

@@ -27,6 +27,25 @@ PICTURES = 60
 BROKEN = (7, 40)
 
 
+LATE = """
+import contextlib, os, pathlib, time
+from unetrt.runtime import worker
+
+opened = worker.open_engine
+
+
+def late(*arguments, **options):
+    with contextlib.suppress(FileExistsError):
+        pathlib.Path(os.environ["HELD"]).touch(exist_ok=False)
+        return opened(*arguments, **options)
+    time.sleep(120)
+
+
+worker.open_engine = late
+"""
+"""Of two processes the second one takes two minutes to open the model; $HELD marks the first."""
+
+
 @dataclass
 class Disturbed:
     """Workers to which something happens after some outcomes: place → what."""

@@ -214,3 +214,16 @@ def test_an_image_that_nobody_can_ask_for_is_not_done(
     before = masks_in(store)
     assert counts(job()) == (0, 1, PICTURES - 1)
     assert masks_in(store) == before, "nobody can say that the image has changed"
+
+
+def test_plans_of_several_lists_are_not_complete(job: Job, store: Any, tmp_path: Path) -> None:
+    write_flat(tmp_path / "in", 1)
+    job(shard=Shard(1, 2))
+    write_flat(tmp_path / "in" / "later", 1)
+    job(shard=Shard(2, 2))
+    merged = merge_journals([OUT])
+    assert [found["images"] for found in merged.lists] == [PICTURES, 2 * PICTURES]
+    assert not merged.complete
+    job(shard=Shard(1, 2))
+    merged = merge_journals([OUT])
+    assert (merged.done, merged.lists, merged.complete) == (2 * PICTURES, [], True)

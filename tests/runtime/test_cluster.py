@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
+import shutil
 import socket
 import threading
 import time
@@ -14,7 +13,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from fsspec.registry import _registry
 
+from tests.conftest import steel
+from tests.runtime.conftest import write_picture
 from tests.runtime.crews import (
     Undisturbed,
     check_same,
@@ -24,11 +26,13 @@ from tests.runtime.crews import (
     undisturbed,
 )
 from tests.runtime.test_journal import counts
+from tests.runtime.test_predict import files_below
+from unetrt.contract.addresses import path_from_text
 from unetrt.contract.errors import UserError
 from unetrt.contract.modules import import_module, is_installed
 from unetrt.engine.open import open_engine
 from unetrt.runtime.cluster import Cluster, ClusterOptions
-from unetrt.runtime.journal import FOLDER, NAME
+from unetrt.runtime.journal import FOLDER
 from unetrt.runtime.plan import Task, plan_tasks
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks, run_job
 from unetrt.runtime.work import Outcome
@@ -74,49 +78,135 @@ class Disturbed:
             yield outcome
 
 
-def actors() -> list[int]:
-    """The processes in which Ray runs engines."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            title = (process / "cmdline").read_bytes()
-        except OSError:  # no process, or one that has just ended
-            continue
-        if title.startswith(b"ray::") and b"InferRows" in title:
-            found.append(int(process.name))
-    return found
-
-
-def run_on(
-    model: Path, images: Path, out: Path, engines: int, event: Callable[[], None]
-) -> tuple[Summary, bool]:
+def run_on(model: Path, images: Path, out: Path, engines: int) -> Summary:
     options = ClusterOptions(address="local", engines=engines)
     with Cluster(EngineOptions(model=model), options) as cluster:
-        crew = Disturbed(cluster, event)
         tasks = plan_tasks([str(images)], output_dir=out)
-        summary = run_job(crew, tasks, options_of(out), threading.Event())
-    return summary, bool(crew.happened)
+        return run_job(cluster, tasks, options_of(out), threading.Event())
+
+
+MORTAL = """
+import contextlib, os, pathlib, signal
+from unetrt.runtime.cluster_work import InferRows
+
+infer = InferRows.__call__
+
+
+def once(self, batch):
+    with contextlib.suppress(FileExistsError):
+        pathlib.Path(os.environ["KILLED"]).touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return infer(self, batch)
+
+
+InferRows.__call__ = once
+"""
+
+
+@pytest.fixture(scope="module")
+def many(model: Path, whole: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """585 images of NEU-Seg where UNETRT_TEST_DATA names a folder of them, else the drawn ones."""
+    data = Path(os.environ.get("UNETRT_TEST_DATA", "")).resolve()
+    images, out = data / "neu_seg/batch/imgs", tmp_path_factory.mktemp("many")
+    if not images.is_dir():
+        return whole
+    with open_engine(model) as engine:
+        tasks = plan_tasks([str(images)], output_dir=out)
+        return Undisturbed(images, out, predict_masks(engine, tasks, options_of(out)))
 
 
 def test_two_engines_of_which_one_is_killed(
-    model: Path, whole: Undisturbed, tmp_path: Path
+    model: Path, many: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed: list[int] = []
+    """In the first call that infers, whichever actor has it: one that is idle loses nothing."""
+    killed, out = tmp_path / "killed", tmp_path / "out"
+    monkeypatch.setenv("KILLED", str(killed))
+    monkeypatch.setattr("unetrt.runtime.cluster_work.INFER_BATCH", 32)  # some for each of the two
+    in_every_process(monkeypatch, tmp_path, MORTAL)
+    summary = run_on(model, many.images, out, 2)
+    assert killed.exists(), "nobody was killed"
+    assert counts(summary) == counts(many.summary)
+    check_same(out, many)
+    done = journaled(out, "done")
+    assert len(done) == len(set(done)) == summary.done, "every image once"
+    assert sorted(summary.failures, key=str) == sorted(many.summary.failures, key=str)
+    again = run_on(model, many.images, out, 1)
+    assert counts(again) == (0, summary.failed, summary.done)
 
-    def kill() -> None:
-        killed.append(min(actors()))
-        os.kill(killed[0], signal.SIGKILL)
 
-    summary, happened = run_on(model, whole.images, tmp_path / "out", 2, kill)
-    assert happened
-    assert killed
-    assert counts(summary) == (PICTURES - 2, 2, 0)
-    check_same(tmp_path / "out", whole)
-    done = journaled(tmp_path / "out", "done")
-    assert len(done) == len(set(done)) == PICTURES - 2, "every image once"
-    assert sorted(summary.failures, key=str) == sorted(whole.summary.failures, key=str)
-    again, happened = run_on(model, whole.images, tmp_path / "out", 1, lambda: None)
-    assert counts(again) == (0, 2, PICTURES - 2)
+COUNTED = """
+import os
+from unetrt.runtime.cluster_work import InferRows
+
+infer = InferRows.__call__
+
+
+def counted(self, batch):
+    with open(os.environ["COUNTS"], "a") as file:
+        file.write(f"{len(batch['row'])}\\n")
+    return infer(self, batch)
+
+
+InferRows.__call__ = counted
+"""
+
+
+def test_an_engine_gets_fewer_of_large_pictures_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A billion bytes of 128 pictures of a camera were in the memory several times."""
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    monkeypatch.setattr("unetrt.runtime.cluster_work.INFER_BYTES", 10 << 20)
+    in_every_process(monkeypatch, tmp_path, COUNTED)
+    for index in range(12):
+        write_picture(tmp_path / f"in/{index}.png", steel(index, 1280, 1918))
+    assert counts(run_on(model, tmp_path / "in", tmp_path / "out", 1)) == (12, 0, 0)
+    found = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert sum(found) == 12
+    assert 1 <= max(found) <= 4, "an image at the network's scale, and its mask, take 3 MB or 5"
+
+
+SHELF = """
+import os
+import fsspec
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Shelf(DirFileSystem):
+    protocol, sep = "s3", "/"
+
+    def __init__(self, **options):
+        super().__init__(path=os.environ["SHELF"], fs=LocalFileSystem(auto_mkdir=True))
+
+
+fsspec.register_implementation("s3", Shelf, clobber=True)
+"""
+
+
+def test_images_and_masks_at_an_address(
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process of the cluster opens the store by itself: a folder that passes for S3."""
+    shutil.copytree(whole.images, tmp_path / "shelf/bucket/in")
+    monkeypatch.setenv("SHELF", str(tmp_path / "shelf"))
+    in_every_process(monkeypatch, tmp_path, SHELF)
+    monkeypatch.setitem(_registry, "s3", None)  # put back at the end
+    exec(SHELF, {})  # this process too
+    out = path_from_text("s3://bucket/out")
+    tasks = plan_tasks(["s3://bucket/in"], output_dir=out)
+    options = ClusterOptions(address="local", engines=2)
+    for expected in ((PICTURES - 2, 2, 0), (0, 2, PICTURES - 2)):
+        with Cluster(EngineOptions(model=model), options) as cluster:
+            summary = run_job(cluster, tasks, options_of(out), threading.Event())
+        assert counts(summary) == expected
+    masks = [name for name in files_below(whole.out) if not name.startswith(FOLDER)]
+    found = files_below(tmp_path / "shelf/bucket/out")
+    assert [name for name in found if not name.startswith(FOLDER)] == masks
+    for name in masks:
+        assert (tmp_path / "shelf/bucket/out" / name).read_bytes() == (
+            whole.out / name
+        ).read_bytes(), name
 
 
 def test_names_are_those_of_the_folder_that_the_command_runs_in(
@@ -311,20 +401,3 @@ def test_gpus_that_are_not_there_are_asked_for(model: Path) -> None:
     options = ClusterOptions(address="local", device="cuda")
     with pytest.raises(UserError, match="the cluster has no GPU"):
         Cluster(EngineOptions(model=model), options)
-
-
-def test_real_images(real_data: Path, model: Path, tmp_path: Path) -> None:
-    """585 images of NEU-Seg: the masks that the plain pipeline writes."""
-    images = real_data / "neu_seg/batch/imgs"
-    summary, _ = run_on(model, images, tmp_path / "ray", 2, lambda: None)
-    with open_engine(model) as engine:
-        tasks = plan_tasks([str(images)], output_dir=tmp_path / "one")
-        predict_masks(engine, tasks, options_of(tmp_path / "one"))
-    assert counts(summary) == (len(tasks), 0, 0)
-    for task in tasks:
-        assert task.output is not None
-        name = task.output.relative_to(tmp_path / "one")
-        assert (tmp_path / "ray" / name).read_bytes() == task.output.read_bytes()
-    lines = (tmp_path / "ray" / FOLDER / NAME).read_text().splitlines()
-    entries = [json.loads(line) for line in lines[1:]]
-    assert len({entry["input"] for entry in entries if "planned" not in entry}) == len(tasks)

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.engine.test_manifest import edit_manifest
+from unetrt.contract.spec import ModelSpec
 from unetrt.engine.manifest import GATE
 from unetrt.export.build import BuildOptions, build_engine
-from unetrt.runtime.cluster_work import open_once, ship_model
+from unetrt.runtime.cluster_work import INFER_BATCH, open_once, rows_for, ship_model
+from unetrt.runtime.plan import Task
+from unetrt.runtime.work import PredictOptions
 from unetrt.runtime.worker import EngineOptions
 
 
@@ -45,3 +49,26 @@ def test_a_warning_of_an_engine_reaches_who_runs_the_job(model: Path, tmp_path: 
     assert warnings == [
         f"{engine} failed its gate and was published by --force: see {engine / GATE}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"),
+    [((40, 32), 128), ((1280, 1918), 13), ((3840, 5754), 1)],
+    ids=["small", "a camera's", "large"],
+)
+def test_images_are_given_to_an_engine_by_their_bytes(
+    size: tuple[int, int], rows: int, tmp_path: Path
+) -> None:
+    """The largest of those that are looked at counts, broken ones do not."""
+    sources = [tmp_path / f"{index}.bmp" for index in range(3)]
+    Image.new("RGB", (16, 16)).save(sources[0])
+    sources[1].write_bytes(b"broken")
+    Image.new("RGB", size[::-1]).save(sources[2])
+    spec = ModelSpec(channels=3, classes=2, width=1, scale=1.0)
+    tasks = [Task(source, None) for source in sources]
+    assert rows_for(tasks, spec, PredictOptions()) == rows
+
+
+def test_none_is_looked_at_where_there_are_no_images() -> None:
+    spec = ModelSpec(channels=3, classes=2, width=1)
+    assert rows_for([], spec, PredictOptions()) == INFER_BATCH

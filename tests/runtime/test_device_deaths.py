@@ -11,6 +11,7 @@ import pytest
 
 from tests.runtime.crews import (
     BROKEN,
+    LATE,
     PICTURES,
     Disturbed,
     Undisturbed,
@@ -25,6 +26,7 @@ from tests.runtime.test_journal import counts
 from tests.runtime.test_predict import files_below
 from unetrt.contract.errors import UserError
 from unetrt.engine.open import open_engine
+from unetrt.runtime import devices
 from unetrt.runtime.devices import Workers
 from unetrt.runtime.plan import plan_tasks
 from unetrt.runtime.predict import predict_masks, run_job
@@ -61,12 +63,12 @@ def test_four_workers_of_which_one_is_killed(
 
 
 def test_when_all_have_died_the_job_can_go_on(
-    model: Path, whole: Undisturbed, tmp_path: Path
+    model: Path, whole: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr(devices, "REPLACEMENTS", 0)
 
     def disturb(crew: Disturbed) -> None:
-        # The second when what the first one held, which goes out singly, is done.
         crew.events |= {10: crew.kill_the_busiest, 40: crew.kill_the_busiest}
 
     with pytest.raises(UserError, match="every worker has died") as caught:
@@ -83,15 +85,21 @@ def test_when_all_have_died_the_job_can_go_on(
     check_same(out, whole)
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_while_it_opens_the_model(
-    model: Path, whole: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path,
+    whole: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its place in the queue is nothing that anybody waits for."""
     out = tmp_path / "out"
+    monkeypatch.setenv("HELD", str(tmp_path / "held"))
+    in_every_process(monkeypatch, tmp_path, LATE)
     tasks = plan_tasks([str(whole.images)], output_dir=out)
     with Workers(EngineOptions(model=model), ["cpu", "cpu"]) as workers:
         late = [worker for worker in workers._alive if not worker.opened]
+        assert late, "or nobody is killed while it opens the model"
         for worker in late:
             worker.process.kill()
         summary = run_job(workers, tasks, options_of(out), threading.Event())
@@ -128,3 +136,49 @@ def test_an_image_that_kills_its_reader_costs_itself(
     assert counts(summary) == (PICTURES - 3, 3, 0)
     reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
     assert "two processes died" in reasons[str(poisoned)]
+
+
+@pytest.mark.parametrize("names", ["cpu", "cpu:2"])
+def test_an_image_that_kills_more_workers_than_there_are_costs_itself(
+    names: str,
+    model: Path,
+    whole: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first of all, and in a run that goes on the only one beside those that are broken."""
+    out = tmp_path / "out"
+    poisoned = plan_tasks([str(whole.images)], output_dir=out)[0].source
+    monkeypatch.setenv("POISON", poisoned.name)
+    in_every_process(monkeypatch, tmp_path, POISON)
+    summary = run_on(model, whole.images, out, names, lambda _: None)
+    assert counts(summary) == (PICTURES - 3, 3, 0)
+    reasons = {failure["input"]: failure["reason"] for failure in summary.failures}
+    assert "two processes died" in reasons[str(poisoned)]
+    assert str(poisoned) in journaled(out, "failed")
+    assert f"another one starts on {names[:3]}" in caplog.text
+    again = run_on(model, whole.images, out, names, lambda _: None)
+    assert counts(again) == (0, 3, PICTURES - 3)
+    assert sorted(again.failures, key=str) == sorted(summary.failures, key=str)
+
+
+FATAL = """
+import os, signal
+from unetrt.runtime import work
+
+work.read_reduced = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_machine_on_which_every_image_kills_is_given_up(
+    model: Path,
+    whole: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    in_every_process(monkeypatch, tmp_path, FATAL)
+    with pytest.raises(UserError, match="every worker has died"):
+        run_on(model, whole.images, tmp_path / "out", "cpu:2", lambda _: None)
+    assert caplog.text.count("another one starts") == devices.REPLACEMENTS

@@ -12,6 +12,7 @@ import torch
 
 from tests.runtime.crews import (
     BROKEN,
+    LATE,
     PICTURES,
     Disturbed,
     Undisturbed,
@@ -185,24 +186,6 @@ def test_masks_of_every_backend_are_those_of_one_process(
     with Workers(EngineOptions(model=path, backend=backend), ["cpu"] * 3) as workers:
         run_job(workers, tasks, options_of(tmp_path / "three"), threading.Event())
     check_same(tmp_path / "three", Undisturbed(whole.images, tmp_path / "one", whole.summary))
-
-
-LATE = """
-import contextlib, os, pathlib, time
-from unetrt.runtime import worker
-
-opened = worker.open_engine
-
-
-def late(*arguments, **options):
-    with contextlib.suppress(FileExistsError):
-        pathlib.Path(os.environ["HELD"]).touch(exist_ok=False)
-        return opened(*arguments, **options)
-    time.sleep(120)
-
-
-worker.open_engine = late
-"""
 
 
 SLOW = """

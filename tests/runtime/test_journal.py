@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -352,3 +354,19 @@ def test_folders_without_a_right_to_read_are_not_looked_into(
     remove_temporaries_of({folder / "a.png" for folder in folders})
     monkeypatch.undo()
     assert files_below(tmp_path) == ["lost+found/.a.png.1-00000000.tmp"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks anywhere")
+def test_a_folder_without_locks_is_said_once(
+    job: Callable[..., Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write_pictures(tmp_path / "in", 3)
+    assert counts(job()) == (3, 0, 0)
+    assert caplog.text.count(f"no file can be locked below {tmp_path / 'out'}") == 1

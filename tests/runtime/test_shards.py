@@ -23,7 +23,7 @@ from unetrt.runtime.merge import Merged, merge_journals
 from unetrt.runtime.pipeline import PipelineOptions
 from unetrt.runtime.plan import Task, plan_tasks, tasks_of_shard
 from unetrt.runtime.predict import PredictOptions, Summary, predict_masks
-from unetrt.runtime.shards import Shard, shard_from_journal
+from unetrt.runtime.shards import Shard, list_mark, shard_from_journal
 
 Job = Callable[..., Summary]
 SERIAL = PipelineOptions(batch=1, slots=1, load_threads=1, write_threads=1)
@@ -356,3 +356,75 @@ def test_a_journal_that_grows_is_read_without_its_last_half_line(job: Job, tmp_p
     assert (merged.done, merged.skipped) == (3, 1)
     assert path.read_bytes() == whole[:-10], "looked at, not touched"
     assert replace(merged, done=4, skipped=0, missing_images=[]) == Merged(planned=4, done=4)
+
+
+def test_shards_of_a_list_that_has_grown_meanwhile_are_not_complete(
+    job: Job, tmp_path: Path
+) -> None:
+    """Where an image that came between two shards belongs to the first, nobody was given it."""
+    write_pictures(tmp_path / "in", 6)
+    job(Shard(1, 2))
+    write_pictures(tmp_path / "in" / "new", 6)
+    job(Shard(2, 2))
+    merged = merge_journals([tmp_path / "out"])
+    assert merged.planned == merged.done < 12
+    assert merged.lists == [
+        {"images": 6, "shards": ["1/2"]},
+        {"images": 12, "shards": ["2/2"]},
+    ]
+    assert not merged.complete
+    job(Shard(1, 2))
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=12, done=12)
+
+
+def test_a_list_that_has_grown_by_nothing_of_this_shard_is_another_one(
+    job: Job, tmp_path: Path
+) -> None:
+    sources = write_pictures(tmp_path / "in", 12)
+    for index in (1, 2):
+        job(Shard(index, 2))
+    other = tasks_of(tmp_path, Shard(2, 2))[0].source
+    assert other in sources
+    other.unlink()
+    job(Shard(2, 2))
+    assert not merge_journals([tmp_path / "out"]).complete
+    mine = len(tasks_of(tmp_path, Shard(1, 2)))
+    assert counts(job(Shard(1, 2))) == (0, 0, mine)
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=11, done=11)
+
+
+def test_a_list_is_known_in_whatever_order() -> None:
+    assert list_mark(["a", "b"]) == list_mark(["b", "a"])
+    assert list_mark(["a", "b"]) != list_mark(["a", "c"])
+    assert list_mark(["ab", "c"]) != list_mark(["a", "bc"])
+
+
+def test_an_image_that_two_shards_were_given_is_said(job: Job, tmp_path: Path) -> None:
+    """As when another list calls its mask otherwise, so that it moves to another shard."""
+    write_pictures(tmp_path / "in", 12)
+    for index in (1, 2):
+        job(Shard(index, 2))
+    paths = [tmp_path / "out" / FOLDER / f"journal-{index}-of-2.jsonl" for index in (1, 2)]
+    lines = [path.read_text().splitlines() for path in paths]
+    plan, other = (json.loads(line[1]) for line in lines)
+    image = plan["planned"][0]
+    other |= {"planned": [*other["planned"], image], "of": other["of"] + 1}
+    paths[1].write_text("\n".join([lines[1][0], json.dumps(other), *lines[1][2:]]) + "\n")
+    merged = merge_journals([tmp_path / "out"])
+    assert merged.twice == [image]
+    assert not merged.complete
+
+
+def test_plans_of_an_older_version_name_no_list(job: Job, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 8)
+    for index in (1, 2):
+        job(Shard(index, 2))
+    path = tmp_path / "out" / FOLDER / "journal-1-of-2.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{name: value for name, value in e.items() if name != "list"} for e in entries]
+    assert old != entries
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in old))
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=8, done=8)
+    job(Shard(1, 2))
+    assert '"list"' in path.read_text()
+    assert merge_journals([tmp_path / "out"]) == Merged(planned=8, done=8)

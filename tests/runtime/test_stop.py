@@ -280,16 +280,18 @@ def test_other_threads_are_not_signalled() -> None:
     assert stopped == [False]
 
 
+TWICE = """
+import time
+from unetrt.runtime.stop import stop_on_signals
+with stop_on_signals('once\\n'):
+    print('ready', flush=True)
+    end = time.monotonic() + 90
+    while time.monotonic() < end: time.sleep(0.01)
+"""
+
+
 def test_the_second_signal_ends_the_process_at_once() -> None:
-    code = (
-        "import time\n"
-        "from unetrt.runtime.stop import stop_on_signals\n"
-        "with stop_on_signals('once\\n'):\n"
-        "    print('ready', flush=True)\n"
-        "    end = time.monotonic() + 90\n"
-        "    while time.monotonic() < end: time.sleep(0.01)\n"
-    )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", TWICE]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as job:  # type: ignore[call-overload]
         assert job.stdout.readline() == b"ready\n"
@@ -298,3 +300,29 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
         assert job.poll() is None
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == -signal.SIGTERM
+
+
+@pytest.fixture
+def first_process() -> list[str]:
+    """What makes a command the first process of a namespace, where this process may make one."""
+    words = ["unshare", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*words, "true"]).returncode:
+        pytest.skip("this process may not make a namespace of processes")
+    return words
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_first_process_of_a_container_too(
+    name: signal.Signals, first_process: list[str]
+) -> None:
+    """The system gives such a process no signal that it has no handler for."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [*first_process, sys.executable, "-c", TWICE]
+    with subprocess.Popen(command, **pipes) as job:  # type: ignore[call-overload]
+        assert job.stdout.readline() == b"ready\n"
+        (inner,) = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(inner), name)
+        assert job.stderr.readline() == b"once\n"
+        assert job.poll() is None
+        os.kill(int(inner), name)
+        assert job.wait(30) == 130

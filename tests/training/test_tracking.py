@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetrt.contract.errors import UserError
+from unetrt.contract.modules import pip_install
 from unetrt.training.checkpoint import read_checkpoint, write_checkpoint
 from unetrt.training.interrupts import Stopped
 from unetrt.training.masknet import MaskNet
@@ -41,7 +42,7 @@ def test_without_the_package_the_line_that_brings_it_is_told(
     monkeypatch.setattr("unetrt.training.tracking.is_installed", lambda name: False)
     with pytest.raises(UserError, match="needs the package wandb") as caught:
         train(replace(quick_options, wandb=True))
-    assert caught.value.hint == "pip install 'unetrt[wandb]'"
+    assert caught.value.hint == pip_install("'unetrt[wandb]'")
     assert quick_options.out is not None
     assert not quick_options.out.exists()
 
