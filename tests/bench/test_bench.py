@@ -290,7 +290,8 @@ def test_a_checkpoint_alone_is_measured_against_every_engine_of_its_own(
         result = rows[name].result
         if result is not None:
             assert result.layers is not None
-            assert sum(layer.flops or 0 for layer in result.layers.layers) == result.flops
+            of_a_batch = result.batch * result.flops
+            assert sum(layer.flops or 0 for layer in result.layers.layers) == of_a_batch
     steps = [name for name in rows if name.startswith("tensorrt-fp16")]
     assert len(steps) == 4
     peer = next(peer for peer in bench.peers if peer.of == "openvino-fp32")
