@@ -235,19 +235,25 @@ def _golden_results(engine: Engine, cases: list[GoldenCase]) -> Iterator[tuple[U
     yield from ((case.mask, np.full_like(case.mask, NO_CLASS)) for case in others)
     with engine.running() as run:
         yield from ((case.mask, run(case.image, case.size)) for case in fitting)
-    with closing(engine.slot()) as slot:
-        for case in fitting:
-            yield from ((case.mask, found) for found in _as_a_job(engine, slot, case))
-
-
-def _as_a_job(engine: Engine, slot: Slot, case: GoldenCase) -> Iterator[U8]:
-    """Nothing where a job runs the network as it has run by now."""
-    size = (case.image.shape[0], case.image.shape[1])
-    batch, times = engine.batch_for(size), 1 if engine.graphs is None else AS_A_JOB
-    if engine.graphs is None and batch == engine.batch:
+    jobs = [(case, _job_batch(engine, case)) for case in fitting]
+    if engine.graphs is None:
+        jobs = [(case, batch) for case, batch in jobs if batch != engine.batch]
+    if not jobs:  # a slot on a GPU has streams and pinned memory
         return
+    times = 1 if engine.graphs is None else AS_A_JOB
+    with closing(engine.slot()) as slot:
+        for case, batch in jobs:
+            found = _as_a_job(slot, batch, case, times)
+            yield from ((case.mask, mask) for mask in found)
+
+
+def _job_batch(engine: Engine, case: GoldenCase) -> int:
+    return engine.batch_for((case.image.shape[0], case.image.shape[1]))
+
+
+def _as_a_job(slot: Slot, batch: int, case: GoldenCase, times: int) -> Iterator[U8]:
     for _ in range(times):
-        slot.reserve(batch, size)[:] = case.image
+        slot.reserve(batch, (case.image.shape[0], case.image.shape[1]))[:] = case.image
         slot.submit(batch, case.size)
         yield from slot.masks()
 
