@@ -154,13 +154,21 @@ def wait_for(path: Path, job: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+def held_up(
+    by: str, model: Path, pictures: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> subprocess.Popen[str]:
+    """A job on two devices that have run into `by`, which writes a file and waits."""
+    monkeypatch.setenv("HELD", str(folder / "held"))
+    in_every_process(monkeypatch, folder, by)
+    job = started(model, pictures, folder / "out", "--devices", "cpu:2")
+    wait_for(folder / "held", job)
+    return job
+
+
 def test_a_signal_is_heard_while_the_devices_open_the_model(
     onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HELD", str(tmp_path / "held"))
-    in_every_process(monkeypatch, tmp_path, LATE)
-    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
-    wait_for(tmp_path / "held", job)
+    job = held_up(LATE, onnx_file, pictures, tmp_path, monkeypatch)
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate(timeout=60)
     assert job.returncode == 130, told
@@ -170,10 +178,7 @@ def test_a_signal_is_heard_while_the_devices_open_the_model(
 def test_a_worker_that_hangs_does_not_outlive_its_parent(
     onnx_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HELD", str(tmp_path / "held"))
-    in_every_process(monkeypatch, tmp_path, STUCK)
-    job = started(onnx_file, pictures, tmp_path / "out", "--devices", "cpu:2")
-    wait_for(tmp_path / "held", job)
+    job = held_up(STUCK, onnx_file, pictures, tmp_path, monkeypatch)
     job.kill()
     job.communicate(timeout=60)  # the pipes close when the last worker has ended
 
