@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from ..contract.types import U8
 from ..engine.base import Engine, Slot
+from ..engine.openvino_split import PARTS
 from .filled import Batch, fill_slot
 from .layers import LayerTable, Record, layers_from_records, mean_records, precision_from_text
 
@@ -73,15 +75,28 @@ def _openvino_profile(engine: OpenVinoEngine, batch: Batch, seconds: float) -> P
         def finish(slot: Slot) -> None:
             assert isinstance(slot, OpenVinoSlot)
             slot.masks()
-            runs.append([_openvino_record(info) for info in slot.layer_times()])
+            runs.append(openvino_records(slot.layer_times()))
 
         count, wall = run_in_turn(slots, batch, seconds, finish, runs.clear)
     return mean_records(runs), count, wall
 
 
+def openvino_records(infos: Sequence[Any]) -> list[Record]:
+    """A convolution that runs in parts is one layer, in the place of its last part."""
+    found: dict[str, Record] = {}
+    for record in map(_openvino_record, infos):
+        part = found.pop(record.name, None)
+        seconds = record.seconds + (part.seconds if part else 0.0)
+        found[record.name] = replace(record, seconds=seconds)
+    return list(found.values())
+
+
 def _openvino_record(info: Any) -> Record:
+    name = info.node_name
+    for part in PARTS:
+        name = name.removesuffix(part)
     return Record(
-        name=info.node_name,
+        name=name,
         kind=info.node_type,
         precision=precision_from_text(info.exec_type, info.node_type),
         seconds=info.real_time.total_seconds(),
