@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .job import RowResult
 from .layers import Layer, LayerTable
-from .peak import Peaks
+from .peaks import Peaks
 from .result import Row
 from .text import markdown_table, number
 

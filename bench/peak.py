@@ -18,7 +18,8 @@ from ..contract.cores import granted_threads
 from ..contract.errors import first_line
 from ..contract.modules import import_module, is_installed
 from ..engine.openvino_backend import openvino_core
-from .machine import CROWDED, OthersClock, wants_cuda
+from .machine import OthersClock, wants_cuda
+from .peaks import Peak, Peaks, peaks_from_dict
 from .process import end_with_parent, run_alone
 from .stock import TF32
 
@@ -33,72 +34,8 @@ CHAIN = 8
 turning its floats into bytes or bfloat16, and a network would exceed such a peak."""
 SECONDS = 0.4
 COPY_BYTES = 2**28
-UNKNOWN, ABOVE = "peak unknown", "above the peak"
-"""In place of a share; what was wrong with the peak is a warning of the report."""
 PROBE_SECONDS = 240.0
 """After which the probe is given up: it takes some ten seconds, on a crowded machine a minute."""
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The best rate seen, operations a second, and who reached it with which matrix."""
-
-    precision: str
-    ops: float
-    by: str
-
-
-@dataclass(frozen=True)
-class PeakShare:
-    """0 to 1; None where it cannot be told: reason says why, '' where there is no peak at all."""
-
-    value: float | None
-    reason: str = ""
-
-    @property
-    def text(self) -> str:
-        return self.reason if self.value is None else f"{self.value:.0%}"
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """copy: bytes a second that a copy reads and writes together; 0 when not probed.
-
-    reason: why a probe that was asked for has found nothing. others: share of the cores that they
-    kept busy meanwhile, as for a row; None where it is not known, or on a GPU. on_gpu: they are of
-    a GPU, and say nothing of a row that ran on the CPU beside it.
-    """
-
-    products: tuple[Peak, ...] = ()
-    copy: float = 0.0
-    reason: str = ""
-    others: float | None = None
-    on_gpu: bool = False
-
-    def of_device(self, on_gpu: bool) -> Peaks:
-        """These, or none for a row that ran where they were not probed."""
-        return self if on_gpu == self.on_gpu else Peaks()
-
-    @property
-    def crowd(self) -> str:
-        """Why no share of these peaks is told, or ''."""
-        if self.others is None or self.others <= CROWDED:
-            return ""
-        return f"others kept {self.others:.0%} of the cores busy while the peak was probed"
-
-    def share(self, achieved: float, precision: str) -> PeakShare:
-        """Of `achieved` operations a second."""
-        peak = self.of(precision)
-        if peak is None:
-            return PeakShare(None)
-        if self.crowd:
-            return PeakShare(None, UNKNOWN)
-        if achieved > peak.ops:
-            return PeakShare(None, ABOVE)
-        return PeakShare(achieved / peak.ops)
-
-    def of(self, precision: str) -> Peak | None:
-        return next((peak for peak in self.products if peak.precision == precision), None)
 
 
 def probe_peaks(
@@ -120,11 +57,6 @@ def probe_peaks(
     return peaks_from_dict(json.loads(lines[-1]))
 
 
-def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
-    products = tuple(Peak(**peak) for peak in raw["products"])
-    return Peaks(**{**raw, "products": products})
-
-
 def measure_peaks(
     device: str, sides: tuple[int, ...] | None = None, seconds: float = SECONDS
 ) -> Peaks:
@@ -139,13 +71,15 @@ def measure_peaks(
             if not on_gpu and is_installed("openvino"):
                 found += _openvino_peaks(_Products(side), seconds)
         _keep_best(best, found)
+    matrices = dict(best)
     if not on_gpu and is_installed("openvino"):
         with clock.watching():
             _keep_best(best, _openvino_peaks(_Convolutions(CHANNELS, PIXELS), seconds))
     with clock.watching():
         copy = _copy_rate(seconds, place)
     others = None if on_gpu else clock.share()
-    return Peaks(tuple(best.values()), copy, others=others, on_gpu=on_gpu)
+    lower = tuple(peak for peak in matrices.values() if peak != best[peak.precision])
+    return Peaks(tuple(best.values()), copy, others=others, on_gpu=on_gpu, matrices=lower)
 
 
 def _keep_best(best: dict[str, Peak], found: list[Peak]) -> None:

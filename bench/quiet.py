@@ -5,7 +5,7 @@ from __future__ import annotations
 from .job import RowResult
 from .machine import BUSY, LOADED, NOISY
 from .measure import spread
-from .peak import ABOVE, Peaks
+from .peaks import ABOVE, Peaks
 from .result import Bench
 from .stages import LOOSE
 from .text import number

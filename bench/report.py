@@ -29,6 +29,7 @@ DETAILS = (
     "p50 / p95 / p99 of a batch, ms",
     "TFLOP/s",
     "of peak",
+    "of matrix products",
     "build / open / first batch, s",
     "model, MB",
     "host MiB",
@@ -106,8 +107,9 @@ def context_lines(bench: Bench) -> list[str]:
     size = next((r.result.input_size for r in bench.rows if r.result), (0, 0))
     machine = "; ".join(f"{key} {value}" for key, value in bench.machine.items())
     versions = ", ".join(f"{key} {value}" for key, value in bench.versions.items() if value)
-    peaks = "; ".join(
-        f"{p.precision} {number(p.ops / 1e12)} Tops/s ({p.by})" for p in bench.peaks.products
+    peaks, matrices = (
+        "; ".join(f"{p.precision} {number(p.ops / 1e12)} Tops/s ({p.by})" for p in found)
+        for found in (bench.peaks.products, bench.peaks.matrices)
     )
     lines = [
         f"{bench.images} images, network input {size[0]}×{size[1]}; median of repeats ± half their "
@@ -124,6 +126,8 @@ def context_lines(bench: Bench) -> list[str]:
         copy = f"copy {number(bench.peaks.copy / 1e9)} GB/s"
         where = "the GPU" if bench.peaks.on_gpu else "the processor"
         lines.append(f"measured peak of {where}: {peaks}; {copy}")
+    if matrices:
+        lines.append(f"of products of matrices alone: {matrices}")
     return [*lines, *(f"warning: {text}" for text in warnings(bench))]
 
 
@@ -209,7 +213,7 @@ def _ratio_to_peer(bench: Bench, name: str, rate: float) -> str:
 
 
 def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
-    latency = result.latency
+    latency, matrices = result.latency, bench.matrix_share(result)
     before = [row.build_seconds, result.open_seconds, result.first_seconds]
     ious = [iou for iou in row.judgement.iou.values() if iou is not None] if row.judgement else []
     return (
@@ -219,6 +223,7 @@ def _details(row: Row, result: RowResult, bench: Bench) -> tuple[str, ...]:
         f"batch {result.batch})",
         number(result.achieved / 1e12),
         bench.peak_share(result).text,
+        "" if matrices is None else f"{matrices:.0%}",
         " / ".join("–" if s is None else f"{s:.2f}" for s in before),
         number(result.model_bytes / 1e6) if result.model_bytes else "",
         f"{result.host_bytes / 2**20:.0f}",

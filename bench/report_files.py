@@ -137,6 +137,7 @@ def _csv_row(row: Row, bench: Bench) -> dict[str, Any]:
         "p99_ms": result and result.latency.p99,
         "flops_per_s": result and result.achieved,
         "of_peak": result and bench.peak_share(result).value,
+        "of_matrix_products": result and bench.matrix_share(result),
         "build_s": row.build_seconds,
         "open_s": result and result.open_seconds,
         "first_batch_s": result and result.first_seconds,

@@ -10,7 +10,7 @@ from .job import RowResult
 from .judge import Judgement
 from .machine import cuda_device
 from .measure import WARM_UP_RULE
-from .peak import Peaks, PeakShare
+from .peaks import Peaks, PeakShare
 from .peers import Peer
 from .samples import Samples
 from .slo import SloAnswer
@@ -92,6 +92,11 @@ class Bench:
         """What a row's arithmetic reaches of the peak of the device that it ran on."""
         peaks = self.peaks.of_device(result.on_gpu)
         return peaks.share(result.achieved, result.peak_precision)
+
+    def matrix_share(self, result: RowResult) -> float | None:
+        """As peak_share, of the best product of matrices alone."""
+        peaks = self.peaks.of_device(result.on_gpu)
+        return peaks.of_matrices(result.achieved, result.peak_precision)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the pictures."""

@@ -17,7 +17,8 @@ from .machine import describe_bench_machine
 from .models import check_device, check_models, image_sizes
 from .options import BenchOptions as BenchOptions
 from .pass_length import spread_out
-from .peak import Peaks, probe_peaks
+from .peak import probe_peaks
+from .peaks import Peaks
 from .result import Bench
 from .rows import (
     UNCALIBRATED,

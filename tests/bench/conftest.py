@@ -14,7 +14,7 @@ from tests.conftest import steel
 from unetrt.bench.job import RowResult
 from unetrt.bench.judge import Judgement
 from unetrt.bench.measure import Latency, WarmUp
-from unetrt.bench.peak import Peak, Peaks
+from unetrt.bench.peaks import Peak, Peaks
 from unetrt.bench.peers import Peer
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.samples import Samples

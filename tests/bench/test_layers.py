@@ -26,7 +26,7 @@ from unetrt.bench.layers import (
     mean_records,
     precision_from_text,
 )
-from unetrt.bench.peak import Peak, Peaks
+from unetrt.bench.peaks import Peak, Peaks
 from unetrt.bench.profilers import profile_layers, records_from_trace
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.tensorrt_profile import LayerRecorder, layer_kinds, profiler_of

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -26,7 +26,8 @@ from unetrt.bench.measure import (
     spread,
     warm_up,
 )
-from unetrt.bench.peak import Peaks, measure_peaks, peaks_from_dict, probe_peaks
+from unetrt.bench.peak import measure_peaks, probe_peaks
+from unetrt.bench.peaks import Peak, Peaks, peaks_from_dict
 from unetrt.contract.cores import usable_cores
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.openvino_backend import openvino_core
@@ -123,9 +124,25 @@ def test_peaks_are_measured_in_every_precision_and_survive_json() -> None:
     assert all("128" in peak.by for peak in found.products), "of matrices, or convolutions"
     assert found.copy > 1e8
     assert found.of("fp7") is None
+    for product in found.matrices:
+        best = found.of(product.precision)
+        assert best is not None
+        assert best.ops > product.ops
+        assert "matrix product" in product.by
     assert found.others is not None
     assert peaks_from_dict(json.loads(json.dumps(asdict(found)))) == found
     assert Peaks().of("fp32") is None
+
+
+def test_the_share_of_matrix_products_is_told_beside_that_of_the_peak() -> None:
+    best = (Peak("bf16", 3e12, "convolutions"), Peak("fp32", 1e12, "a product"))
+    peaks = Peaks(best, matrices=(Peak("bf16", 2e12, "a product"),))
+    assert peaks.share(1.5e12, "bf16").value == 0.5
+    assert peaks.of_matrices(1.5e12, "bf16") == 0.75
+    assert peaks.of_matrices(2.5e12, "bf16") == 1.25, "what convolves may be above it"
+    assert peaks.of_matrices(5e11, "fp32") == 0.5
+    assert peaks.of_matrices(5e11, "int8") is None
+    assert replace(peaks, others=0.5).of_matrices(5e11, "fp32") is None
 
 
 @pytest.mark.parametrize("work", [peak_module._Products(64), peak_module._Convolutions(16, 24)])

@@ -16,7 +16,8 @@ from unetrt.bench import throttle
 from unetrt.bench.layer_report import layer_lines
 from unetrt.bench.layers import Layer, LayerTable
 from unetrt.bench.machine import OthersClock
-from unetrt.bench.peak import Peak, Peaks, measure_peaks, peaks_from_dict
+from unetrt.bench.peak import measure_peaks
+from unetrt.bench.peaks import Peak, Peaks, peaks_from_dict
 from unetrt.bench.quiet import warnings
 from unetrt.bench.report import context_lines, detail_lines
 from unetrt.bench.report_files import csv_text

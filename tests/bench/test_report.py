@@ -16,7 +16,7 @@ from unetrt.bench.class_report import class_lines
 from unetrt.bench.judge import ClassIou
 from unetrt.bench.measure import WarmUp
 from unetrt.bench.page import html_page
-from unetrt.bench.peak import Peaks
+from unetrt.bench.peaks import Peaks
 from unetrt.bench.plots import rates_svg
 from unetrt.bench.readme import readme_block
 from unetrt.bench.report import (
