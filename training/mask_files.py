@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +21,9 @@ from ..contract.palettes import (
     disagreeing,
     merged_palette,
 )
-from ..contract.spec import MaskValue, PaletteEntry
+from ..contract.spec import MaskValue, PaletteEntry, mask_values_from_json
 from .ahead import map_ahead
+from .known import Known, state_of
 from .pairs import Pair, Problem
 from .ranks import progress_of_first
 
@@ -78,13 +81,16 @@ class MaskSet:
         return merged | {0, 1} if unsaid and any(f.one_bit for f in self.files) else merged
 
 
-def read_mask_set(pairs: Sequence[Pair], wanted: Values, room: int = 0) -> MaskSet:
+def read_mask_set(
+    pairs: Sequence[Pair], wanted: Values, room: int = 0, known: Known | None = None
+) -> MaskSet:
     """Read all masks that can be read, and decide what their palettes mean.
 
     wanted: values that are known to be classes, where some are.
     room: bytes for decoded masks, which whoever needs them next need not read again.
+    known: what an earlier start found in masks, which are not read; it takes what is found now.
     """
-    found, photographs, decoded = _read_all(pairs, room)
+    found, photographs, decoded = _read_all(pairs, room, known)
     files = sorted(found, key=lambda file: file.pair.mask)
     palettes = [file.colours for file in files if file.colours]
     wrong = disagreeing(palettes)
@@ -100,13 +106,13 @@ def read_mask_set(pairs: Sequence[Pair], wanted: Values, room: int = 0) -> MaskS
 
 
 def _read_all(
-    pairs: Sequence[Pair], room: int
+    pairs: Sequence[Pair], room: int, known: Known | None
 ) -> tuple[list[MaskFile], list[Problem], dict[Path, StoredMask]]:
     files: list[MaskFile] = []
     photographs: list[Problem] = []
     decoded: dict[Path, StoredMask] = {}
     with progress_of_first("read masks", len(pairs), "masks") as advance:
-        for read in map_ahead(_file, pairs, usable_cores()):
+        for read in map_ahead(partial(_file, known=known), pairs, usable_cores()):
             advance(1)
             if isinstance(read, Problem):
                 photographs.append(read)
@@ -115,22 +121,41 @@ def _read_all(
                 continue
             file, mask = read
             files.append(file)
-            if mask.pixels.nbytes <= room:
+            if mask is not None and mask.pixels.nbytes <= room:
                 room -= mask.pixels.nbytes
                 decoded[mask.path] = mask
     return files, photographs, decoded
 
 
-def _file(pair: Pair) -> tuple[MaskFile, StoredMask] | Problem | None:
+def _file(pair: Pair, known: Known | None) -> tuple[MaskFile, StoredMask | None] | Problem | None:
     """None for what cannot be read: who reads the pair says why."""
-    try:
-        mask = read_stored(pair.mask)
-    except ImageError:
+    state = state_of(pair.mask) if known else None
+    file = _from_json(pair, known.get(state, pair.name)) if known else None
+    mask = None
+    if file is None:
+        try:
+            mask = read_stored(pair.mask)
+        except ImageError:
+            return None
+        counts = _counts(mask.pixels)
+        if isinstance(counts, int):
+            return _photograph(pair, counts)
+        file = MaskFile(pair, counts, mask.colours, mask.pixels.dtype == np.bool_)
+        if known:
+            known.put(state, pair.name, _to_json(file))
+    return file, mask
+
+
+def _to_json(file: MaskFile) -> Any:
+    return [list(file.counts), list(file.counts.values()), list(file.colours.items()), file.one_bit]
+
+
+def _from_json(pair: Pair, found: Any) -> MaskFile | None:
+    if found is None:
         return None
-    counts = _counts(mask.pixels)
-    if isinstance(counts, int):
-        return _photograph(pair, counts)
-    return MaskFile(pair, counts, mask.colours, mask.pixels.dtype == np.bool_), mask
+    values, counts, colours, one_bit = found
+    counted = Counts(dict(zip(mask_values_from_json(values), counts, strict=True)))
+    return MaskFile(pair, counted, {index: tuple(colour) for index, colour in colours}, one_bit)
 
 
 def _photograph(pair: Pair, colours: int) -> Problem:

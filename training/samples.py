@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 
 from ..contract.cores import usable_cores
 from ..contract.errors import ImageError
@@ -20,17 +20,18 @@ from ..contract.resize import resize_mask
 from ..contract.spec import MIN_SIDE, ModelSpec
 from ..contract.types import U8, Size
 from .ahead import map_ahead
+from .known import Known, state_of
 from .options import TrainOptions
 from .pairs import (
     Pair,
     Problem,
     is_turned_in_doubt,
-    match_pairs,
     raise_problems,
     read_pair,
     told_of_turns,
 )
-from .ranks import is_main_process, processes_here, progress_of_first
+from .ranks import is_main_process, local_rank, processes_here, progress_of_first
+from .split import matched_parts
 from .values import Found, spec_from_masks
 
 Labelled: TypeAlias = tuple[U8, U8]
@@ -48,7 +49,8 @@ class Sample:
     input_size: of the image as the network takes it; size: of the file. shrunk: the truth is made
     as large as the image by its nearest pixels, when it is read. held: both in memory, or None
     where they did not fit and are read each time. checksum: of image and truth as they were read.
-    in_doubt: whether the mask is turned as the image is.
+    in_doubt: whether the mask is turned as the image is. counts: pixels of each class in the truth,
+    where weights are made of them.
     """
 
     pair: Pair
@@ -59,6 +61,13 @@ class Sample:
     held: Labelled | None = None
     checksum: int = 0
     in_doubt: bool = False
+    counts: tuple[int, ...] = ()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of memory, if it is held."""
+        truth = self.input_size if self.shrunk else self.size
+        return math.prod(self.input_size) * self.spec.channels + math.prod(truth)
 
     def load(self) -> Labelled:
         """Give image uint8 (h, w, C) of `input_size` and truth uint8 of that size, or of `size`.
@@ -89,19 +98,21 @@ class _Held:
     """What fits stays in memory; the rest keeps its place on the disk."""
 
     def __init__(self, room: int) -> None:
-        self._room, self._dropped = room, 0
+        self._room, self.dropped = room, 0
 
-    def kept(self, sample: Sample) -> Sample:
-        size = sum(array.nbytes for array in sample.held or ())
-        if size <= self._room:
-            self._room -= size
-            return sample
-        self._dropped += 1
-        return replace(sample, held=None)
+    def fits(self, sample: Sample) -> bool:
+        if sample.held_bytes <= self._room:
+            self._room -= sample.held_bytes
+            return True
+        self.dropped += 1
+        return False
 
-    def tell(self) -> None:
-        if self._dropped:
-            log.info(f"{self._dropped} images do not fit into memory and are read in each epoch")
+    def tell(self, known: int) -> None:
+        """known: of so many, nothing had to be read."""
+        if self.dropped:
+            earlier = f"; {known} of them are known from an earlier start" if known else ""
+            text = f"{self.dropped} images do not fit into memory and are read in each epoch"
+            log.info(text + earlier)
 
 
 @dataclass(frozen=True)
@@ -122,16 +133,28 @@ def load_training_data(
     What fits into `memory` bytes (half of the machine's, unless it is given) stays there.
     Raises one UserError that lists every problem of every file.
     """
-    train, validation, problems = _matched(options)
+    train, validation, problems = matched_parts(options)
     pairs = [*train, *validation]
     memory = half_of_memory() if memory is None else memory
-    found = spec_from_masks(options, start, train, validation, memory // MASKS_PART)
+    folders = options.images, options.masks, options.val_images, options.val_masks
+    places = [folder and str(folder.absolute()) for folder in folders]
+    masks = Known("masks", *places)
+    found = spec_from_masks(options, start, train, validation, memory // MASKS_PART, masks)
     shrunk = len(train) if options.recipe.loss_size == "network" else 0
-    results = _read_all(pairs, found, memory, shrunk)
+    counted = found.known and options.recipe.class_weights == "auto"
+    # Of the network, what changes no pixel, is left out.
+    seen = replace(found.spec, width=1, bilinear=False, class_names=())
+    known = Known("pairs", *places, seen) if found.known else None
+    results, dropped = _read_all(pairs, found, memory, shrunk, counted, known)
     # Of unknown values no reader of a pair speaks: what it says is another problem of the file.
     told = {problem.name for problem in found.problems} if found.known else set()
     problems += found.problems
     problems += [r for r in results if isinstance(r, Problem) and r.name not in told]
+    if dropped and local_rank() == 0:
+        wrong = {problem.name for problem in problems}
+        for cache in (masks, known):
+            if cache:
+                cache.write(wrong)
     samples = [result for result in results if isinstance(result, Sample)]
     crop, warnings = _crop_problems(options.crop, samples[: len(train)])
     raise_problems(problems + crop, options.out)
@@ -141,48 +164,85 @@ def load_training_data(
     return TrainingData(found.spec, samples[: len(train)], samples[len(train) :], tuple(warnings))
 
 
+@dataclass(frozen=True)
+class _Task:
+    """known: what an earlier start found in the pair; held: it fits into memory, and is read."""
+
+    pair: Pair
+    shrunk: bool
+    state: str | None = None
+    known: Sample | None = None
+    held: bool = False
+
+
 def _read_all(
-    pairs: Sequence[Pair], found: Found, memory: int, shrunk: int
-) -> list[Sample | Problem]:
-    """shrunk: of so many, the first, the truth is made as large as the image."""
-    read = partial(_sample, found=found)
-    tasks = [(pair, index < shrunk) for index, pair in enumerate(pairs)]
+    pairs: Sequence[Pair],
+    found: Found,
+    memory: int,
+    shrunk: int,
+    counted: bool,
+    known: Known | None,
+) -> tuple[list[Sample | Problem], int]:
+    """Return, too, how many do not fit.
+
+    shrunk: of so many, the first, the truth is made as large as the image. counted: samples are to
+    have `counts`.
+    """
+    read = partial(_sample, found=found, counted=counted)
+    tasks = [_Task(pair, index < shrunk) for index, pair in enumerate(pairs)]
     results: list[Sample | Problem] = []
     held = _Held(memory)
+    if known:
+        tasks = _with_known(tasks, found, counted, known, held)
     with progress_of_first("read", len(pairs)) as advance:
         # A few ahead, not all: what does not fit is dropped as soon as it was checked.
-        for result in map_ahead(read, tasks, usable_cores()):
-            results.append(held.kept(result) if isinstance(result, Sample) else result)
+        for task, result in zip(tasks, map_ahead(read, tasks, usable_cores()), strict=True):
+            if isinstance(result, Sample):
+                if known and not task.known:
+                    known.put(task.state, task.pair.name, _to_json(result))
+                if not task.known and not held.fits(result):
+                    result = replace(result, held=None)
+            results.append(result)
             advance(1)
     if is_main_process():
-        held.tell()
-    return results
+        held.tell(sum(task.known is not None and not task.held for task in tasks))
+    return results, held.dropped
 
 
-def _matched(options: TrainOptions) -> tuple[list[Pair], list[Pair], list[Problem]]:
-    """Pairs to train on, pairs to score on, and what does not match."""
-    pairs, problems = match_pairs(options.images, options.masks)
-    if options.val_images is None or options.val_masks is None:
-        count = int(len(pairs) * options.validation / 100)
-        if not 0 < count < len(pairs):
-            return pairs, [], [*problems, _too_few(len(pairs), options.validation)]
-        return *_split(pairs, count, options.seed), problems
-    val_pairs, val_problems = match_pairs(options.val_images, options.val_masks)
-    return pairs, val_pairs, problems + val_problems
+def _with_known(
+    tasks: Sequence[_Task], found: Found, counted: bool, known: Known, held: _Held
+) -> list[_Task]:
+    """Look for each pair in the cache; what fits into memory is read all the same."""
+    states = map_ahead(lambda t: state_of(t.pair.image, t.pair.mask), tasks, usable_cores())
+    looked = []
+    for task, state in zip(tasks, states, strict=True):
+        sample = _from_json(task, found, counted, known.get(state, task.pair.name))
+        fits = sample is not None and held.fits(sample)
+        looked.append(replace(task, state=state, known=sample, held=fits))
+    return looked
 
 
-def _too_few(count: int, percent: float) -> Problem:
-    needed = max(2, math.ceil(100 / percent))
-    few = f"too few images to keep {percent:g} % back for validation"
-    remedy = "a higher --validation, or --val-images DIR --val-masks DIR"
-    return Problem("", f"{few}: {count} pairs, expected at least {needed}; {remedy}")
+def _to_json(sample: Sample) -> Any:
+    sizes = [*sample.input_size, *sample.size]
+    return [*sizes, sample.checksum, sample.in_doubt, sample.shrunk, sample.counts]
 
 
-def _split(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Keep `count` of the pairs back, drawn by `seed`."""
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    kept, back = sorted(order[count:]), sorted(order[:count])
-    return [pairs[i] for i in kept], [pairs[i] for i in back]
+def _from_json(task: _Task, found: Found, counted: bool, stored: Any) -> Sample | None:
+    if stored is None:
+        return None
+    h, w, height, width, checksum, in_doubt, shrunk, counts = stored
+    if counted and not (counts and shrunk == task.shrunk):
+        return None
+    return Sample(
+        pair=task.pair,
+        spec=found.spec,
+        input_size=(h, w),
+        size=(height, width),
+        shrunk=task.shrunk,
+        checksum=checksum,
+        in_doubt=in_doubt,
+        counts=tuple(counts) if counted else (),
+    )
 
 
 def _crop_problems(crop: int | None, train: Sequence[Sample]) -> tuple[list[Problem], list[str]]:
@@ -209,9 +269,11 @@ def _warnings_of_size(samples: Sequence[Sample], scale: float) -> list[str]:
     return [f"{few} {seen}: they are padded to as many, and show the network little"]
 
 
-def _sample(task: tuple[Pair, bool], found: Found) -> Sample | Problem:
+def _sample(task: _Task, found: Found, counted: bool) -> Sample | Problem:
     """Return a sample, shrunk or not, or what is wrong."""
-    (pair, shrunk), spec = task, found.spec
+    if task.known and not task.held:
+        return task.known
+    pair, spec = task.pair, found.spec
     try:
         held, size = _read(pair, spec, found.known, found.decoded.pop(pair.mask, None))
     except ImageError as error:
@@ -227,11 +289,13 @@ def _sample(task: tuple[Pair, bool], found: Found) -> Sample | Problem:
         spec=spec,
         input_size=(image.shape[0], image.shape[1]),
         size=size,
-        shrunk=shrunk,
+        shrunk=task.shrunk,
         checksum=_checksum(image, truth),
         in_doubt=is_turned_in_doubt(pair, size),
     )
-    return replace(sample, held=(image, sample.fitted(truth)))
+    truth = sample.fitted(truth)
+    counts = np.bincount(truth.ravel(), minlength=256)[: spec.mask_classes] if counted else ()
+    return replace(sample, held=(image, truth), counts=tuple(map(int, counts)))
 
 
 def _checksum(image: U8, truth: U8) -> int:

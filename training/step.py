@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..contract.errors import DeviceMemoryError, first_line
 from ..contract.log import log
+from ..contract.spec import MIN_SIDE
 from .batches import Batch
 from .finite import first_not_finite, norm_of
 from .losses import LossOptions, segmentation_loss
@@ -22,8 +24,11 @@ from .memory import short_of_memory
 from .ranks import Ranks
 from .teacher import Teacher, imitation_loss
 from .unet import UNet
+from .unison import Unison
 
 CLIP_NORM = 1.0
+REHEARSED = 2, MIN_SIDE, MIN_SIDE
+"""Images, height and width of the batch that shows what the processes exchange in a step."""
 
 
 class NotFiniteError(Exception):
@@ -77,6 +82,7 @@ class Stepper:
         self._resized = False  # the last batch's truth is larger than the network's image
         self._net, self._masknet = net, masknet
         self._optimizer, self._options, self._ranks = optimizer, options, ranks
+        self._unison = Unison(ranks)
         self._device = next(net.parameters()).device
         # float16 overflows above 65504: its loss is scaled to what its gradients can hold.
         self.scaler = self._new_scaler()
@@ -108,24 +114,71 @@ class Stepper:
         return loss, math.isfinite(norm)
 
     def _gradients(self, batch: Batch, before: _Kept) -> tuple[Tensor, Tensor]:
-        """Try once more with less memory where it did not suffice."""
+        """Try once more with less memory where it did not suffice, in whichever process."""
+        if not self._unison.learnt:
+            self._rehearse(before)
+        found = self._tried(batch)
+        if isinstance(found, DeviceMemoryError) and not self._net.recompute:
+            self._save_memory(before)
+            found = self._tried(batch)
+        if isinstance(found, DeviceMemoryError):
+            raise found
+        return found
+
+    def _tried(self, batch: Batch) -> tuple[Tensor, Tensor] | DeviceMemoryError:
+        """Return an error in every process where one of them is short of memory."""
+        found: tuple[Tensor, Tensor] | DeviceMemoryError
+        self._unison.begin()
         try:
-            with self._memory_told():
-                return self._backward(batch)
-        except DeviceMemoryError:
-            if self._net.recompute or self._ranks.world > 1:
+            found = self._backward(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
                 raise
+            # Not raised here: its traceback would keep what the step has computed.
+            found = _too_large(first_line(error), self._device, self._resized)
+        short = isinstance(found, DeviceMemoryError)
+        if isinstance(found, DeviceMemoryError):
+            torch.cuda.empty_cache()
+            if not self._unison.finish():
+                raise found
+        if self._ranks.any(short, self._device) == short:
+            return found
+        return _too_large("another process is short of it", self._device, self._resized)
+
+    def _save_memory(self, before: _Kept) -> None:
         self._net.recompute = True
         before.restore()
         self._optimizer.zero_grad(set_to_none=True)
-        # One that was stopped after it had unscaled the gradients refuses to do so again.
+        self._renew_scaler()
+        if self._ranks.world > 1:
+            # One whose backward pass was cut short takes no other; its hooks have to go first.
+            self._masknet.net = self._net
+            gc.collect()
+            self._masknet.net = self._ranks.wrapped(self._net)
+            self._rehearse(before)
+        torch.cuda.empty_cache()
+        if self._ranks.is_main:
+            told = "from here on blocks are computed twice, with the same results"
+            log.warning(f"out of memory: {told}")
+
+    def _rehearse(self, before: _Kept) -> None:
+        """Let every process learn, from a small batch, what all of them exchange in a step."""
+        images = torch.zeros((*REHEARSED, self._masknet.spec.channels), dtype=torch.uint8)
+        batch = Batch(images, torch.zeros(REHEARSED, dtype=torch.uint8), [])
+
+        def step() -> None:
+            self._backward(batch)
+            self._renew_scaler()
+
+        with self._memory_told():
+            self._unison.learn(step)
+        before.restore()
+
+    def _renew_scaler(self) -> None:
+        """One that was stopped after it had unscaled the gradients refuses to do so again."""
         scaler = self._new_scaler()
         scaler.load_state_dict(self.scaler.state_dict())
         self.scaler = scaler
-        torch.cuda.empty_cache()
-        log.warning("out of memory: from here on blocks are computed twice, with the same results")
-        with self._memory_told():
-            return self._backward(batch)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and the norm of its gradient, which is clipped."""
@@ -172,7 +225,7 @@ class Stepper:
         except (RuntimeError, MemoryError) as error:
             if not short_of_memory(error):
                 raise
-            raise _too_large(error, self._device, self._resized) from error
+            raise _too_large(first_line(error), self._device, self._resized) from error
 
 
 class _Kept:
@@ -195,12 +248,12 @@ class _Kept:
                     buffer.copy_(part.view_as(buffer))
 
 
-def _too_large(error: Exception, device: torch.device, resized: bool) -> DeviceMemoryError:
+def _too_large(seen: str, device: torch.device, resized: bool) -> DeviceMemoryError:
     on_gpu = device.type == "cuda"
     message = "the batch does not fit into the memory of this machine"
     return DeviceMemoryError(
         "the batch does not fit into the memory of the GPU" if on_gpu else message,
-        seen=first_line(error),
+        seen=seen,
         hint="a smaller --batch-size, --crop or --scale"
         + (", or --loss-size network" if resized else "")
         + (", or --amp" if on_gpu else ""),

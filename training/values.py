@@ -9,6 +9,7 @@ from pathlib import Path
 from ..contract.masks import JPEG_HINT, StoredMask, is_jpeg
 from ..contract.spec import MaskValue, ModelSpec, ignored_values
 from ..contract.types import NO_CLASS
+from .known import Known
 from .mask_files import Counts, MaskFile, MaskSet, Values, read_mask_set
 from .options import TrainOptions, values_text
 from .pairs import Pair, Problem
@@ -50,13 +51,14 @@ def spec_from_masks(
     train: Sequence[Pair],
     validation: Sequence[Pair],
     room: int = 0,
+    earlier: Known | None = None,
 ) -> Found:
     """Make the spec with the values that the masks hold; or with none of them, and say why.
 
-    room: bytes for decoded masks.
+    room: bytes for decoded masks. earlier: what is known of masks from an earlier start.
     """
     wanted = options.mask_values or (start.mask_values if start else ())
-    masks = read_mask_set([*train, *validation], frozenset(wanted), room)
+    masks = read_mask_set([*train, *validation], frozenset(wanted), room, earlier)
     ignored = ignored_values(options.ignore_index)
     values = _chosen(options, start, masks.values() - ignored)
     known = len(values) == max(2, options.classes)

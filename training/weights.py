@@ -42,4 +42,6 @@ def weights_from_samples(samples: Sequence[Sample], classes: int) -> tuple[float
 
 def _counts(sample: Sample) -> NDArray[np.int64]:
     """Pixels of each class, (256,)."""
+    if sample.counts:
+        return np.pad(np.array(sample.counts, np.int64), (0, 256 - len(sample.counts)))
     return np.bincount(sample.truth().ravel(), minlength=256)

@@ -17,6 +17,14 @@ def steel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_dataset(tmp_path_factory.mktemp("steel"), 16, (48, 64), seed=1)
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of one test alone, and not the user's."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("unetrt.training.known._folder", lambda: folder)
+    return folder
+
+
 @pytest.fixture
 def quick_options(steel: tuple[Path, Path], tmp_path: Path) -> TrainOptions:
     return TrainOptions(
