@@ -89,6 +89,13 @@ class Sample:
         """As load gives it; of what is not held the mask alone is read."""
         return self.held[1] if self.held else self.fitted(true_classes(self.pair.mask, self.spec))
 
+    def class_counts(self) -> tuple[int, ...]:
+        """Pixels of each class in the truth."""
+        if self.counts:
+            return self.counts
+        classes = self.spec.mask_classes
+        return tuple(map(int, np.bincount(self.truth().ravel(), minlength=classes)[:classes]))
+
     def fitted(self, truth: U8) -> U8:
         """A truth of the file's size as it is held."""
         return resize_mask(truth, self.input_size) if self.shrunk else truth
@@ -293,9 +300,8 @@ def _sample(task: _Task, found: Found, counted: bool) -> Sample | Problem:
         checksum=_checksum(image, truth),
         in_doubt=is_turned_in_doubt(pair, size),
     )
-    truth = sample.fitted(truth)
-    counts = np.bincount(truth.ravel(), minlength=256)[: spec.mask_classes] if counted else ()
-    return replace(sample, held=(image, truth), counts=tuple(map(int, counts)))
+    sample = replace(sample, held=(image, sample.fitted(truth)))
+    return replace(sample, counts=sample.class_counts()) if counted else sample
 
 
 def _checksum(image: U8, truth: U8) -> int:

@@ -158,8 +158,9 @@ class Stepper:
             self._rehearse(before)
         torch.cuda.empty_cache()
         if self._ranks.is_main:
-            told = "from here on blocks are computed twice, with the same results"
-            log.warning(f"out of memory: {told}")
+            log.warning(
+                "out of memory: from here on blocks are computed twice, with the same results"
+            )
 
     def _rehearse(self, before: _Kept) -> None:
         """Let every process learn, from a small batch, what all of them exchange in a step."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..contract.cores import usable_cores
 from ..contract.spec import ModelSpec
@@ -30,18 +29,10 @@ def weights_from_samples(samples: Sequence[Sample], classes: int) -> tuple[float
 
     A class that no mask has weighs as much as the heaviest.
     """
-    counts = np.zeros(256, np.int64)
-    for found in map_ahead(_counts, samples, usable_cores()):
+    counts = np.zeros(classes, np.int64)
+    for found in map_ahead(Sample.class_counts, samples, usable_cores()):
         counts += found
-    counts = counts[:classes]
     shares = counts / max(1, counts.sum())
     weights = 1 / np.sqrt(np.where(shares > 0, shares, shares[shares > 0].min(initial=1.0)))
     weights /= max(float((weights * shares).sum()), 1e-12)
     return tuple(round(float(weight), 6) for weight in weights)
-
-
-def _counts(sample: Sample) -> NDArray[np.int64]:
-    """Pixels of each class, (256,)."""
-    if sample.counts:
-        return np.pad(np.array(sample.counts, np.int64), (0, 256 - len(sample.counts)))
-    return np.bincount(sample.truth().ravel(), minlength=256)
