@@ -83,6 +83,7 @@ class Peaks:
 
 
 def peaks_from_dict(raw: dict[str, Any]) -> Peaks:
-    kinds = ("products", "matrices")
-    found = {kind: tuple(Peak(**peak) for peak in raw.get(kind, ())) for kind in kinds}
+    """Reports of before have no matrices."""
+    kinds = {"products": raw["products"], "matrices": raw.get("matrices", ())}
+    found = {kind: tuple(Peak(**peak) for peak in peaks) for kind, peaks in kinds.items()}
     return Peaks(**{**raw, **found})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from unetrt.bench.layers import (
     precision_from_text,
 )
 from unetrt.bench.peaks import Peak, Peaks
-from unetrt.bench.profilers import profile_layers, records_from_trace
+from unetrt.bench.profilers import openvino_records, profile_layers, records_from_trace
 from unetrt.bench.result import Bench, Row
 from unetrt.bench.tensorrt_profile import LayerRecorder, layer_kinds, profiler_of
 from unetrt.cli.bench import _lines
@@ -242,3 +244,19 @@ def test_the_layers_are_shown_with_their_share_of_the_peak(table: LayerTable) ->
     (*_, last) = layer_lines([Row(name="a", result=replace(result, layers=bare))], peaks)
     assert "not the network's one by one" in last
     assert layer_lines([Row(name="b", reason="gone")], peaks) == []
+
+
+def test_a_convolution_in_parts_is_one_layer_where_its_last_part_ran() -> None:
+    """The part of the skip needs nothing of what lies below, and could run before it."""
+    ran = [("up/skip", 2), ("down", 3), ("up/up", 5), ("last", 7)]
+    infos = [
+        SimpleNamespace(
+            node_name=name,
+            node_type="Convolution",
+            exec_type="brgconv_avx512_amx_bf16",
+            real_time=timedelta(seconds=seconds),
+        )
+        for name, seconds in ran
+    ]
+    found = [(record.name, record.seconds) for record in openvino_records(infos)]
+    assert found == [("down", 3.0), ("up", 7.0), ("last", 7.0)]

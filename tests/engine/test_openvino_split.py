@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.batches import in_batches
 from unetrt.contract.types import U8, Size
 from unetrt.engine import openvino_backend
 from unetrt.engine.onnxfile import metadata_from_onnx
@@ -62,13 +63,7 @@ def test_its_masks_are_those_of_the_concatenation(
 
     def masks() -> U8:
         with OpenVinoEngine(path, metadata_from_onnx(path)[0], precision) as engine:
-            found: U8 = np.empty((len(images), *size), np.uint8)
-            slot = engine.slot()
-            slot.reserve(len(images), shape)[:] = images
-            slot.submit(len(images), size)
-            found[:] = slot.masks()
-            slot.close()
-        return found
+            return in_batches(engine, images, size, len(images))
 
     split = masks()
     monkeypatch.setattr(openvino_backend, "split_concatenations", lambda model: None)

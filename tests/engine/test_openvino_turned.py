@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.batches import in_batches
 from unetrt.contract.spec import SpecOverrides
 from unetrt.contract.types import U8, Size
 from unetrt.engine.onnxfile import metadata_from_onnx
@@ -39,11 +40,7 @@ def test_the_rounder_side_is_to_be_the_columns(size: Size, expected: bool) -> No
 def results(path: Path, images: U8, size: Size, turned: bool, precision: str = "fp32") -> U8:
     with OpenVinoEngine(path, metadata_from_onnx(path)[0], precision) as engine:
         engine._turns = turned
-        slot = engine.slot()
-        slot.reserve(len(images), (images.shape[1], images.shape[2]))[:] = images
-        slot.submit(len(images), size)
-        found = slot.masks().copy()
-        slot.close()
+        found = in_batches(engine, images, size, len(images))
         assert (engine._turned is not None) == turned
         return found
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.batches import in_batches
 from tests.conftest import steel
 from unetrt.engine.torch_backend import TorchEngine
 from unetrt.training import step, trainer
@@ -75,11 +76,7 @@ def test_its_checkpoint_has_the_same_masks_on_the_cpu(options: TrainOptions) -> 
     masks = []
     for device in (DEVICE, "cpu"):
         with TorchEngine(checkpoint, device) as engine:
-            slot = engine.slot()
-            slot.reserve(1, (96, 128))[:] = image
-            slot.submit(1, (96, 128))
-            masks.append(slot.masks().copy())
-            slot.close()
+            masks.append(in_batches(engine, image, (96, 128), 1))
     assert len(np.unique(masks[0])) > 1
     assert (masks[0] == masks[1]).mean() > 0.99, "convolutions are in TF32 on a GPU"
 
