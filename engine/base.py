@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -56,16 +56,37 @@ class HostBuffer:
                 self._bytes = np.zeros(count, np.uint8)
         return self._bytes[:count].reshape(shape)
 
+    def free(self) -> None:
+        """Give the bytes back; twice is harmless."""
+        self._bytes = np.empty(0, np.uint8)
+
+
+class Memory(Protocol):
+    """Owns bytes on the host that slots of an engine run on where they lie; any thread may use it.
+
+    view: as HostBuffer's; DeviceMemoryError where there is no memory.
+    """
+
+    def view(self, shape: tuple[int, ...]) -> U8: ...
+    def free(self) -> None: ...
+
 
 class Slot(ABC):
     """Owns the buffers of one batch in flight. Use from one thread at a time.
 
-    reserve → fill `images` → submit → masks, and again.
+    reserve → fill `images` → submit → masks, and again; or `use` in place of the first two.
     """
 
     @abstractmethod
     def reserve(self, batch: int, size: Size) -> U8:
         """Shape the slot for `batch` images of network size; return `images` to be filled."""
+
+    def use(self, images: U8) -> None:
+        """Run the next batch on (batch, h, w, C) where it lies: a view of the engine's `memory`.
+
+        Nothing may change it before the masks have come. Here it is copied, which does as well.
+        """
+        self.reserve(len(images), (images.shape[1], images.shape[2]))[:] = images
 
     @property
     @abstractmethod
@@ -104,7 +125,8 @@ class Engine(Closing, ABC):
     graphs, None where an engine has none; timed: whether slots on CUDA note when the device copies
     and computes; why: how it was chosen; largest: network sizes (h, w) of which it takes none
     larger, or none where it takes any; pixel_bytes: host memory that the network takes for a pixel
-    of its input while its batch runs, about, 0 where that is not the host's.
+    of its input while its batch runs, about, 0 where that is not the host's; any_memory: its slots
+    use arrays that may be written and are contiguous, whatever memory they lie in.
     """
 
     backend: str
@@ -121,6 +143,7 @@ class Engine(Closing, ABC):
     why: str = ""
     largest: Sequence[Size] = ()
     pixel_bytes: int = 0
+    any_memory: bool = False
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -152,6 +175,10 @@ class Engine(Closing, ABC):
     @abstractmethod
     def slot(self) -> Slot:
         """A new slot; it must not outlive the engine."""
+
+    def memory(self) -> Memory:
+        """What slots of this engine may `use`; it must not outlive the engine."""
+        return HostBuffer()
 
     @contextmanager
     def running(self) -> Iterator[Run]:

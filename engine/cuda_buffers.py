@@ -1,4 +1,4 @@
-"""Memory for a slot: page-locked on the host, and on the device. It grows and never shrinks."""
+"""Memory for slots: page-locked on the host, and on the device. It grows and never shrinks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..contract.types import U8
+from .cuda_device import CudaDevice, cuda_errors
 
 
 class PinnedBuffer:
@@ -24,6 +25,21 @@ class PinnedBuffer:
 
     def free(self) -> None:
         self._bytes = np.empty(0, np.uint8)
+
+
+class PinnedMemory:
+    """A PinnedBuffer for any thread, for what slots `use`; it must not outlive the device."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device, self._buffer = device, PinnedBuffer()
+
+    def view(self, shape: tuple[int, ...]) -> U8:
+        with self._device.current() as driver, cuda_errors(f"pin images {shape}"):
+            return self._buffer.view(driver, shape)
+
+    def free(self) -> None:
+        with self._device.current():
+            self._buffer.free()
 
 
 class DeviceBuffer:

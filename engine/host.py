@@ -13,6 +13,8 @@ from .base import Engine, HostBuffer, Slot, memory_errors
 class HostEngine(Engine):
     """Runs batches one after the other, each on all cores; two slots hide the rest."""
 
+    any_memory = True
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix=self.backend)
@@ -48,6 +50,9 @@ class HostSlot(Slot):
     def reserve(self, batch: int, size: Size) -> U8:
         self._images = self._inputs.view((batch, *size, self._engine.spec.channels))
         return self._images
+
+    def use(self, images: U8) -> None:
+        self._images = images
 
     def submit(self, n: int, size: Size) -> None:
         self._n = n

@@ -16,8 +16,10 @@ from ..contract.log import log
 from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module
 from ..contract.spec import ModelSpec
-from .base import Engine, Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index
+from .base import Engine, Memory, Slot
+from .cuda import BatchShape, CudaSlot, Kernel
+from .cuda_buffers import PinnedMemory
+from .cuda_device import CudaDevice, cuda_index
 from .onnx_bias import graph_with_biases_apart
 from .onnxruntime_backend import Providers, runtime_errors, session_from_onnx
 from .tensorrt_backend import cuda_devices
@@ -104,6 +106,11 @@ class OnnxRuntimeCudaEngine(Engine):
             sessions=self._sessions,
         )
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
+
+    def memory(self) -> Memory:
+        if self._cuda is None:
+            raise RuntimeError("the engine is closed")
+        return PinnedMemory(self._cuda)
 
     def close(self) -> None:
         if self._cuda is not None:

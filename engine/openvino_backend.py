@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..contract.cores import granted_threads
 from ..contract.errors import DeviceMemoryError, UserError
 from ..contract.modules import import_module
@@ -107,7 +105,7 @@ class OpenVinoEngine(Engine):
 
     backend = "openvino"
     device = "cpu"
-    any_batch = True
+    any_batch = any_memory = True
 
     def __init__(
         self,
@@ -124,6 +122,7 @@ class OpenVinoEngine(Engine):
         # Weights of an fp16 file are multiplied in fp32 on a CPU.
         self.precision, self.path = "fp32" if precision == "fp16" else precision, model
         self._core = openvino_core()
+        self.tensor = import_module("openvino").Tensor
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         _check_precision(able, precision)
         self._model = _read_model(self._core, model)
@@ -217,7 +216,7 @@ class OpenVinoEngine(Engine):
 
 
 class OpenVinoSlot(Slot):
-    """An inference request a shape, bound to this slot's own buffers without a copy."""
+    """An inference request a shape, bound to this slot's buffers, or to others, without a copy."""
 
     def __init__(self, engine: OpenVinoEngine) -> None:
         self._engine = engine
@@ -234,11 +233,11 @@ class OpenVinoSlot(Slot):
         return self._images
 
     def reserve(self, batch: int, size: Size) -> U8:
-        images = self._inputs.view((batch, *size, self._engine.spec.channels))
-        if not np.shares_memory(images, self._images) or images.shape != self._images.shape:
-            self._shape = None
+        self._images = self._inputs.view((batch, *size, self._engine.spec.channels))
+        return self._images
+
+    def use(self, images: U8) -> None:
         self._images = images
-        return images
 
     def submit(self, n: int, size: Size) -> None:
         batch, h, w, _ = self._images.shape
@@ -246,22 +245,24 @@ class OpenVinoSlot(Slot):
         with self._engine.memory_errors(f"images {self._images.shape}, masks of {size}"):
             if shape != self._shape:
                 self._bind(shape)
+            self._request.set_tensor("image", self._tensor(self._images))
             self._request.start_async()
         self._n = n
 
     def _bind(self, shape: Shape) -> None:
-        from openvino import Tensor
-
         spec = self._engine.spec
         self._give_back()
         self._masks = self._outputs.view(spec.result_shape(shape[0], shape[3:]))
         compiled = self._engine.compiled(shape)
         request = compiled.take()
         self._compiled, self._request = compiled, request
-        request.set_tensor("image", Tensor(self._images, shared_memory=True))
-        request.set_tensor("size_like", Tensor(self._like.view(shape[3:]), shared_memory=True))
-        request.set_tensor(spec.result, Tensor(self._masks, shared_memory=True))
+        request.set_tensor("size_like", self._tensor(self._like.view(shape[3:])))
+        request.set_tensor(spec.result, self._tensor(self._masks))
         self._shape = shape
+
+    def _tensor(self, array: U8) -> Any:
+        """The array itself, in OpenVINO's words."""
+        return self._engine.tensor(array, shared_memory=True)
 
     def _give_back(self) -> None:
         """A request that was dropped in flight runs to its end first; one that fails goes."""

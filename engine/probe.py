@@ -14,7 +14,7 @@ from ..contract.cores import usable_cores
 from ..contract.errors import UserError, first_line
 from ..contract.memory import memory_bytes
 from ..contract.modules import INSTALL, import_module, is_installed
-from .cuda import capability_of, pycuda_lacks
+from .cuda_device import capability_of, pycuda_lacks
 from .tensorrt_backend import cuda_devices, gpu_of_machine
 from .tensorrt_flavour import RTX_TARGETS, import_flavour
 

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..contract.errors import ImageError, UserError
 from ..contract.log import log
 from ..contract.types import Size
-from .base import Engine, Slot
-from .cuda import (
-    BatchShape,
-    CudaDevice,
-    CudaSlot,
-    Kernel,
-    capability_of,
-    cuda_index,
-    pycuda_lacks,
-)
+from .base import Engine, Memory, Slot
+from .cuda import BatchShape, CudaSlot, Kernel
+from .cuda_buffers import PinnedMemory
+from .cuda_device import CudaDevice, capability_of, cuda_index, pycuda_lacks
 from .tensorrt_contexts import Contexts
 from .tensorrt_flavour import check, import_flavour, shared_logger
 
@@ -137,6 +131,9 @@ class TensorRtEngine(Engine):
         if not self.graphs:
             kernel.eager = "CUDA graphs are switched off"
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
+
+    def memory(self) -> Memory:
+        return PinnedMemory(self._cuda)
 
     def _kernel(self) -> PlanKernel:
         assert self._contexts is not None

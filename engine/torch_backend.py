@@ -17,9 +17,10 @@ from ..contract.memory import tells_of_memory
 from ..contract.modules import import_module, is_installed
 from ..contract.spec import ModelSpec, SpecOverrides
 from ..contract.types import U8
-from .base import Slot
-from .cuda import BatchShape, CudaDevice, CudaSlot, Kernel, cuda_index, pycuda_lacks
-from .cuda_buffers import DeviceView
+from .base import Memory, Slot
+from .cuda import BatchShape, CudaSlot, Kernel
+from .cuda_buffers import DeviceView, PinnedMemory
+from .cuda_device import CudaDevice, cuda_index, pycuda_lacks
 from .cuda_graph import Replay
 from .host import HostEngine
 from .torch_graph import MOST_CAPTURES, capture_net, give_back
@@ -59,6 +60,7 @@ class NetEngine(HostEngine):
         torch.cuda.synchronize(self.device)
         if _has_pycuda():
             self._cuda = CudaDevice(cuda_index(self.device))
+            self.any_memory = False
 
     def slot(self) -> Slot:
         """On CUDA with pycuda, copies overlap with the network; else they are part of it."""
@@ -66,6 +68,9 @@ class NetEngine(HostEngine):
             return super().slot()
         kernel = TorchKernel(self._net, self._cuda.index, bool(self.graphs))
         return CudaSlot(self._cuda, self.spec.channels, kernel, self.spec.planes, self.timed)
+
+    def memory(self) -> Memory:
+        return super().memory() if self._cuda is None else PinnedMemory(self._cuda)
 
     def close(self) -> None:
         super().close()

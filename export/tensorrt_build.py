@@ -10,7 +10,7 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.spec import ModelSpec
 from ..contract.types import Size
-from ..engine.cuda import capability_of, pycuda_lacks
+from ..engine.cuda_device import capability_of, pycuda_lacks
 from ..engine.tensorrt_backend import gpu_of_machine
 from ..engine.tensorrt_flavour import (
     RTX_TARGETS,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
-from ..engine.cuda import CudaDevice
+from ..engine.cuda_device import CudaDevice
 from ..engine.manifest import Manifest
 from ..engine.tensorrt_backend import check_target, cuda_devices, load_plan
 from ..engine.tensorrt_flavour import check, import_flavour, shared_logger

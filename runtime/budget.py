@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 SHARE = 8
-"""Loaded images may take this part of the memory, 1/8 of it, and masks to be written as much."""
+"""Loaded images may take this part of the memory, 1/8 of it, masks to be written as much, and pages
+that images are loaded on as much, those that are idle among them."""
 
 NETWORK = 4
 """The network may take so many times that, half of the memory, for the batches that it computes."""

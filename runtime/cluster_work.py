@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -164,7 +165,8 @@ def load_row(row: RayRow, spec: ModelSpec, options: PredictOptions) -> RayRow:
     task: Task = unpacked(row[ROW])
     work = Work(spec, options)
     try:
-        image, size = work.load(task)
+        decoded = work.load(task)
+        image, size = decoded.resized(None), decoded.size
     except ImageError as error:
         return packed(work.outcome(Result(task, error)))
     except UserError as error:
@@ -180,8 +182,9 @@ def rows_for(tasks: Sequence[Task], spec: ModelSpec, options: PredictOptions) ->
     work, most = Work(spec, options), 1
     for task in tasks[:: max(1, len(tasks) // SAMPLE)][:SAMPLE]:
         with suppress(UserError):  # who is to load it says why
-            image, (height, width) = work.load(task)
-            most = max(most, image.nbytes + height * width * max(1, spec.planes))
+            found = work.load(task)
+            image_bytes = math.prod(found.input_size) * spec.channels
+            most = max(most, image_bytes + math.prod(found.size) * max(1, spec.planes))
     return max(1, min(INFER_BATCH, INFER_BYTES // most))
 
 

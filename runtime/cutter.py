@@ -11,8 +11,8 @@ from ..contract.spec import ModelSpec
 from ..contract.tiles import GRAIN, LEAST_SIDE, Grid, cut, fewer, shrunk
 from ..contract.types import Size
 from ..engine.base import Engine
-from .buckets import Key
 from .budget import NETWORK
+from .pages import Key
 
 LEAST_PIXELS = (LEAST_SIDE + GRAIN) ** 2
 """Tiles get no smaller by an estimate alone: the smallest are still more likely to fit."""

@@ -18,7 +18,7 @@ from ..contract.errors import UserError
 from ..contract.log import log
 from ..engine.tensorrt_backend import cuda_devices
 from .digest import digest_if_there, require_unchanged
-from .pipeline import writers_for
+from .pipeline_options import writers_for
 from .plan import Task
 from .stop import SIGNALS
 from .temporaries import remove_temporaries_of

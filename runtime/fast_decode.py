@@ -15,7 +15,7 @@ import numpy as np
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.images import read_reduced
 from ..contract.log import log
-from ..contract.resize import network_input, resized_input
+from ..contract.resize import checked_input_size, network_input, resize_image
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
 from ..engine.base import Engine
@@ -115,6 +115,6 @@ def _both_inputs(task: Task, spec: ModelSpec) -> tuple[U8, U8, Size] | None:
     image, size = read_reduced(task.source, spec.channels, spec.input_size)
     if image.shape[:2] == size:
         return None
-    reduced, _ = resized_input(image, spec, task.source, size)
+    reduced = resize_image(image, checked_input_size(size, spec, task.source), spec.resize)
     whole, _ = network_input(task.source, spec)
     return whole, reduced, size

@@ -5,67 +5,37 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ..contract.closing import Closing
 from ..contract.cores import usable_cores
 from ..contract.errors import DeviceMemoryError, ImageError, UserError
-from ..contract.memory import memory_bytes
 from ..contract.tiles import Tile
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
-from .buckets import Key
-from .budget import SHARE, Budget
+from .buckets import Found, as_they_lie, own_image
+from .budget import Budget
 from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
+from .loading import Loaded as Loaded
+from .loading import Loading
+from .pages import Key, Pages, Row
+from .pipeline_options import PipelineOptions as PipelineOptions
 from .slots import Slots
-from .threads import worker_pool
-from .trace import NO_TRACE, NoTrace
-from .waiting import Waiting, key_of, whole_key
+from .waiting import Bin, Waiting, key_of, whole_key
 from .writing import Result as Result
 from .writing import Writing
 
 T = TypeVar("T")
 
-Loaded = tuple[U8, Size]
-"""A network input (h, w, C) and its mask's (H, W)."""
-
 NOT_FINITE = "the network's output is not finite"
 
 MOST_AHEAD = 4096
 """Images asked for ahead of the engine, whatever the batch."""
-
-
-def writers_for(cores: int) -> int:
-    """Threads that encode and write: less work than to decode."""
-    return max(2, cores // 4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineOptions:
-    """None takes the engine's own batch, its own slots, and a thread a core.
-
-    waiting: loaded images held in batches that are not full, before the fullest runs as it is;
-    at least one batch. memory: bytes of loaded images, and as many of masks to be written; at least
-    one of each. single: there is one task, for which one slot will do unless it is cut. tile: the
-    longest side of a network input that is run in one piece; what does not fit into the memory is
-    cut in any case. trace: where the stages note when they ran.
-    """
-
-    batch: int | None = None
-    slots: int | None = None
-    load_threads: int | None = None
-    write_threads: int = field(default_factory=lambda: writers_for(usable_cores()))
-    waiting: int = 64
-    memory: int = field(default_factory=lambda: memory_bytes() // SHARE)
-    single: bool = False
-    tile: int | None = None
-    trace: NoTrace = NO_TRACE
 
 
 def run_pipeline(
@@ -91,10 +61,11 @@ def run_pipeline(
 
 @dataclass
 class _Flight(Generic[T]):
-    """A batch on the engine, of tasks and of tiles of them."""
+    """A batch on the engine, of tasks and of tiles of them. rows: of a page that it runs on."""
 
     slot: Slot
     items: list[T | Tile[T]]
+    rows: Sequence[Row | None]
     key: Key
     batch: int
     number: int
@@ -116,22 +87,20 @@ class Pipeline(Closing, Generic[T]):
         options: PipelineOptions,
         stop: Callable[[], bool],
     ) -> None:
-        self.load, self.options, self.stop = load, options, stop
+        self.options, self.stop = options, stop
         self.engine, self.trace = engine, options.trace
         engine.timed = options.trace.of_device
         most, count = options.batch or engine.most_batch, options.slots or engine.slots
         spare = 0 if options.slots or options.single else engine.spare_slots
         self.fit = Fit(most, 1 if options.single else count, engine.min_batch, spare)
         self.most_waiting = max(options.waiting, most)
+        self.pages, self.budget = Pages(engine, options.memory), Budget(options.memory)
         threads = options.load_threads or usable_cores()
-        self.loaders = worker_pool(threads, "load")
+        self.loading = Loading(load, threads, self.budget, self.pages, options.trace)
         self.writing = Writing(consume, options.write_threads, options.memory, options.trace)
         self.slots = Slots(engine, self.fit)
         batch = options.batch or engine.batch
-        self._threads, self.ahead = threads, 0
         self._look_ahead(batch)
-        self.budget, self.tickets = Budget(options.memory), itertools.count()
-        self.loading: deque[tuple[int, T, Future[Loaded]]] = deque()
         cutter = Cutter(engine, options.tile, batch, options.memory)
         self.waiting: Waiting[T] = Waiting(cutter, self.budget)
         self.buckets = self.waiting.buckets
@@ -141,19 +110,16 @@ class Pipeline(Closing, Generic[T]):
         self.fill = Fill()
 
     def run(self, tasks: Iterator[T]) -> Iterator[Result[T]]:
-        self._load_ahead(tasks)
-        while self.loading and not self.stop():
-            ticket, task, future = self.loading.popleft()
-            self.budget.want(ticket)
+        while self.loading.ask(tasks) and not self.stop():
+            asked = self.loading.next()
             try:
-                image, size = self.trace.waited("wait for an image", future)
+                found, size = self.trace.waited("wait for an image", asked.future)
             except ImageError as error:
-                yield Result(task, error)
+                yield Result(asked.task, error)
             else:
-                yield from self._bucket(task, image, size)
-            self._load_ahead(tasks)
+                yield from self._bucket(found, size)
         while self.flying or (self.buckets.count and not self.stop()):
-            for key in self.buckets.keys:
+            for key in {key: None for key, _ in self.buckets.keys}:
                 yield from self._empty(key)
             while self.flying:
                 yield from self._land()
@@ -162,62 +128,64 @@ class Pipeline(Closing, Generic[T]):
         if self.unfit and self.fit.error and not self.stop():
             raise self.fit.error
 
-    def _load_ahead(self, tasks: Iterator[T]) -> None:
-        while len(self.loading) < self.ahead and (task := next(tasks, None)) is not None:
-            with self.trace.span("ask for an image"):
-                ticket = next(self.tickets)
-                future = self.loaders.submit(self._load, task, ticket)
-                self.loading.append((ticket, task, future))
-
     def _look_ahead(self, batch: int) -> None:
         """Load as many images as keep all slots, of so many each, and all threads busy."""
-        self.ahead = 2 * self._threads + min(batch * self.fit.count, MOST_AHEAD)
+        ahead = 2 * self.loading.threads + min(batch * self.fit.count, MOST_AHEAD)
+        self.loading.ahead = ahead
+        # Those in flight, those that are loaded meanwhile, and one that begins before one is full.
+        self.pages.most = self.fit.count + -(-ahead // batch) + 1
 
     def _batch(self, key: Key) -> int:
         """Of a full slot."""
         return min(self.fit.batch, self.options.batch or self.engine.batch_for(key[0]))
 
-    def _load(self, task: T, ticket: int) -> Loaded:
-        self.budget.admit(ticket)
-        with self.trace.span("load"):
-            image, size = self.load(task)
-        self.budget.hold(image.nbytes)
-        return image, size
-
-    def _bucket(self, task: T, image: U8, size: Size) -> Iterator[Result[T]]:
+    def _bucket(self, found: Found[T], size: Size) -> Iterator[Result[T]]:
         try:
             with self.trace.span("sort an image"):
-                key = self._sort(task, image, size)
+                place = self._sort(found, size)
         except ImageError as error:
-            yield Result(task, error)
+            yield Result(found.item, error)
             return
         if self.options.single and self.buckets.count > 1:
             self.fit.widen(self.options.slots or self.engine.slots)
             self.slots.fill()
         # An image may have many tiles: a stop does not wait for all of them.
-        while self.buckets.size(key) >= self._batch(key) and not self.stop():
-            yield from self._launch(key)
+        while self.buckets.size(place) >= self._batch(place[0]) and not self.stop():
+            yield from self._launch(place)
         while self.buckets.count > self.most_waiting and not self.stop():
-            yield from self._empty(self.buckets.fullest)
+            yield from self._empty(self.buckets.fullest[0])
         # The other half is for what comes.
         while self.buckets.bytes > self.budget.most // 2 and not self.stop():
             yield from self._launch(self.buckets.heaviest)
 
     def _empty(self, key: Key) -> Iterator[Result[T]]:
-        """All at once: another size has to be compiled first, perhaps."""
-        while self.buckets.size(key) and not self.stop():
-            yield from self._launch(key)
+        """All of a size at once: another one has to be compiled first, perhaps."""
+        for page in self.waiting.gather(key):
+            self.pages.seal(page)
+        while self.buckets.size((key, None)) and not self.stop():
+            yield from self._launch((key, None))
 
-    def _sort(self, task: T, image: U8, size: Size) -> Key:
-        """Put it, or its tiles, with others of its size, of which the key is given."""
-        self.budget.give_back(image.nbytes)
-        key = key_of(image, size)
+    def _sort(self, found: Found[T], size: Size) -> Bin:
+        """Put it, or its tiles, with others of its size, or of its page; where that is."""
+        self.budget.give_back(found.image.nbytes)
+        key = key_of(found.image, size)
         grid = self.waiting.cutter.grid(*key)
+        try:
+            if grid is None:
+                self._check(key, found.image.nbytes)
+        except ImageError:
+            self.pages.give_back([found.row])
+            raise
+        if grid is not None:  # tiles are parts of an array that stays
+            self.pages.forget(key)
+            row, found = found.row, Found(found.item, own_image(found))
+            self.pages.give_back([row])
+        place = self.waiting.put(found, size, grid)
+        batch = self._batch(place[0])
         if grid is None:
-            self._check(key, image.nbytes)
-        key = self.waiting.put(task, image, size, grid)
-        self._look_ahead(self._batch(key))
-        return key
+            self.pages.expect(key, batch)
+        self._look_ahead(batch)
+        return place
 
     def _check(self, key: Key, image_bytes: int) -> None:
         """Raise ImageError for what the engine does not take whole."""
@@ -227,35 +195,46 @@ class Pipeline(Closing, Generic[T]):
         if refusal is not None:
             raise refusal
 
-    def _launch(self, key: Key) -> Iterator[Result[T]]:
-        """Fill a slot with a bucket and start it; a short batch runs padded, or one by one."""
+    def _launch(self, place: Bin) -> Iterator[Result[T]]:
+        """Start a slot on a bucket; a short batch runs padded, or one by one."""
         while self.slots.none_free or self.fit.enough(len(self.flying)):
             if self.flying:
                 yield from self._land()
             else:
                 self.slots.renew()
-        if not self.buckets.size(key):  # what has landed made it be cut into smaller tiles
+        if not self.buckets.size(place):  # what has landed made it be cut into smaller tiles
             return
+        key, page = place
         batch = self._batch(key)
-        if self.engine.any_batch and self.buckets.size(key) < batch and not self.options.batch:
+        if self.engine.any_batch and self.buckets.size(place) < batch and not self.options.batch:
             batch = self.engine.min_batch
-        bucket = self.waiting.take(key, batch)
-        items = [item for item, _ in bucket]
+        if page is not None:
+            self.pages.seal(page)
+        bucket = self.waiting.take(place, batch)
         slot, row = self.slots.take()
-        number = next(self.numbers)
+        items, rows = [found.item for found in bucket], [found.row for found in bucket]
+        flight = _Flight(slot, items, rows, key, batch, next(self.numbers), row, 0)
         try:
-            with self.trace.span("fill a slot", batch=number, slot=row):
-                images = slot.reserve(batch, key[0])
-                for place, (_, image) in zip(images, bucket, strict=False):
-                    place[:] = image
-            started = time.perf_counter_ns()
-            with self.trace.span("start a batch", batch=number, slot=row):
+            with self.trace.span("fill a slot", batch=flight.number, slot=row):
+                self._fill(slot, bucket, batch)
+            flight.started = time.perf_counter_ns()
+            with self.trace.span("start a batch", batch=flight.number, slot=row):
                 slot.submit(len(bucket), key[1])
         except DeviceMemoryError as error:
-            flight = _Flight(slot, items, key, batch, number, row, 0)
-            yield from self._take_back(flight, lambda: [image for _, image in bucket], error)
+            yield from self._take_back(flight, lambda: list(map(own_image, bucket)), error)
         else:
-            self.flying.append(_Flight(slot, items, key, batch, number, row, started))
+            self.flying.append(flight)
+
+    def _fill(self, slot: Slot, bucket: list[Found[T | Tile[T]]], batch: int) -> None:
+        """Copy the images into the slot, unless it runs on them as they lie."""
+        images = as_they_lie(bucket, batch, self.engine.any_memory)
+        if images is not None:
+            slot.use(images)
+            return
+        first = bucket[0].image
+        images = slot.reserve(batch, (first.shape[0], first.shape[1]))
+        for place, found in zip(images, bucket, strict=False):
+            place[:] = found.image
 
     def _land(self) -> Iterator[Result[T]]:
         """Wait for the oldest slot and hand its masks to the writers."""
@@ -277,6 +256,7 @@ class Pipeline(Closing, Generic[T]):
             pairs = zip(items, masks, strict=True)
             failed = [one for pair in pairs for one in self._hand_over(*pair, number)]
         self.slots.give_back(slot)
+        self.pages.give_back(flight.rows)
         yield from failed
         yield from self.writing.results(waiting=4 * flight.batch)
 
@@ -301,6 +281,7 @@ class Pipeline(Closing, Generic[T]):
         found: list[U8] = []
         with suppress(MemoryError):
             found = images() if smaller else []
+        self.pages.give_back(flight.rows)
         for item, image in zip(flight.items, found, strict=False):  # all, or none
             try:
                 self.waiting.put_back(item, image, flight.key)
@@ -333,10 +314,11 @@ class Pipeline(Closing, Generic[T]):
 
     def close(self) -> None:
         """Start nothing new, wait for what runs, free the slots; twice is harmless."""
-        self.budget.open()
-        self.loaders.shutdown(cancel_futures=True)
+        self.loading.close()
         self.writing.close()
+        self.buckets.clear()  # no image refers to a page any more
         with ExitStack() as stack:  # every slot is freed, also when a run has failed
+            stack.callback(self.pages.close)
             stack.callback(self.slots.close)
             for flight in self.flying:
                 stack.callback(_drop, flight.slot)

@@ -10,13 +10,17 @@ import numpy as np
 from ..contract.errors import ImageError
 from ..contract.tiles import Grid, Mosaic, Tile
 from ..contract.types import U8, Size
-from .buckets import Buckets, Key, bytes_of
+from .buckets import Buckets, Found, bytes_of
 from .budget import Budget
 from .cutter import Cutter
 from .fit import no_memory
+from .pages import Key, Page
 from .writing import Result
 
 T = TypeVar("T")
+
+Bin = tuple[Key, Page | None]
+"""Of images of one size: those of a page, or those that have arrays of their own."""
 
 
 class Waiting(Generic[T]):
@@ -24,47 +28,61 @@ class Waiting(Generic[T]):
 
     def __init__(self, cutter: Cutter, budget: Budget) -> None:
         self.cutter, self.budget = cutter, budget
-        self.buckets: Buckets[T | Tile[T]] = Buckets()
+        self.buckets: Buckets[Bin, T | Tile[T]] = Buckets()
 
-    def put(self, task: T, image: U8, size: Size, grid: Grid | None, mask: U8 | None = None) -> Key:
-        """Into the bucket of its size, which is returned, or its tiles into that of theirs.
+    def put(
+        self,
+        found: Found[T],
+        size: Size,
+        grid: Grid | None,
+        mask: U8 | None = None,
+    ) -> Bin:
+        """Into the bucket of its size, or of its page, which is returned, or its tiles into theirs.
 
         grid: as the cutter gives it. mask: for that of the whole, else a new one. ImageError where
         there is no memory for it.
         """
+        task, image = found.item, found.image
         if grid is None:
-            key = key_of(image, size)
-            self._put(key, task, image)
-            return key
+            return self._put(key_of(image, size), found)
         try:
             mask = np.empty(self.cutter.mask_shape(size), np.uint8) if mask is None else mask
         except MemoryError:
             raise no_memory(size, "its mask") from None
         key = (grid.input_size, grid.mask_size)
         for tile in Mosaic(task, image, mask, grid).tiles():
-            self._put(key, tile, tile.image)
-        return key
+            self._put(key, Found(tile, tile.image))
+        return key, None
 
     def put_back(self, item: T | Tile[T], image: U8, key: Key) -> None:
         """What found no memory; as put. A tile too large by now makes its image be cut anew."""
         if not isinstance(item, Tile):
-            self.put(item, image, key[1], self.cutter.grid(*key))
+            self.put(Found(item, image), key[1], self.cutter.grid(*key))
         elif item.mosaic.void:
             pass
         elif self.cutter.takes(*key):
-            self._put(key, item, image)
+            self._put(key, Found(item, image))
         else:
             mosaic = item.mosaic
             self._drop(mosaic)
             grid = self.cutter.grid(*whole_key(item, key))
-            self.put(mosaic.task, mosaic.image, mosaic.size, grid, mosaic.mask)
+            self.put(Found(mosaic.task, mosaic.image), mosaic.size, grid, mosaic.mask)
 
-    def _put(self, key: Key, item: T | Tile[T], image: U8) -> None:
-        self.budget.hold(image.nbytes)
-        self.buckets.put(key, [(item, image)])
+    def _put(self, key: Key, found: Found[T | Tile[T]]) -> Bin:
+        self.budget.hold(found.image.nbytes)
+        into = (key, found.row.page if found.row else None)
+        self.buckets.put(into, found)
+        return into
 
-    def take(self, key: Key, most: int) -> list[tuple[T | Tile[T], U8]]:
-        bucket = self.buckets.take(key, most)
+    def gather(self, key: Key) -> list[Page]:
+        """What waits on pages joins the others of its size; the pages, which are to be sealed."""
+        pages = [page for size, page in self.buckets.keys if size == key and page is not None]
+        for page in pages:
+            self.buckets.move((key, page), (key, None))
+        return pages
+
+    def take(self, place: Bin, most: int) -> list[Found[T | Tile[T]]]:
+        bucket = self.buckets.take(place, most)
         self.budget.give_back(bytes_of(bucket))
         return bucket
 

@@ -15,15 +15,16 @@ from ..contract.errors import DeviceMemoryError, ImageError, UserError, first_li
 from ..contract.files import write_atomically
 from ..contract.headers import check_file_size
 from ..contract.images import read_reduced, read_shown
-from ..contract.resize import resized_input
+from ..contract.resize import checked_input_size, resize_image
 from ..contract.spec import ModelSpec
 from ..contract.types import U8
 from ..engine.base import Engine, memory_errors
 from . import rle
 from .encode import MaskFormat, encode_mask
 from .journal import JournalOptions
+from .loading import Decoded
 from .overlay import encode_overlay
-from .pipeline import Loaded, PipelineOptions, Result, run_pipeline
+from .pipeline import PipelineOptions, Result, run_pipeline
 from .plan import Task
 from .stamps import Stamp, stamp_from_status, status_of
 
@@ -107,18 +108,19 @@ class Work:
         self.stamps: dict[Task, Stamp] = {}
         self.masks: dict[Task, dict[str, Any]] = {}
 
-    def load(self, task: Task) -> Loaded:
-        with _enough_memory(task.source):
-            return self._load(task)
-
-    def _load(self, task: Task) -> Loaded:
+    def load(self, task: Task) -> Decoded:
         self.stamps[task] = _stamp(task.source)
         spec = self.spec
         least = spec.input_size if self.options.fast_decode else None
-        with self.trace.span("decode"):
+        with _enough_memory(task.source), self.trace.span("decode"):
             image, size = read_reduced(task.source, spec.channels, least, bit_depth=self.depth)
-        with self.trace.span("resize"):
-            return resized_input(image, spec, task.source, size)
+        input_size = checked_input_size(size, spec, task.source)
+
+        def resized(out: U8 | None = None) -> U8:
+            with _enough_memory(task.source), self.trace.span("resize"):
+                return resize_image(image, input_size, spec.resize, out)
+
+        return Decoded(input_size, size, resized)
 
     def consume(self, task: Task, mask: U8) -> None:
         with _enough_memory(task.source):

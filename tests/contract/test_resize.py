@@ -66,6 +66,19 @@ def test_the_same_size_is_the_same_array(kernel: Resize) -> None:
     assert resize_mask(mask, (5, 6)) is mask
 
 
+@given(old=st.tuples(SIDES, SIDES), new=st.tuples(SIDES, SIDES), channels=st.integers(1, 5))
+@settings(deadline=None)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_it_is_written_where_it_is_wanted(
+    kernel: Resize, old: tuple[int, int], new: tuple[int, int], channels: int
+) -> None:
+    page = np.full((3, *new, channels), 77, np.uint8)
+    image = noise(*old, channels)
+    assert np.shares_memory(resize_image(image, new, kernel, page[1]), page[1])
+    np.testing.assert_array_equal(page[1], resize_image(image, new, kernel))
+    assert (page[[0, 2]] == 77).all()
+
+
 def test_very_long_images_are_resized() -> None:
     for kernel in KERNELS:
         assert resize_image(noise(2, 90_000, 1), (1, 45_000), kernel).shape == (1, 45_000, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unetrt.engine.cuda import CudaDevice
+from unetrt.engine.cuda_device import CudaDevice
 
 
 @pytest.fixture(scope="session")

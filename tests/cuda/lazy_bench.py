@@ -15,7 +15,8 @@ from unetrt.bench.job import RowJob
 from unetrt.contract.errors import UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.engine.base import Engine
-from unetrt.engine.cuda import CudaDevice, CudaSlot
+from unetrt.engine.cuda import CudaSlot
+from unetrt.engine.cuda_device import CudaDevice
 
 Session = onnxruntime.InferenceSession
 SIZE = (24, 16)

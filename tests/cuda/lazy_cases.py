@@ -12,7 +12,8 @@ import pytest
 from tests.cuda.lazy import OnnxKernel, driver
 from unetrt.contract.errors import UserError
 from unetrt.contract.types import U8, Size
-from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot
+from unetrt.engine.cuda import BatchShape, CudaSlot
+from unetrt.engine.cuda_device import CudaDevice
 
 SHAPES: tuple[tuple[int, Size, Size], ...] = (
     (1, (16, 20), (16, 20)),

@@ -318,9 +318,11 @@ static Result allocate(void **out, size_t bytes, int poison, int counted) {
   if (!depth) return INVALID_CONTEXT;
   if (ends_capture()) return CAPTURE_UNSUPPORTED;
   if (counted && memory_limit >= 0 && memory_used + (long)bytes > memory_limit) return OUT_OF_MEMORY;
+  char *start = malloc(bytes ? bytes : 1);
+  if (!start) return OUT_OF_MEMORY;
   Block *block = malloc(sizeof *block);
-  *block = (Block){.start = malloc(bytes ? bytes : 1), .bytes = bytes};
-  memset(block->start, poison, bytes);
+  *block = (Block){.start = start, .bytes = bytes};
+  memset(start, poison, bytes);
   pthread_mutex_lock(&lock);
   block->next = blocks;
   blocks = block;

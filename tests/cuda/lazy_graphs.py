@@ -15,7 +15,8 @@ from tests.cuda.lazy_cases import drive, make_slots
 from tests.gpu.test_gpu_slot import CopyKernel, wrong_masks
 from unetrt.contract.errors import UserError
 from unetrt.engine import cuda_graph
-from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from unetrt.engine.cuda import BatchShape, CudaSlot, Kernel
+from unetrt.engine.cuda_device import CudaDevice
 from unetrt.engine.cuda_graph import CudaGraph, Replay, capture_graph
 
 Session = onnxruntime.InferenceSession

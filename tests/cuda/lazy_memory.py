@@ -15,7 +15,8 @@ from unetrt.contract.errors import DeviceMemoryError, UserError
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8, Size
 from unetrt.engine.base import Engine, Slot
-from unetrt.engine.cuda import CudaDevice, CudaSlot
+from unetrt.engine.cuda import CudaSlot
+from unetrt.engine.cuda_device import CudaDevice
 from unetrt.runtime.pipeline import run_pipeline
 
 Session = onnxruntime.InferenceSession

@@ -19,7 +19,8 @@ from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import SHAPES, drive, expected, pictures
 from unetrt.contract.errors import UserError
 from unetrt.engine import cuda_graph
-from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot
+from unetrt.engine.cuda import BatchShape, CudaSlot
+from unetrt.engine.cuda_device import CudaDevice
 from unetrt.engine.tensorrt_backend import PlanKernel
 from unetrt.engine.tensorrt_contexts import Contexts
 

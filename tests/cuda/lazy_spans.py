@@ -12,7 +12,8 @@ from tests.cuda.lazy_cases import drive, expected, pictures
 from unetrt.contract.spec import ModelSpec
 from unetrt.contract.types import U8
 from unetrt.engine.base import Engine, Slot
-from unetrt.engine.cuda import CudaDevice, CudaSlot
+from unetrt.engine.cuda import CudaSlot
+from unetrt.engine.cuda_device import CudaDevice
 from unetrt.engine.cuda_spans import PARTS
 from unetrt.runtime.pipeline import PipelineOptions, run_pipeline
 from unetrt.runtime.trace import DEVICE_ROWS, SLOT_ROWS, Trace

@@ -115,6 +115,29 @@ class TestSlot:
             slot.submit(2, (48, 64))
             assert np.array_equal(slot.masks(), alone(engine, images, (48, 64)))
 
+    def test_it_runs_on_images_where_they_lie(
+        self, engine: Engine, slot: Slot, batch: Callable[..., U8]
+    ) -> None:
+        memory = engine.memory()
+        for count, size, mask_size in (
+            (2, (48, 64), (48, 64)),
+            (4, (64, 48), (30, 20)),
+            (2, (48, 64), (48, 64)),
+        ):
+            for first in (0, 3):
+                images = batch(count, *size, first=first)
+                page = memory.view((2 * count, *size, 1))
+                page[count:] = images
+                slot.use(page[count:])
+                assert np.shares_memory(slot.images, page)
+                slot.submit(count, mask_size)
+                assert np.array_equal(slot.masks(), alone(engine, images, mask_size))
+                submit(slot, images[::-1], mask_size)
+                assert np.array_equal(slot.masks(), alone(engine, images[::-1], mask_size))
+                assert np.array_equal(page[count:], images), "what it used is not its own"
+        memory.free()
+        memory.free()
+
     def test_a_short_batch_gives_its_own_masks(
         self, engine: Engine, slot: Slot, batch: Callable[..., U8]
     ) -> None:

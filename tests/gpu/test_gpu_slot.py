@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unetrt.contract.types import U8
-from unetrt.engine.cuda import BatchShape, CudaDevice, CudaSlot, Kernel
+from unetrt.engine.cuda import BatchShape, CudaSlot, Kernel
+from unetrt.engine.cuda_device import CudaDevice
 
 pytestmark = [
     pytest.mark.gpu,

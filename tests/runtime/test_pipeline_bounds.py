@@ -18,7 +18,8 @@ from unetrt.contract.errors import ImageError, UserError
 from unetrt.contract.types import U8
 from unetrt.engine.base import Slot
 from unetrt.runtime.budget import Budget
-from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline, writers_for
+from unetrt.runtime.pipeline import Loaded, PipelineOptions, run_pipeline
+from unetrt.runtime.pipeline_options import writers_for
 
 
 class _Counter:

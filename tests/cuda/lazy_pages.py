@@ -1,0 +1,125 @@
+"""Cases for images that a slot runs on where they lie; run as lazy_cases.py is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.cuda.lazy import OnnxKernel, driver
+from tests.cuda.lazy_cases import expected, pictures
+from unetrt.contract.errors import DeviceMemoryError
+from unetrt.contract.spec import ModelSpec
+from unetrt.contract.types import U8, Size
+from unetrt.engine.base import Engine, Memory, Slot
+from unetrt.engine.cuda import CudaSlot
+from unetrt.engine.cuda_buffers import PinnedMemory
+from unetrt.engine.cuda_device import CudaDevice
+from unetrt.runtime.loading import Decoded
+from unetrt.runtime.pages import Pages
+from unetrt.runtime.pipeline import PipelineOptions, run_pipeline
+
+Session = onnxruntime.InferenceSession
+SIZES: tuple[Size, ...] = ((24, 32), (40, 24))
+
+
+class WatchedSlot(CudaSlot):
+    """used: batches that ran where they lay."""
+
+    used = 0
+
+    def use(self, images: U8) -> None:
+        WatchedSlot.used += 1
+        super().use(images)
+
+
+class PagedEngine(Engine):
+    backend, precision, device, slots = "lazy", "fp32", "cuda", 3
+
+    def __init__(self, cuda: CudaDevice, session: Any, batch: int) -> None:
+        super().__init__(ModelSpec(channels=1, classes=4, width=4, scale=1.0))
+        self._cuda, self._session, self.batch = cuda, session, batch
+
+    def slot(self) -> Slot:
+        return WatchedSlot(self._cuda, 1, OnnxKernel(self._session))
+
+    def memory(self) -> Memory:
+        return PinnedMemory(self._cuda)
+
+
+def wrong_masks(engine: Engine, session: Session, count: int, sizes: int) -> int:
+    """Of images of so many sizes, each written by a load thread."""
+    images = {
+        i: pictures(np.random.default_rng(i), 1, SIZES[i // 16 % sizes])[0] for i in range(count)
+    }
+    masks: dict[int, U8] = {}
+
+    def load(index: int) -> Decoded:
+        image = images[index]
+        size = (image.shape[0], image.shape[1])
+
+        def resized(out: U8 | None) -> U8:
+            if out is None:
+                return image
+            out[:] = image
+            return out
+
+        return Decoded(size, size, resized)
+
+    WatchedSlot.used = 0
+    options = PipelineOptions(load_threads=3)
+    for result in run_pipeline(engine, images, load, masks.__setitem__, options):
+        assert result.error is None
+    wrong = 0
+    for index, image in images.items():
+        size = (image.shape[0], image.shape[1])
+        wrong += not np.array_equal(masks[index], expected(session, image[None], size)[0])
+    return wrong
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_job_runs_on_pinned_pages(batch: int, device: CudaDevice, session: Session) -> None:
+    engine = PagedEngine(device, session, batch)
+    assert wrong_masks(engine, session, 400, sizes=1) == 0
+    assert WatchedSlot.used >= (400 - 40) // batch
+    assert wrong_masks(engine, session, 400, sizes=2) == 0
+    assert WatchedSlot.used > 0
+
+
+def test_a_graph_is_replayed_wherever_the_images_lie(device: CudaDevice, session: Session) -> None:
+    slot, pages = CudaSlot(device, 1, OnnxKernel(session)), PinnedMemory(device)
+    page = pages.view((6, *SIZES[0], 1))
+    rng, launches = np.random.default_rng(0), driver.lazy_graph_launches()
+    for turn in range(12):
+        images = page[turn % 3 * 2 : turn % 3 * 2 + 2]
+        images[:] = pictures(rng, 2, SIZES[0])
+        slot.use(images)
+        slot.submit(2, SIZES[0])
+        assert np.array_equal(slot.masks(), expected(session, images, SIZES[0]))
+    assert driver.lazy_graph_launches() - launches == 11
+    slot.close()
+    pages.free()
+    pages.free()
+
+
+def test_a_row_that_is_given_back_too_early_gives_wrong_masks(
+    device: CudaDevice, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a page is filled again while its copy to the device is queued."""
+    take = Pages.take
+
+    def early(pages: Pages, key: Any) -> Any:
+        for page in list(pages._all):
+            if not page.free and page not in pages._idle:
+                page.images[:] = 0
+        return take(pages, key)
+
+    monkeypatch.setattr(Pages, "take", early)
+    assert wrong_masks(PagedEngine(device, session, 4), session, 200, sizes=1) > 20
+
+
+def test_memory_that_cannot_be_pinned_is_told(device: CudaDevice) -> None:
+    with pytest.raises(DeviceMemoryError, match="pin images"):
+        PinnedMemory(device).view((1 << 50, 8, 8, 1))
