@@ -82,9 +82,10 @@ class Slot(ABC):
         """Shape the slot for `batch` images of network size; return `images` to be filled."""
 
     def use(self, images: U8) -> None:
-        """Run the next batch on (batch, h, w, C) where it lies: a view of the engine's `memory`.
+        """Run the next batch on (batch, h, w, C) where it lies: in the engine's `memory`, or any.
 
-        Nothing may change it before the masks have come. Here it is copied, which does as well.
+        See any_memory. Nothing may change it before the masks have come. Here it is copied, which
+        does as well.
         """
         self.reserve(len(images), (images.shape[1], images.shape[2]))[:] = images
 

@@ -20,11 +20,15 @@ class PinnedBuffer:
     def view(self, driver: Any, shape: tuple[int, ...]) -> U8:
         count = int(np.prod(shape))
         if count > self._bytes.size:
+            self.free()
             self._bytes = driver.pagelocked_empty(count, np.uint8)
         return self._bytes[:count].reshape(shape)
 
     def free(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+        """Now: what becomes of it with its last view depends on the thread that drops that."""
+        allocation, self._bytes = self._bytes.base, np.empty(0, np.uint8)
+        if allocation is not None:
+            allocation.free()  # type: ignore[attr-defined]
 
 
 class PinnedMemory:

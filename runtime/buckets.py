@@ -36,10 +36,13 @@ class Buckets(Generic[K, T]):
         self._found: dict[K, list[Found[T]]] = {}
         self.count = self.bytes = 0
 
-    def put(self, key: K, found: Found[T]) -> None:
-        """Behind those that have come before, but rows in their order on the page."""
+    def put(self, key: K, found: Found[T], order: Callable[[Found[T]], int] | None = None) -> None:
+        """Behind those that have come before, or by the order of all at this key."""
         bucket = self._found.setdefault(key, [])
-        insort(bucket, found, key=lambda other: other.row.index if other.row else 0)
+        if order is None:
+            bucket.append(found)
+        else:
+            insort(bucket, found, key=order)
         self.count += 1
         self.bytes += found.image.nbytes
 
@@ -77,10 +80,6 @@ class Buckets(Generic[K, T]):
     @property
     def keys(self) -> list[K]:
         return list(self._found)
-
-    @property
-    def fullest(self) -> K:
-        return max(self._found, key=self.size)
 
     @property
     def heaviest(self) -> K:

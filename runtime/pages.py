@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,16 +24,20 @@ MOST_KEYS = 1024
 """Sizes of images that are known at once; they are learnt again."""
 
 
+EMPTY = np.empty((0, 0, 0, 0), np.uint8)
+
+
 @dataclass(eq=False)
 class Page:
-    """images: (batch, h, w, C). free: rows that nobody has yet; held: rows that somebody has.
+    """images: (batch, h, w, C), in memory of `capacity` bytes. free: rows that nobody has yet.
 
-    sealed: the free ones are for nobody.
+    held: rows that somebody has; sealed: the free ones are for nobody.
     """
 
     memory: Memory
-    images: U8
-    key: Key
+    capacity: int
+    images: U8 = field(default_factory=lambda: EMPTY)
+    key: Key = ((0, 0), (0, 0))
     free: list[int] = field(default_factory=list)
     held: int = 0
     sealed: bool = False
@@ -52,7 +56,7 @@ class Row:
 
 
 class Pages(Closing):
-    """Pages of an engine, most_bytes in all; those that are idle serve for any size.
+    """Pages of an engine, of most_bytes in all; those that are idle serve for any size they hold.
 
     most: pages at once. Any thread may take a row.
     """
@@ -66,25 +70,21 @@ class Pages(Closing):
         self._idle: list[Page] = []
         self._open: dict[Key, list[Page]] = {}
 
-    def expect(self, key: Key, batch: int) -> None:
-        """More images of this size may come, which run whole and so many at a time.
+    def expect(self, key: Key, batch: int | None) -> None:
+        """More images of this size may come, so many at a time; None: they are cut, or too large.
 
         One at a time runs where it lies, unless the engine wants memory of its own kind.
         """
-        if batch == 1 and self._engine.any_memory:
-            return
         with self._lock:
+            if batch is None or (batch == 1 and self._engine.any_memory):
+                self._batches.pop(key, None)
+                return
             if len(self._batches) >= MOST_KEYS:
                 self._batches.clear()
             self._batches[key] = batch
 
-    def forget(self, key: Key) -> None:
-        """Images of this size are cut into tiles by now."""
-        with self._lock:
-            self._batches.pop(key, None)
-
     def take(self, key: Key) -> Row | None:
-        """A row for an image of this size; None where it is not known, or there is no room."""
+        """A row for an image of this size; None where it is not expected, or there is no room."""
         with self._lock:
             batch = self._batches.get(key)
             if batch is None:
@@ -102,25 +102,44 @@ class Pages(Closing):
     def _opened(self, key: Key, batch: int) -> list[Page]:
         """The page for this size that is new or was idle, if there may be one."""
         shape = (batch, *key[0], self._engine.spec.channels)
-        others = sum(page.images.nbytes for page in self._all if page not in self._idle[-1:])
-        if others + math.prod(shape) > self._most_bytes:
+        page = self._roomy(math.prod(shape))
+        if page is None:
             return []
-        if not self._idle and len(self._all) >= self.most:
-            return []
-        try:
-            memory = self._idle[-1].memory if self._idle else self._engine.memory()
-            images = memory.view(shape)
-        except DeviceMemoryError:  # an image does without
-            self._most_bytes = others
-            return []
-        if self._idle:
-            self._all.remove(self._idle.pop())
-        page = Page(memory, images, key, list(range(batch))[::-1])
-        self._all.append(page)
+        page.images, page.key = page.memory.view(shape), key
+        page.free, page.sealed = list(range(batch))[::-1], False
         return self._open.setdefault(key, [page])
 
-    def refuse(self, row: Row) -> None:
-        """Its image has failed: the row is for another, unless the page runs without it."""
+    def _roomy(self, needed: int) -> Page | None:
+        """Of at least so many bytes: one that is idle, or a new one, for which idle ones may go."""
+        fitting = [page for page in self._idle if page.capacity >= needed]
+        if fitting:
+            page = min(fitting, key=lambda page: page.capacity)
+            self._idle.remove(page)
+            return page
+        while self._idle and not self._room_for(needed):
+            self._free(self._idle.pop(0))
+        if not self._room_for(needed):
+            return None
+        try:
+            memory = self._engine.memory()
+            memory.view((needed,))
+        except DeviceMemoryError:  # an image does without
+            self._most_bytes = self._held_bytes() + needed // 2
+            return None
+        self._all.append(Page(memory, needed))
+        return self._all[-1]
+
+    def _room_for(self, needed: int) -> bool:
+        fits = self._held_bytes() + needed <= self._most_bytes
+        return fits and len(self._all) < self.most
+
+    def _held_bytes(self) -> int:
+        return sum(page.capacity for page in self._all)
+
+    def refuse(self, row: Row | None) -> None:
+        """Nothing runs there: the row is for another image, unless the page runs without it."""
+        if row is None:
+            return
         page = row.page
         with self._lock:
             if not page.sealed:
@@ -136,8 +155,8 @@ class Pages(Closing):
             page.sealed = True
             self._shut(page)
 
-    def give_back(self, rows: Sequence[Row | None]) -> None:
-        """What lies there has run, or lies elsewhere."""
+    def give_back(self, rows: Iterable[Row | None]) -> None:
+        """What lies there has run, or lies elsewhere by now."""
         with self._lock:
             for row in rows:
                 if row is not None:
@@ -156,10 +175,20 @@ class Pages(Closing):
         if not pages:
             self._open.pop(page.key, None)
 
+    def _free(self, page: Page) -> None:
+        page.images = EMPTY
+        self._all.remove(page)
+        page.memory.free()
+
+    def trim(self) -> None:
+        """Free those that are idle: memory is short."""
+        with self._lock:
+            while self._idle:
+                self._free(self._idle.pop())
+
     def close(self) -> None:
         """Free them all; twice is harmless. Nothing runs on them, and no thread fills them."""
         with self._lock:
-            for page in self._all:
-                page.images = np.empty((0, 0, 0, 0), np.uint8)
-                page.memory.free()
-            self._all, self._idle, self._open, self._batches = [], [], {}, {}
+            while self._all:
+                self._free(self._all[-1])
+            self._idle, self._open, self._batches = [], {}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,14 +16,14 @@ from ..contract.errors import DeviceMemoryError, ImageError, UserError
 from ..contract.tiles import Tile
 from ..contract.types import NO_CLASS, U8, Size
 from ..engine.base import Engine, Slot
-from .buckets import Found, as_they_lie, own_image
+from .buckets import Found, as_they_lie
 from .budget import Budget
 from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
 from .loading import Loaded as Loaded
 from .loading import Loading
-from .pages import Key, Pages, Row
+from .pages import Key, Pages
 from .pipeline_options import PipelineOptions as PipelineOptions
 from .slots import Slots
 from .waiting import Bin, Waiting, key_of, whole_key
@@ -61,16 +61,19 @@ def run_pipeline(
 
 @dataclass
 class _Flight(Generic[T]):
-    """A batch on the engine, of tasks and of tiles of them. rows: of a page that it runs on."""
+    """A batch on the engine, of tasks and of tiles of them.
+
+    copied: their images lie in the slot's own memory, and not where they were loaded.
+    """
 
     slot: Slot
-    items: list[T | Tile[T]]
-    rows: Sequence[Row | None]
+    found: list[Found[T | Tile[T]]]
     key: Key
     batch: int
     number: int
     row: int
-    started: int
+    started: int = 0
+    copied: bool = False
 
 
 class Pipeline(Closing, Generic[T]):
@@ -102,7 +105,7 @@ class Pipeline(Closing, Generic[T]):
         batch = options.batch or engine.batch
         self._look_ahead(batch)
         cutter = Cutter(engine, options.tile, batch, options.memory)
-        self.waiting: Waiting[T] = Waiting(cutter, self.budget)
+        self.waiting: Waiting[T] = Waiting(cutter, self.budget, self.pages)
         self.buckets = self.waiting.buckets
         self.unfit: list[Result[T]] = []
         self.flying: deque[_Flight[T]] = deque()
@@ -150,18 +153,18 @@ class Pipeline(Closing, Generic[T]):
             self.fit.widen(self.options.slots or self.engine.slots)
             self.slots.fill()
         # An image may have many tiles: a stop does not wait for all of them.
-        while self.buckets.size(place) >= self._batch(place[0]) and not self.stop():
+        full = self.waiting.full(place, self._batch(place[0]))
+        while self.buckets.size(place) >= full and not self.stop():
             yield from self._launch(place)
         while self.buckets.count > self.most_waiting and not self.stop():
-            yield from self._empty(self.buckets.fullest[0])
+            yield from self._empty(self.waiting.fullest)
         # The other half is for what comes.
         while self.buckets.bytes > self.budget.most // 2 and not self.stop():
             yield from self._launch(self.buckets.heaviest)
 
     def _empty(self, key: Key) -> Iterator[Result[T]]:
         """All of a size at once: another one has to be compiled first, perhaps."""
-        for page in self.waiting.gather(key):
-            self.pages.seal(page)
+        self.waiting.gather(key)
         while self.buckets.size((key, None)) and not self.stop():
             yield from self._launch((key, None))
 
@@ -174,16 +177,12 @@ class Pipeline(Closing, Generic[T]):
             if grid is None:
                 self._check(key, found.image.nbytes)
         except ImageError:
-            self.pages.give_back([found.row])
+            self.pages.expect(key, None)
+            self.pages.refuse(found.row)
             raise
-        if grid is not None:  # tiles are parts of an array that stays
-            self.pages.forget(key)
-            row, found = found.row, Found(found.item, own_image(found))
-            self.pages.give_back([row])
         place = self.waiting.put(found, size, grid)
         batch = self._batch(place[0])
-        if grid is None:
-            self.pages.expect(key, batch)
+        self.pages.expect(key, batch if grid is None else None)
         self._look_ahead(batch)
         return place
 
@@ -201,62 +200,67 @@ class Pipeline(Closing, Generic[T]):
             if self.flying:
                 yield from self._land()
             else:
+                self.pages.trim()
                 self.slots.renew()
         if not self.buckets.size(place):  # what has landed made it be cut into smaller tiles
             return
         key, page = place
-        batch = self._batch(key)
+        batch = self.waiting.full(place, self._batch(key))
         if self.engine.any_batch and self.buckets.size(place) < batch and not self.options.batch:
             batch = self.engine.min_batch
         if page is not None:
             self.pages.seal(page)
         bucket = self.waiting.take(place, batch)
         slot, row = self.slots.take()
-        items, rows = [found.item for found in bucket], [found.row for found in bucket]
-        flight = _Flight(slot, items, rows, key, batch, next(self.numbers), row, 0)
+        flight = _Flight(slot, bucket, key, batch, next(self.numbers), row)
         try:
             with self.trace.span("fill a slot", batch=flight.number, slot=row):
-                self._fill(slot, bucket, batch)
+                images = self._fill(slot, bucket, batch)
             flight.started = time.perf_counter_ns()
             with self.trace.span("start a batch", batch=flight.number, slot=row):
                 slot.submit(len(bucket), key[1])
         except DeviceMemoryError as error:
-            yield from self._take_back(flight, lambda: list(map(own_image, bucket)), error)
-        else:
-            self.flying.append(flight)
+            yield from self._take_back(flight, error)
+            return
+        if images is not None:
+            self.pages.give_back(found.row for found in bucket)
+            pairs = zip(bucket, images, strict=False)
+            flight.found = [Found(found.item, image) for found, image in pairs]
+            flight.copied = True
+        self.flying.append(flight)
 
-    def _fill(self, slot: Slot, bucket: list[Found[T | Tile[T]]], batch: int) -> None:
-        """Copy the images into the slot, unless it runs on them as they lie."""
+    def _fill(self, slot: Slot, bucket: list[Found[T | Tile[T]]], batch: int) -> U8 | None:
+        """Copy the images into the slot, and return its own; None where it runs on theirs."""
         images = as_they_lie(bucket, batch, self.engine.any_memory)
         if images is not None:
             slot.use(images)
-            return
+            return None
         first = bucket[0].image
         images = slot.reserve(batch, (first.shape[0], first.shape[1]))
         for place, found in zip(images, bucket, strict=False):
             place[:] = found.image
+        return images
 
     def _land(self) -> Iterator[Result[T]]:
         """Wait for the oldest slot and hand its masks to the writers."""
         flight = self.flying.popleft()
-        slot, items, number = flight.slot, flight.items, flight.number
+        slot, found, number = flight.slot, flight.found, flight.number
         try:
             with self.trace.span("wait for a batch", batch=number, slot=flight.row):
                 masks = slot.masks()
         except DeviceMemoryError as error:
-            loaded = slot.images[: len(items)]
-            yield from self._take_back(flight, lambda: [image.copy() for image in loaded], error)
+            yield from self._take_back(flight, error)
             return
         self.fit.ran(flight.batch, self.slots.count, time.perf_counter_ns() - flight.started)
-        self.fill.add(len(items), flight.batch)
+        self.fill.add(len(found), flight.batch)
         yield from self._tell_unfit()
-        told = {"batch": number, "images": len(items), "of": flight.batch}
+        told = {"batch": number, "images": len(found), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
         with self.trace.span("hand over masks", batch=number, slot=flight.row):
-            pairs = zip(items, masks, strict=True)
-            failed = [one for pair in pairs for one in self._hand_over(*pair, number)]
+            pairs = zip(found, masks, strict=True)
+            failed = [r for one, mask in pairs for r in self._hand_over(one.item, mask, number)]
         self.slots.give_back(slot)
-        self.pages.give_back(flight.rows)
+        self.pages.give_back(one.row for one in found)
         yield from failed
         yield from self.writing.results(waiting=4 * flight.batch)
 
@@ -269,34 +273,40 @@ class Pipeline(Closing, Generic[T]):
             mosaic = item.mosaic
             yield from self.writing.put(mosaic.task, mosaic.mask, number, own=True)
 
-    def _take_back(
-        self, flight: _Flight[T], images: Callable[[], list[U8]], error: DeviceMemoryError
-    ) -> Iterator[Result[T]]:
+    def _take_back(self, flight: _Flight[T], error: DeviceMemoryError) -> Iterator[Result[T]]:
         """What found no memory waits again: for a smaller batch, or in smaller tiles."""
         self.slots.give_back(flight.slot)
         forget_frames(error)
         # Where a batch of before has said it already, this one only comes back.
         smaller = self.slots.too_large or self._make_smaller(flight, error)
         self.slots.too_large = True
-        found: list[U8] = []
+        again: list[Found[T | Tile[T]]] = []
         with suppress(MemoryError):
-            found = images() if smaller else []
-        self.pages.give_back(flight.rows)
-        for item, image in zip(flight.items, found, strict=False):  # all, or none
+            again = self._kept(flight) if smaller else []
+        for found in again:  # all, or none
             try:
-                self.waiting.put_back(item, image, flight.key)
+                self.waiting.put_back(found, flight.key)
             except ImageError as error_of_it:
-                yield from self.waiting.fail(item, error_of_it)
-        if not found:
-            failure = self.fit.refuse(whole_key(flight.items[0], flight.key)[1], error)
-            for item in flight.items:
-                self.unfit += self.waiting.fail(item, failure)
+                yield from self.waiting.fail(found.item, error_of_it)
+        if not again:
+            self.pages.give_back(found.row for found in flight.found)
+            failure = self.fit.refuse(whole_key(flight.found[0].item, flight.key)[1], error)
+            for found in flight.found:
+                self.unfit += self.waiting.fail(found.item, failure)
             yield from self._tell_unfit()
+
+    def _kept(self, flight: _Flight[T]) -> list[Found[T | Tile[T]]]:
+        """Its images where they may stay: the slot's memory is needed for others."""
+        if not flight.copied:
+            return flight.found
+        return [Found(found.item, found.image.copy()) for found in flight.found]
 
     def _make_smaller(self, flight: _Flight[T], error: DeviceMemoryError) -> bool:
         """Smaller batches, then tiles; of tiles smaller ones first. False: neither is possible."""
-        first = flight.items[0]
+        first = flight.found[0].item
         whole = whole_key(first, flight.key)
+        if whole == flight.key and self.waiting.cutter.grid(*whole) is not None:
+            return True  # it was loaded before images of its size were cut
         if whole == flight.key and self.fit.shrink(flight.batch, self.slots.count, error):
             return True
         if self.waiting.cutter.lower(flight.key[0], whole):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -10,11 +11,11 @@ import numpy as np
 from ..contract.errors import ImageError
 from ..contract.tiles import Grid, Mosaic, Tile
 from ..contract.types import U8, Size
-from .buckets import Buckets, Found, bytes_of
+from .buckets import Buckets, Found, bytes_of, own_image
 from .budget import Budget
 from .cutter import Cutter
 from .fit import no_memory
-from .pages import Key, Page
+from .pages import Key, Page, Pages
 from .writing import Result
 
 T = TypeVar("T")
@@ -26,8 +27,8 @@ Bin = tuple[Key, Page | None]
 class Waiting(Generic[T]):
     """Buckets of tasks and of tiles of tasks, whose bytes the budget holds."""
 
-    def __init__(self, cutter: Cutter, budget: Budget) -> None:
-        self.cutter, self.budget = cutter, budget
+    def __init__(self, cutter: Cutter, budget: Budget, pages: Pages) -> None:
+        self.cutter, self.budget, self.pages = cutter, budget, pages
         self.buckets: Buckets[Bin, T | Tile[T]] = Buckets()
 
     def put(
@@ -42,26 +43,29 @@ class Waiting(Generic[T]):
         grid: as the cutter gives it. mask: for that of the whole, else a new one. ImageError where
         there is no memory for it.
         """
-        task, image = found.item, found.image
         if grid is None:
-            return self._put(key_of(image, size), found)
+            return self._put(key_of(found.image, size), found)
         try:
+            image = own_image(found)  # tiles are parts of an array that stays
             mask = np.empty(self.cutter.mask_shape(size), np.uint8) if mask is None else mask
         except MemoryError:
             raise no_memory(size, "its mask") from None
+        finally:
+            self.pages.refuse(found.row)
         key = (grid.input_size, grid.mask_size)
-        for tile in Mosaic(task, image, mask, grid).tiles():
+        for tile in Mosaic(found.item, image, mask, grid).tiles():
             self._put(key, Found(tile, tile.image))
         return key, None
 
-    def put_back(self, item: T | Tile[T], image: U8, key: Key) -> None:
+    def put_back(self, found: Found[T | Tile[T]], key: Key) -> None:
         """What found no memory; as put. A tile too large by now makes its image be cut anew."""
+        item = found.item
         if not isinstance(item, Tile):
-            self.put(Found(item, image), key[1], self.cutter.grid(*key))
+            self.put(Found(item, found.image, found.row), key[1], self.cutter.grid(*key))
         elif item.mosaic.void:
             pass
         elif self.cutter.takes(*key):
-            self._put(key, Found(item, image))
+            self._put(key, found)
         else:
             mosaic = item.mosaic
             self._drop(mosaic)
@@ -70,16 +74,33 @@ class Waiting(Generic[T]):
 
     def _put(self, key: Key, found: Found[T | Tile[T]]) -> Bin:
         self.budget.hold(found.image.nbytes)
-        into = (key, found.row.page if found.row else None)
-        self.buckets.put(into, found)
-        return into
+        """Rows of a page that runs without them wait with those that lie elsewhere."""
+        row = found.row
+        if row is None or row.page.sealed:
+            self.buckets.put((key, None), found)
+            return key, None
+        self.buckets.put((key, row.page), found, lambda other: other.row.index if other.row else 0)
+        return key, row.page
 
-    def gather(self, key: Key) -> list[Page]:
-        """What waits on pages joins the others of its size; the pages, which are to be sealed."""
-        pages = [page for size, page in self.buckets.keys if size == key and page is not None]
-        for page in pages:
-            self.buckets.move((key, page), (key, None))
-        return pages
+    def full(self, place: Bin, batch: int) -> int:
+        """Images with which a bucket is full: those of a batch, or of its page."""
+        page = place[1]
+        return batch if page is None else min(batch, len(page.images))
+
+    @property
+    def fullest(self) -> Key:
+        """The size of most images."""
+        sizes: Counter[Key] = Counter()
+        for place in self.buckets.keys:
+            sizes[place[0]] += self.buckets.size(place)
+        return max(sizes, key=lambda key: sizes[key])
+
+    def gather(self, key: Key) -> None:
+        """What waits on pages joins the others of its size."""
+        for size, page in self.buckets.keys:
+            if size == key and page is not None:
+                self.pages.seal(page)
+                self.buckets.move((key, page), (key, None))
 
     def take(self, place: Bin, most: int) -> list[Found[T | Tile[T]]]:
         bucket = self.buckets.take(place, most)

@@ -37,4 +37,5 @@ def device() -> Iterator[CudaDevice]:
     assert driver.lazy_retained() == 0
     assert driver.lazy_freed_in_flight() == 0
     assert driver.lazy_memory_used() == 0
+    assert driver.lazy_pinned_used() == 0
     assert driver.lazy_graphs() == 0

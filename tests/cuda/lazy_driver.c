@@ -58,7 +58,7 @@ static pthread_cond_t idle = PTHREAD_COND_INITIALIZER;
 static Stream *streams, default_stream;
 static Block *blocks;
 static int the_context, retained;
-static long freed_in_flight, forced, memory_limit = -1, memory_used, streams_alive,
+static long freed_in_flight, forced, memory_limit = -1, memory_used, pinned_used, streams_alive,
     blocking_streams;
 static long graphs_alive, graph_launches;
 static int broken_waits;
@@ -78,6 +78,7 @@ long lazy_freed_in_flight(void) {
 }
 long lazy_forced(void) { return forced; }
 long lazy_memory_used(void) { return memory_used; }
+long lazy_pinned_used(void) { return pinned_used; }
 long lazy_streams(void) { return streams_alive; }
 long lazy_blocking_streams(void) { return blocking_streams; }
 void lazy_set_memory_limit(long bytes) { memory_limit = bytes; }
@@ -326,7 +327,7 @@ static Result allocate(void **out, size_t bytes, int poison, int counted) {
   pthread_mutex_lock(&lock);
   block->next = blocks;
   blocks = block;
-  if (counted) memory_used += (long)bytes;
+  *(counted ? &memory_used : &pinned_used) += (long)bytes;
   pthread_mutex_unlock(&lock);
   *out = block->start;
   return SUCCESS;
@@ -348,7 +349,7 @@ static Result release(void *start, int counted) {
       for (Op *op = s->first; op; op = op->next)
         if (op->kind == COPY && (inside(op->to, block) || inside(op->from, block))) freed_in_flight++;
     memset(block->start, POISON_FREED, block->bytes);
-    if (counted) memory_used -= (long)block->bytes;
+    *(counted ? &memory_used : &pinned_used) -= (long)block->bytes;
     free(block);
   }
   pthread_mutex_unlock(&lock);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -112,12 +113,33 @@ def test_a_row_that_is_given_back_too_early_gives_wrong_masks(
 
     def early(pages: Pages, key: Any) -> Any:
         for page in list(pages._all):
-            if not page.free and page not in pages._idle:
+            if page.sealed and page not in pages._idle:  # it is in flight
                 page.images[:] = 0
         return take(pages, key)
 
     monkeypatch.setattr(Pages, "take", early)
     assert wrong_masks(PagedEngine(device, session, 4), session, 200, sizes=1) > 20
+
+
+def test_pages_of_sizes_that_grow_leave_no_pinned_memory(
+    device: CudaDevice, session: Session
+) -> None:
+    before = driver.lazy_pinned_used()
+    with Pages(PagedEngine(device, session, 4), most_bytes=100_000) as pages:
+        pages.most = 3
+        for side in range(8, 150, 8):
+            key = ((side, side), (side, side))
+            pages.expect(key, 4)
+
+            def work(key: Any = key) -> None:
+                pages.give_back([pages.take(key) for _ in range(12)])
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            assert driver.lazy_pinned_used() - before <= 100_000
+        assert driver.lazy_pinned_used() > before
+    assert driver.lazy_pinned_used() == before
 
 
 def test_memory_that_cannot_be_pinned_is_told(device: CudaDevice) -> None:

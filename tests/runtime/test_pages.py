@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -147,8 +149,7 @@ def test_an_image_that_fails_as_it_is_written_costs_itself_alone(bad: tuple[int,
     assert len(masks) == 100 - len(bad)
 
 
-def test_where_the_device_has_no_memory_for_a_page_a_smaller_batch_runs() -> None:
-    masks: dict[int, U8] = {}
+def test_where_the_device_has_no_memory_for_a_batch_a_smaller_one_runs() -> None:
     with test_pipeline_memory.small_engine(most=2, batch=8) as engine:
         load = decoded(test_pipeline_memory.load)
         found, errors = run_all(engine, list(range(40)), load)
@@ -156,6 +157,56 @@ def test_where_the_device_has_no_memory_for_a_page_a_smaller_batch_runs() -> Non
     with test_pipeline_memory.small_engine(most=2, batch=2) as engine:
         masks = test_pipeline_memory.masks_of(engine, 40)
     assert {i: m.tobytes() for i, m in found.items()} == {i: m.tobytes() for i, m in masks.items()}
+
+
+def test_images_that_are_cut_by_now_keep_an_array_of_their_own() -> None:
+    """They ran whole before, and lie on pages."""
+
+    class Shrinking(ThresholdEngine):
+        """From its tenth batch on it has no memory for an image as large."""
+
+        batches = 0
+
+        def infer(self, images: U8, masks: U8) -> None:
+            self.batches += 1
+            if self.batches > 10 and images.shape[1] > 800:
+                raise DeviceMemoryError("no memory")
+            masks[:] = images[..., 0] % 2
+
+    def load(index: int) -> Loaded:
+        return np.full((1024, 32, 1), index % 251, np.uint8), (1024, 32)
+
+    with Shrinking(batch=4) as engine:
+        masks, errors = run_all(engine, list(range(120)), decoded(load))
+    assert not any(errors.values())
+    assert sorted(masks) == list(range(120))
+    assert all((mask == index % 251 % 2).all() for index, mask in masks.items())
+
+
+def test_rows_that_come_after_their_page_was_sealed_run_with_others() -> None:
+    """Many sizes in turn, and few may wait: pages run before they are full."""
+
+    def load(index: int) -> Loaded:
+        size = (4, 5 + index * 7 % 13)
+        time.sleep(index % 5 / 2000)
+        return np.full((*size, 1), index % 251, np.uint8), size
+
+    options = PipelineOptions(batch=4, load_threads=4, waiting=8)
+    with (
+        CountingEngine() as engine,
+        Pipeline(
+            engine, decoded(load), lambda task, mask: masks.__setitem__(task, mask), options, bool
+        ) as pipeline,
+    ):
+        masks: dict[int, U8] = {}
+        for turn in range(3):
+            masks.clear()
+            assert not any(r.error for r in pipeline.run(iter(range(300))))
+            assert all((mask == index % 251 % 2).all() for index, mask in masks.items())
+            assert len(masks) == 300, turn
+            assert all(page.held == 0 for page in pipeline.pages._all), "none is lost"
+            assert len(pipeline.pages._idle) == len(pipeline.pages._all)
+        assert CountingSlot.used > 0
 
 
 def test_images_that_are_cut_keep_an_array_of_their_own() -> None:
@@ -167,7 +218,7 @@ def test_images_that_are_cut_keep_an_array_of_their_own() -> None:
     test_cut_images.assert_same(masks, whole)
 
 
-def test_a_job_that_stops_or_fails_frees_its_pages() -> None:
+def test_a_job_that_stops_or_is_left_frees_its_pages() -> None:
     freed = Counter[str]()
 
     class Watched(HostBuffer):
@@ -196,8 +247,10 @@ def test_a_job_that_stops_or_fails_frees_its_pages() -> None:
             assert len(list(pipeline.run(iter(range(100_000))))) < 100_000
         assert freed["made"] == freed["freed"] > 0
         with Pipeline(engine, decoded(small), consume, options, lambda: False) as pipeline:
-            next(pipeline.run(iter(range(1000))))
-        assert freed["made"] == freed["freed"]
+            stopped = freed["made"]
+            run = pipeline.run(iter(range(1000)))
+            assert len([next(run) for _ in range(100)]) == 100
+        assert freed["made"] == freed["freed"] > stopped
 
 
 class TestPages:
@@ -244,8 +297,11 @@ class TestPages:
             assert pages.take(KEY) is None, "one at a time runs where it lies"
             pages.expect(KEY, 2)
             assert pages.take(KEY) is not None
-            pages.forget(KEY)
-            assert pages.take(KEY) is None
+            for batch in (1, None):
+                pages.expect(KEY, 2)
+                assert pages.take(KEY) is not None
+                pages.expect(KEY, batch)
+                assert pages.take(KEY) is None
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(1, 4), st.integers(2, 5), st.integers(1, 300))
@@ -261,11 +317,51 @@ class TestPages:
             again = [row for _ in range(40) if (row := pages.take(KEY)) is not None]
             assert len(again) == len(rows), "what was given back serves again"
 
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 5)), min_size=1, max_size=12))
+    def test_memory_is_bounded_whatever_sizes_come(self, sizes: list[tuple[int, int]]) -> None:
+        made = list[HostBuffer]()
+
+        class Watched(ThresholdEngine):
+            def memory(self) -> Memory:
+                made.append(HostBuffer())
+                return made[-1]
+
+        with Watched() as engine, Pages(engine, 400) as pages:
+            pages.most = 3
+            for side, batch in sizes:
+                key = ((side, side), (side, side))
+                pages.expect(key, batch)
+                rows = [pages.take(key) for _ in range(2 * batch)]
+                assert sum(buffer._bytes.size for buffer in made) <= 400
+                assert sum(buffer._bytes.size > 0 for buffer in made) <= 3
+                assert (rows[0] is not None) == (side * side * batch <= 400), "idle ones make room"
+                pages.give_back(rows)
+        assert sum(buffer._bytes.size for buffer in made) == 0
+
+    def test_a_page_that_cannot_be_had_does_not_end_smaller_ones(self) -> None:
+        class Small(HostBuffer):
+            def view(self, shape: tuple[int, ...]) -> U8:
+                if math.prod(shape) > 100:
+                    raise DeviceMemoryError("nothing left to pin")
+                return super().view(shape)
+
+        class Pinned(ThresholdEngine):
+            def memory(self) -> Memory:
+                return Small()
+
+        with Pinned() as engine, Pages(engine, ROOM) as pages:
+            pages.most = 2
+            pages.expect(KEY, 8)
+            assert pages.take(KEY) is None
+            pages.expect(KEY, 4)
+            assert pages.take(KEY) is not None
+
     def test_an_idle_page_serves_for_another_size(self) -> None:
         larger = ((8, 6), (8, 6))
         with ThresholdEngine() as engine, Pages(engine, ROOM) as pages:
             pages.most = 1
-            for key in (KEY, larger, KEY):
+            for key in (KEY, larger, KEY, larger):
                 pages.expect(key, 2)
                 rows = [pages.take(key), pages.take(key)]
                 assert all(row is not None and row.image.shape == (*key[0], 1) for row in rows)
