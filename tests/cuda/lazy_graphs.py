@@ -12,6 +12,7 @@ import pytest
 
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import drive, make_slots
+from tests.gpu import test_gpu_slot
 from tests.gpu.test_gpu_slot import CopyKernel, wrong_masks
 from unetrt.contract.errors import UserError
 from unetrt.engine import cuda_graph
@@ -58,6 +59,8 @@ def test_the_slots_of_the_gpu_tests_run_here_too(eager: str, device: CudaDevice)
     assert [kernel.queued for kernel in kernels] == ([20] * 3 if eager else [2] * 3)
     for slot in slots:
         slot.close()
+    if not eager:
+        test_gpu_slot.test_a_graph_is_replayed_wherever_the_images_lie(device)
 
 
 def test_a_new_shape_is_captured_anew(device: CudaDevice, session: Session) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from unetrt.contract.types import U8
 from unetrt.engine.cuda import BatchShape, CudaSlot, Kernel
+from unetrt.engine.cuda_buffers import PinnedMemory
 from unetrt.engine.cuda_device import CudaDevice
 
 pytestmark = [
@@ -79,6 +80,21 @@ def test_three_slots_in_flight_give_every_batch_its_own_masks(
     assert [kernel.queued for kernel in kernels] == ([200] * 3 if eager else [2] * 3)
     for slot in slots:
         slot.close()
+
+
+def test_a_graph_is_replayed_wherever_the_images_lie(device: CudaDevice) -> None:
+    kernel, memory = CopyKernel(), PinnedMemory(device)
+    slot = CudaSlot(device, 1, kernel)
+    page = memory.view((3 * BATCH, *SIZE, 1))
+    for index in range(60):
+        images = page[index % 3 * BATCH :][:BATCH]
+        images[:] = index
+        slot.use(images)
+        slot.submit(BATCH, SIZE)
+        assert (slot.masks() == index).all()
+    assert kernel.queued == 2
+    slot.close()
+    memory.free()
 
 
 def test_a_short_run_for_the_sanitizer(device: CudaDevice) -> None:
