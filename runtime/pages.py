@@ -116,25 +116,22 @@ class Pages(Closing):
             page = min(fitting, key=lambda page: page.capacity)
             self._idle.remove(page)
             return page
-        while self._idle and not self._room_for(needed):
+        if not self._room_for(needed, [page for page in self._all if page not in self._idle]):
+            return None  # idle ones may serve for others
+        while not self._room_for(needed, self._all):
             self._free(self._idle.pop(0))
-        if not self._room_for(needed):
-            return None
         try:
             memory = self._engine.memory()
             memory.view((needed,))
         except DeviceMemoryError:  # an image does without
-            self._most_bytes = self._held_bytes() + needed // 2
+            self._most_bytes = _bytes_of(self._all) + needed // 2
             return None
         self._all.append(Page(memory, needed))
         return self._all[-1]
 
-    def _room_for(self, needed: int) -> bool:
-        fits = self._held_bytes() + needed <= self._most_bytes
-        return fits and len(self._all) < self.most
-
-    def _held_bytes(self) -> int:
-        return sum(page.capacity for page in self._all)
+    def _room_for(self, needed: int, beside: list[Page]) -> bool:
+        fits = _bytes_of(beside) + needed <= self._most_bytes
+        return fits and len(beside) < self.most
 
     def refuse(self, row: Row | None) -> None:
         """Nothing runs there: the row is for another image, unless the page runs without it."""
@@ -192,3 +189,7 @@ class Pages(Closing):
             while self._all:
                 self._free(self._all[-1])
             self._idle, self._open, self._batches = [], {}, {}
+
+
+def _bytes_of(pages: Iterable[Page]) -> int:
+    return sum(page.capacity for page in pages)

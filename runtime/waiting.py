@@ -68,13 +68,16 @@ class Waiting(Generic[T]):
             self._put(key, found)
         else:
             mosaic = item.mosaic
-            self._drop(mosaic)
             grid = self.cutter.grid(*whole_key(item, key))
+            if grid is None:  # it cannot be cut smaller, as another one could
+                self._put(key, found)
+                return
+            self._drop(mosaic)
             self.put(Found(mosaic.task, mosaic.image), mosaic.size, grid, mosaic.mask)
 
     def _put(self, key: Key, found: Found[T | Tile[T]]) -> Bin:
-        self.budget.hold(found.image.nbytes)
         """Rows of a page that runs without them wait with those that lie elsewhere."""
+        self.budget.hold(found.image.nbytes)
         row = found.row
         if row is None or row.page.sealed:
             self.buckets.put((key, None), found)

@@ -339,6 +339,25 @@ class TestPages:
                 pages.give_back(rows)
         assert sum(buffer._bytes.size for buffer in made) == 0
 
+    def test_idle_pages_stay_where_they_would_make_no_room(self) -> None:
+        made = list[HostBuffer]()
+
+        class Watched(ThresholdEngine):
+            def memory(self) -> Memory:
+                made.append(HostBuffer())
+                return made[-1]
+
+        huge = ((100, 100), (100, 100))
+        with Watched() as engine, Pages(engine, 1000) as pages:
+            pages.most = 2
+            pages.expect(KEY, 2)
+            pages.expect(huge, 2)
+            for _ in range(10):
+                rows = [pages.take(KEY) for _ in range(4)]
+                pages.give_back(rows)
+                assert pages.take(huge) is None
+        assert len(made) == 2
+
     def test_a_page_that_cannot_be_had_does_not_end_smaller_ones(self) -> None:
         class Small(HostBuffer):
             def view(self, shape: tuple[int, ...]) -> U8:
