@@ -45,6 +45,8 @@ class Page:
 
 @dataclass(frozen=True, eq=False)
 class Row:
+    """Where an image lies, or is to lie, on a page that it holds."""
+
     page: Page
     index: int
 

@@ -6,24 +6,21 @@ import threading
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from tests.cuda.lazy import OnnxKernel, driver
 from tests.cuda.lazy_cases import expected, pictures
+from tests.cuda.lazy_memory import SIZES, LazyEngine, Session
+from tests.runtime.conftest import decoded
 from unetrt.contract.errors import DeviceMemoryError
-from unetrt.contract.spec import ModelSpec
-from unetrt.contract.types import U8, Size
+from unetrt.contract.types import U8
 from unetrt.engine.base import Engine, Memory, Slot
 from unetrt.engine.cuda import CudaSlot
 from unetrt.engine.cuda_buffers import PinnedMemory
 from unetrt.engine.cuda_device import CudaDevice
-from unetrt.runtime.loading import Decoded
+from unetrt.runtime.loading import Loaded
 from unetrt.runtime.pages import Pages
 from unetrt.runtime.pipeline import PipelineOptions, run_pipeline
-
-Session = onnxruntime.InferenceSession
-SIZES: tuple[Size, ...] = ((24, 32), (40, 24))
 
 
 class WatchedSlot(CudaSlot):
@@ -36,12 +33,8 @@ class WatchedSlot(CudaSlot):
         super().use(images)
 
 
-class PagedEngine(Engine):
-    backend, precision, device, slots = "lazy", "fp32", "cuda", 3
-
-    def __init__(self, cuda: CudaDevice, session: Any, batch: int) -> None:
-        super().__init__(ModelSpec(channels=1, classes=4, width=4, scale=1.0))
-        self._cuda, self._session, self.batch = cuda, session, batch
+class PagedEngine(LazyEngine):
+    """Its pages are page-locked."""
 
     def slot(self) -> Slot:
         return WatchedSlot(self._cuda, 1, OnnxKernel(self._session))
@@ -57,21 +50,13 @@ def wrong_masks(engine: Engine, session: Session, count: int, sizes: int) -> int
     }
     masks: dict[int, U8] = {}
 
-    def load(index: int) -> Decoded:
+    def load(index: int) -> Loaded:
         image = images[index]
-        size = (image.shape[0], image.shape[1])
-
-        def resized(out: U8 | None) -> U8:
-            if out is None:
-                return image
-            out[:] = image
-            return out
-
-        return Decoded(size, size, resized)
+        return image, (image.shape[0], image.shape[1])
 
     WatchedSlot.used = 0
     options = PipelineOptions(load_threads=3)
-    for result in run_pipeline(engine, images, load, masks.__setitem__, options):
+    for result in run_pipeline(engine, images, decoded(load), masks.__setitem__, options):
         assert result.error is None
     wrong = 0
     for index, image in images.items():

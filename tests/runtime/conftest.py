@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from unetrt.contract.types import NO_CLASS, U8, Size
 from unetrt.engine.base import Slot
 from unetrt.engine.host import HostEngine
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.runtime.loading import Decoded, Loaded
 from unetrt.runtime.plan import Task
 from unetrt.runtime.work import Look
 from unetrt.training.checkpoint import Checkpoint
@@ -78,6 +79,25 @@ def torch_engine(checkpoint: Checkpoint, batch: int = 1) -> TorchEngine:
     engine = TorchEngine(checkpoint, "cpu")
     engine.batch = batch
     return engine
+
+
+def decoded(load: Callable[[int], Loaded]) -> Callable[[int], Loaded]:
+    """What `load` gives, written where it is wanted."""
+
+    def read(index: int) -> Loaded:
+        found = load(index)
+        assert not isinstance(found, Decoded)
+        image, size = found
+
+        def resized(out: U8 | None) -> U8:
+            if out is None:
+                return image
+            out[:] = image
+            return out
+
+        return Decoded((image.shape[0], image.shape[1]), size, resized)
+
+    return read
 
 
 def write_picture(path: Path, pixels: U8) -> Path:
