@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
+from zlib_ng import zlib_ng as zlib
 
 from ..contract.errors import UserError, as_word
 from ..contract.log import log
@@ -31,9 +31,9 @@ SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"}) | LOSSY
 # PNG colour types (PNG specification, 11.2.2), with the channels of each.
 _GREY, _RGB, _PALETTE = 0, 2, 3
 
-ZLIB_LEVEL = 1
-"""Masks are runs of equal bytes: level 1 with no row filter writes them 10 to 30 times as fast as
-cv2's PNG writer."""
+ZLIB_LEVEL = 2
+"""Masks are runs of equal bytes, which need no row filter. By zlib-ng at this level they take a
+quarter to two thirds of the time that zlib's first one takes, and no more room."""
 
 
 def resolve_format(wanted: MaskFormat, spec: ModelSpec) -> MaskFormat:
@@ -133,8 +133,9 @@ def encode_mask(mask: U8, spec: ModelSpec, fmt: MaskFormat, suffix: str = ".png"
     if fmt == "palette":
         table = colour_table(spec)
         depth = _palette_depth(len(table) // 3)
-        rows = pixels if depth == 8 else _packed(pixels, depth)
-        return _png(rows, width, height, depth, _PALETTE, table, strategy=zlib.Z_RLE)
+        if depth < 8:
+            return _png(_packed(pixels, depth), width, height, depth, _PALETTE, table)
+        return _png(pixels, width, height, depth, _PALETTE, table, strategy=zlib.Z_RLE)
     if spec.rgb_masks:
         return _png(pixels.reshape(height, -1), width, height, 8, _RGB)
     return _png(pixels, width, height, 8, _GREY, strategy=zlib.Z_RLE)
@@ -200,9 +201,8 @@ def _png(
 ) -> bytes:
     """A PNG of unfiltered rows (PNG specification, 11.2 and 9.2).
 
-    strategy: zlib's. Z_RLE looks for runs of one byte alone: masks of a byte a pixel take a tenth
-    less time with it, and a fifth to a half less room; two bits a pixel up to a third less, or 4 %
-    more where masks are simple; colours, packed single bits and probabilities more.
+    strategy: zlib's. Z_RLE looks for runs of one byte alone: masks of a byte a pixel take up to
+    two fifths less time with it and less room; fewer bits a pixel, colours and probabilities more.
     """
     filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)
     filtered[:, 1:] = rows

@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -14,7 +15,7 @@ from ..contract.types import U8, Size
 from .buckets import Found
 from .budget import Budget
 from .pages import Pages
-from .threads import worker_pool
+from .threads import cv2_without_threads, worker_pool
 from .trace import NoTrace
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class Loading(Closing, Generic[T]):
         self._pool = worker_pool(threads, "load")
         self._tickets = itertools.count()
         self._asked: deque[Asked[T]] = deque()
+        self._closing = ExitStack()
+        self._closing.enter_context(cv2_without_threads())
 
     def ask(self, tasks: Iterator[T]) -> bool:
         """Ask for as many as are to be loaded ahead; whether there is any."""
@@ -106,4 +109,5 @@ class Loading(Closing, Generic[T]):
         """Start nothing new, wait for what is being loaded; twice is harmless."""
         self._budget.open()
         self._pool.shutdown(cancel_futures=True)
+        self._closing.close()
         self._asked.clear()

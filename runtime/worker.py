@@ -149,7 +149,6 @@ def serve(options: EngineOptions, device: str, threads: int, inbox: Pipe, outbox
     """
     for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)
-    _limit_threads(threads)
     channel = Channel(inbox, outbox)
     log.handlers[:], log.propagate = [_Relay(channel)], False
     quiet_readers()
@@ -167,12 +166,6 @@ def travelling(error: UserError) -> UserError:
     """The error as another process can read it: what was seen may be anything."""
     error.seen = None if error.seen is None else str(error.seen)
     return error
-
-
-def _limit_threads(threads: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(threads)
 
 
 def _work(engine: Engine, channel: Channel) -> None:

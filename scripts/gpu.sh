@@ -160,13 +160,13 @@ install() {
     [ -n "$wheels" ] && from+=(--no-index --find-links "$wheels")
     for pair in simplejpeg:simplejpeg cv2:opencv-python-headless google.protobuf:protobuf onnx:onnx \
         ml_dtypes:ml_dtypes onnx_ir:onnx-ir onnxscript:onnxscript \
-        rich:rich matplotlib:matplotlib PIL:pillow pytest:pytest hypothesis:hypothesis \
+        rich:rich matplotlib:matplotlib PIL:pillow zlib_ng:zlib-ng pytest:pytest hypothesis:hypothesis \
         filelock:filelock pynvml:nvidia-ml-py flatbuffers:flatbuffers onnxruntime:onnxruntime-gpu \
         mako:mako platformdirs:platformdirs pytools:pytools; do
         has "${pair%%:*}" && continue
         pip_install "${from[@]}" --no-deps "${pair#*:}" || echo "install: no ${pair#*:}"
     done
-    if ! has "simplejpeg, cv2, torch, onnx, onnxscript, PIL, rich"; then
+    if ! has "simplejpeg, zlib_ng, cv2, torch, onnx, onnxscript, PIL, rich"; then
         echo "install: what every stage needs is not there: make dev, then PYTHON=.venv/bin/python;" \
             "or WHEELS with the packages named above" >&2
         return 1
