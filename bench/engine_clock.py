@@ -10,11 +10,12 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from ..contract.cores import usable_cores
 from ..engine.base import Engine
 from .cuda_clock import copies_rate, cuda_slots, network_rate
 from .filled import Batch, FilledSlots
 from .job import RowJob
-from .measure import Latency, WarmUp, latency, rate, warm_up
+from .measure import Latency, WarmUp, beside_this_thread, latency, rate, warm_up
 
 UNTIMED = 2
 """Batches of a slot before the first that is timed: the second one captures the CUDA graph."""
@@ -34,6 +35,8 @@ class EngineClock:
         """Seconds of the last `measure`, its slots' making included."""
         self.with_copies: list[float] = []
         self.engine_only: list[float] = self.with_copies if engine.device == "cpu" else []
+        self.cores: list[float] = []
+        """On a CPU: the share of the cores' time that its threads had, one for each `measure`."""
 
     def warm_up(self) -> WarmUp:
         with FilledSlots(self._engine, self._batch, self._count) as slots:
@@ -49,7 +52,11 @@ class EngineClock:
             if cuda_slots(slots):
                 self.with_copies.append(copies_rate(slots, self._seconds))
             else:
+                start_timed, before = time.perf_counter(), beside_this_thread()
                 self.with_copies.append(rate(slots.cycle, self._seconds))
+                spent = beside_this_thread() - before
+                wall = time.perf_counter() - start_timed
+                self.cores.append(spent / wall / usable_cores())
         if self._engine.device != "cpu":
             alone = network_rate(self._engine, self._batch, self._count, self._seconds)
             self.engine_only += [] if alone is None else [alone]

@@ -115,7 +115,9 @@ def _timed_stages(engine: Engine, job: RowJob, clock: EngineClock, shapes: int) 
     clear_outputs(job)
     timed = timed_pass(engine, _tasks(job), _options(job))
     clock.measure()
-    return stage_table(timed, statistics.mean(clock.with_copies[-2:]) if shapes == 1 else None)
+    rate = statistics.mean(clock.with_copies[-2:]) if shapes == 1 else None
+    cores = statistics.mean(clock.cores[-2:]) if clock.cores else None
+    return stage_table(timed, rate, cores)
 
 
 def _tasks(job: RowJob) -> list[Task]:

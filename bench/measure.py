@@ -62,6 +62,11 @@ def is_stable(rates: Sequence[float]) -> bool:
     return len(last) == WINDOW and all(abs(r - middle) <= TOLERANCE * middle for r in last)
 
 
+def beside_this_thread() -> float:
+    """Seconds that the other threads of the process have computed, those that are gone included."""
+    return time.process_time() - time.thread_time()
+
+
 def rate(run: Callable[[], int], seconds: float) -> float:
     """Images a second of `run`, which returns how many it did, repeated for `seconds`."""
     done, start, elapsed = 0, time.perf_counter(), 0.0

@@ -258,6 +258,9 @@ def _bound(table: StageTable, shapes: int) -> str:
     if table.bound is not None:
         told += f"; alone it allows {number(table.bound)} images/s{shared}; the pass reached "
         told += f"{table.reached:.1%} of that"
+    if table.cores is not None and table.cores_alone is not None:
+        told += f". The engine's threads had {table.cores:.1%} of the cores' time, alone "
+        told += f"{table.cores_alone:.1%}"
     if shapes > 1:
         return f"{told}. The engine's time is not known: the images are of several sizes"
     return (

@@ -47,6 +47,8 @@ _SPANS = {
 DECODE, RESIZE, ENCODE, WRITE = "decode", "resize", "encode", "write"
 LOADERS, WRITERS = (DECODE, RESIZE), (ENCODE, WRITE)
 """What the load threads and the write threads do."""
+WHOLE = ("load", "save")
+"""The spans around that: all that they do for an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Stage:
     """seconds: of all its threads together; busy: of them × the wall time. cpu: of them, computing.
 
     The engine's seconds are derived: the images that ran, over its rate with copies. Of images of
-    several sizes there is no such rate, and no such stage.
+    several sizes there is no such rate, and no such stage. Its cpu is measured.
     """
 
     name: str
@@ -71,7 +73,8 @@ class StageTable:
 
     shared_bound: when engine and workers compute on the same cores, without a moment's wait; None
     for an engine with a device of its own. Without the engine's rate it is None, and `bound` is
-    where the engine is the bottleneck.
+    where the engine is the bottleneck. cores, cores_alone: the share of the cores' time that the
+    engine's threads had in the pass, and while it ran alone, measured; None for another device.
     """
 
     wall: float
@@ -80,6 +83,8 @@ class StageTable:
     bottleneck: str
     bound: float | None
     shared_bound: float | None = None
+    cores: float | None = None
+    cores_alone: float | None = None
 
     @property
     def main_seconds(self) -> float:
@@ -164,6 +169,15 @@ class Pass:
     write_threads: int
     shared_cores: int | None = None
     """Cores that compute everything; None for an engine with a device of its own."""
+    beside_main: float = 0.0
+    """Seconds that the process computed, its main thread left out."""
+
+    @property
+    def engine_cpu(self) -> float | None:
+        """What is left of that without the threads that load and write; None as shared_cores."""
+        if self.shared_cores is None:
+            return None
+        return self.beside_main - sum(self.clock.cpu[name] for name in WHOLE)
 
     @property
     def spent(self) -> dict[str, float]:
@@ -173,8 +187,14 @@ class Pass:
         return {**found, REST: self.wall - sum(found.values())}
 
 
-def stage_table(done: Pass, engine_rate: float | None) -> StageTable:
-    """engine_rate: images a second, with copies, from which its busy share is derived, if known."""
+def stage_table(
+    done: Pass, engine_rate: float | None, cores_alone: float | None = None
+) -> StageTable:
+    """engine_rate: images a second, with copies, from which its busy share is derived, if known.
+
+    cores_alone: as in StageTable.
+    """
+    cpu = done.engine_cpu
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
         for step, s in done.spent.items()
@@ -187,7 +207,9 @@ def stage_table(done: Pass, engine_rate: float | None) -> StageTable:
     if engine_rate is not None:
         spent = done.clock.ran / engine_rate
         busy = spent / done.wall
-        stages.append(Stage(name="compute", where="engine", threads=1, seconds=spent, busy=busy))
+        stages.append(
+            Stage(name="compute", where="engine", threads=1, seconds=spent, busy=busy, cpu=cpu)
+        )
     bottleneck, bound = _bottleneck(done, stages, engine_rate)
     return StageTable(
         wall=done.wall,
@@ -196,6 +218,8 @@ def stage_table(done: Pass, engine_rate: float | None) -> StageTable:
         bottleneck=bottleneck,
         bound=bound,
         shared_bound=_shared_bound(done, engine_rate),
+        cores=None if cpu is None else cpu / done.wall / (done.shared_cores or 1),
+        cores_alone=cores_alone,
     )
 
 

@@ -11,6 +11,7 @@ from ..contract.errors import UserError
 from ..engine.base import Engine
 from ..runtime.plan import Task
 from ..runtime.predict import PredictOptions, Summary, predict_masks
+from .measure import beside_this_thread
 from .stages import Pass, StageClock
 
 
@@ -18,9 +19,9 @@ def timed_pass(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -
     """One more pass of `predict_masks` over the files, its spans summed. UserError: one failed."""
     clock = StageClock()
     pipeline = replace(options.pipeline, trace=clock)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), beside_this_thread()
     summary = predict_masks(engine, tasks, replace(options, pipeline=pipeline))
-    wall = time.perf_counter() - start
+    wall, beside_main = time.perf_counter() - start, beside_this_thread() - before
     require_all_done(summary)
     return Pass(
         clock=clock,
@@ -30,6 +31,7 @@ def timed_pass(engine: Engine, tasks: Sequence[Task], options: PredictOptions) -
         load_threads=options.pipeline.load_threads or usable_cores(),
         write_threads=options.pipeline.write_threads,
         shared_cores=usable_cores() if engine.device == "cpu" else None,
+        beside_main=beside_main,
     )
 
 

@@ -69,6 +69,8 @@ def row_result(name: str, rates: list[float], precision: str = "fp32") -> RowRes
             bottleneck="engine",
             bound=20.0,
             shared_bound=18.0,
+            cores=0.95,
+            cores_alone=0.99,
         ),
     )
 

@@ -73,6 +73,7 @@ def test_a_machine_that_grows_slower_changes_no_share(tmp_path: Path) -> None:
         assert clock.shares([76.0, 38.0]) == pytest.approx([0.95, 0.95])
         clock.measure()
         assert len(clock.engine_only) == 4, "on a CPU both are one list"
+        assert [0 < share < 1.1 for share in clock.cores] == [True]
 
 
 def test_a_share_is_of_the_faster_region_and_of_enough_measurements(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_the_stage_table_names_the_bottleneck_and_its_bounds(bench: Bench) -> No
     assert "cores 18; the pass reached 38.9% of that" in text
     assert "Bottleneck: engine; alone it allows 20 images/s" in text
     assert "cores 18" in text
+    assert "The engine's threads had 95.0% of the cores' time, alone 99.0%" in text
     assert fastest_row(replace(bench, rows=bench.rows[:1])) is None
 
 

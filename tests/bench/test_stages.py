@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from unetrt.bench.stages import (
     stage_table_from_dict,
 )
 from unetrt.bench.timed_pass import timed_pass
+from unetrt.contract.cores import usable_cores
 from unetrt.contract.errors import UserError
 from unetrt.contract.masks import read_mask
 from unetrt.contract.types import U8
@@ -65,7 +67,7 @@ def test_every_stage_is_timed_and_what_is_in_no_step_is_told(
 ) -> None:
     journal = JournalOptions(output_dir=tmp_path, model="0" * 64)
     options = PredictOptions(pipeline=PipelineOptions(load_threads=1), journal=journal)
-    table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 100.0)
+    table = stage_table(timed_pass(engine, tasks_in(tmp_path), options), 100.0, 0.99)
     assert [s.name for s in table.stages if s.where == "main thread"] == list(STEPS)
     assert table.images == 6
     by_name = {stage.name: stage for stage in table.stages}
@@ -122,7 +124,8 @@ def test_a_slow_stage_is_the_bottleneck_and_bounds_the_rate(
     assert table.bottleneck == bottleneck
     assert table.bound is not None
     assert 5 < table.bound <= 20
-    busiest = max((s for s in table.stages if s.cpu is not None), key=lambda s: s.busy)
+    workers = (s for s in table.stages if s.where.endswith("threads"))
+    busiest = max(workers, key=lambda s: s.busy)
     assert busiest.name == stage
     assert busiest.busy > 0.5
 
@@ -215,3 +218,50 @@ def test_a_slow_engine_is_the_bottleneck(tmp_path: Path) -> None:
     assert table.bound == 20
     compute = next(stage for stage in table.stages if stage.name == "compute")
     assert 0 < compute.busy < 1.1
+
+
+class BusyEngine(TorchEngine):
+    """Computes for a while in the thread that runs a slot's batch."""
+
+    seconds = 0.0
+
+    def infer(self, images: U8, masks: U8) -> None:
+        start = time.thread_time()
+        while time.thread_time() - start < self.seconds:
+            pass
+        super().infer(images, masks)
+
+
+def test_the_engine_has_what_no_other_thread_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told from the threads that load and write, which compute as much here."""
+    real = work.encode_mask
+
+    def busy(*args: Any) -> bytes:
+        start = time.thread_time()
+        while time.thread_time() - start < 0.02:
+            pass
+        return real(*args)
+
+    monkeypatch.setattr(work, "encode_mask", busy)
+    with BusyEngine(balanced_checkpoint(), "cpu") as engine:
+        tables = []
+        for engine.seconds in (0.0, 0.05):
+            done = timed_pass(engine, tasks_in(tmp_path), PredictOptions())
+            assert done.beside_main > 6 * (0.02 + engine.seconds)
+            tables.append(stage_table(done, 100.0))
+    idle, loaded = (t.stages[-1].cpu for t in tables)
+    assert idle is not None
+    assert loaded is not None
+    assert loaded - idle == pytest.approx(6 * 0.05, rel=0.2)
+    assert idle < 6 * 0.02
+    assert tables[1].cores == pytest.approx(loaded / tables[1].wall / usable_cores())
+
+
+def test_an_engine_on_a_device_has_no_share_of_the_cores(
+    engine: TorchEngine, tmp_path: Path
+) -> None:
+    done = replace(timed_pass(engine, tasks_in(tmp_path), PredictOptions()), shared_cores=None)
+    table = stage_table(done, 100.0)
+    assert (table.cores, table.stages[-1].cpu) == (None, None)
