@@ -105,6 +105,14 @@ class Slot(ABC):
     def masks(self) -> U8:
         """Wait for this slot alone. uint8 (n, H, W), valid until the next submit."""
 
+    def exchange(self, memory: Memory) -> Memory | None:
+        """Give away what holds the masks that have come, which stay valid; the next use `memory`.
+
+        memory: of the engine; the slot frees it. None: nothing is exchanged, as here.
+        """
+        del memory
+        return None
+
     def spans(self) -> list[Span]:
         """What a device did for the batch whose masks have come.
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..contract.errors import UserError
 from ..contract.types import U8, Size
-from .base import Slot, Span
-from .cuda_buffers import BatchBuffers, PinnedBuffer
+from .base import Memory, Slot, Span
+from .cuda_buffers import BatchBuffers, PinnedBuffer, PinnedMemory
 from .cuda_device import CudaDevice, cuda_errors
 from .cuda_graph import Replay
 from .cuda_spans import Laps
@@ -68,8 +68,8 @@ class Kernel(ABC):
 class CudaSlot(Slot):
     """Copy in, compute and copy out on a stream of its own, so that slots overlap.
 
-    From the second batch of a shape on, the last two are one CUDA graph; not where all three are
-    timed, each by itself, for spans(). What is copied in may lie elsewhere in every batch.
+    From the second batch of a shape on, the network is a CUDA graph; not where the three are timed,
+    each by itself, for spans(). Images and masks may lie elsewhere in every batch.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class CudaSlot(Slot):
         self._device, self._channels, self._kernel = device, channels, kernel
         self._planes = planes
         self._shape = BatchShape(0, (0, 0), channels, (0, 0), planes)
-        self._inputs, self._outputs = PinnedBuffer(), PinnedBuffer()
+        self._inputs = PinnedBuffer()
+        self._outputs: Memory = PinnedMemory(device)
         self._memory = BatchBuffers()
         self._replay = Replay("its parts are timed" if timed else kernel.eager)
         clock = device.clock() if timed else None
@@ -137,25 +138,25 @@ class CudaSlot(Slot):
 
     def _queue(self, driver: Any, shape: BatchShape) -> None:
         images = self._images
-        self._masks = self._outputs.view(driver, shape.masks)
+        self._masks = self._outputs.view(shape.masks)
         counts = (images.size, int(np.prod(shape.mask_size)), self._masks.size)
         image, like, mask = self._memory.addresses(driver, counts, self._kernel.make_room)
 
         def work() -> None:
             with self._errors("queue a batch"):
                 self._kernel.enqueue(shape, image, like, mask, self._stream.handle)
-                self._mark(2)
-                driver.memcpy_dtoh_async(self._masks, mask, self._stream)
 
         with self._errors("queue a batch"):
             self._mark(0)
             driver.memcpy_htod_async(image, images, self._stream)
             self._mark(1)
-        key = (shape, self._masks.ctypes.data, image, like, mask)
         if self._kernel.eager:  # it may have found out as it ran
             self._replay.refuse(self._kernel.eager)
-        self._replay.run(key, work, self._stream.handle, self._what)
-        self._mark(3)
+        self._replay.run((shape, image, like, mask), work, self._stream.handle, self._what)
+        with self._errors("queue a batch"):
+            self._mark(2)
+            driver.memcpy_dtoh_async(self._masks, mask, self._stream)
+            self._mark(3)
         self._done.record(self._stream)
 
     def _mark(self, part: int) -> None:
@@ -165,6 +166,11 @@ class CudaSlot(Slot):
     def masks(self) -> U8:
         self._wait()
         return self._masks[: self._n]
+
+    def exchange(self, memory: Memory) -> Memory:
+        self._wait()
+        given, self._outputs = self._outputs, memory
+        return given
 
     def spans(self) -> list[Span]:
         if self._laps is None or self._busy:

@@ -32,13 +32,13 @@ class PinnedBuffer:
 
 
 class PinnedMemory:
-    """A PinnedBuffer for any thread, for what slots `use`; it must not outlive the device."""
+    """A PinnedBuffer for any thread, which slots `use` or exchange; the device outlives it."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device, self._buffer = device, PinnedBuffer()
 
     def view(self, shape: tuple[int, ...]) -> U8:
-        with self._device.current() as driver, cuda_errors(f"pin images {shape}"):
+        with self._device.current() as driver, cuda_errors(f"pin memory for {shape}"):
             return self._buffer.view(driver, shape)
 
     def free(self) -> None:

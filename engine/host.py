@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..contract.spec import ModelSpec
 from ..contract.types import U8, Size
-from .base import Engine, HostBuffer, Slot, memory_errors
+from .base import Engine, HostBuffer, Memory, Slot, memory_errors
 
 
 class HostEngine(Engine):
@@ -38,7 +38,8 @@ class HostSlot(Slot):
 
     def __init__(self, engine: HostEngine) -> None:
         self._engine = engine
-        self._inputs, self._outputs = HostBuffer(), HostBuffer()
+        self._inputs = HostBuffer()
+        self._outputs: Memory = HostBuffer()
         self._images = self._inputs.view((0, 0, 0, engine.spec.channels))
         self._running: Future[None] | None = None
         self._n = 0
@@ -66,3 +67,7 @@ class HostSlot(Slot):
         with memory_errors(f"images {self._images.shape}, masks {self._masks.shape}"):
             self._running.result()
         return self._masks[: self._n]
+
+    def exchange(self, memory: Memory) -> Memory:
+        given, self._outputs = self._outputs, memory
+        return given

@@ -21,6 +21,7 @@ from .budget import Budget
 from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
+from .lending import Loan, Outputs
 from .loading import Loaded as Loaded
 from .loading import Loading
 from .pages import Key, Pages
@@ -45,17 +46,19 @@ def run_pipeline(
     consume: Callable[[T, U8], None],
     options: PipelineOptions | None = None,
     stop: Callable[[], bool] = lambda: False,
+    lend: bool = False,
 ) -> Iterator[Result[T]]:
     """Yield one Result a task, in no fixed order; memory does not grow with their number.
 
     load and consume(task, mask (H, W)) run in threads: their ImageError costs that task alone,
-    anything else that they raise ends the run. Once stop() is true, what runs on the engine is
-    finished and written, and what is only loaded is dropped. When the caller stops early,
-    nothing new is started and what is in flight is dropped. Where the device has no memory for a
-    batch, half of it is tried from then on; an image for which the smallest is too large is cut
-    into tiles, and fails where it cannot be. DeviceMemoryError when none has ever fitted.
+    anything else that they raise ends the run. lend: consume keeps no mask when it returns: others
+    come where it lay. Once stop() is true, what runs on the engine is finished and written, and
+    what is only loaded is dropped. When the caller stops early, nothing new is started and what is
+    in flight is dropped. Where the device has no memory for a batch, half of it is tried from then
+    on; an image for which the smallest is too large is cut into tiles, and fails where it cannot
+    be. DeviceMemoryError when none has ever fitted.
     """
-    with Pipeline(engine, load, consume, options or PipelineOptions(), stop) as pipeline:
+    with Pipeline(engine, load, consume, options or PipelineOptions(), stop, lend) as pipeline:
         yield from pipeline.run(iter(tasks))
 
 
@@ -89,6 +92,7 @@ class Pipeline(Closing, Generic[T]):
         consume: Callable[[T, U8], None],
         options: PipelineOptions,
         stop: Callable[[], bool],
+        lend: bool = False,
     ) -> None:
         self.options, self.stop = options, stop
         self.engine, self.trace = engine, options.trace
@@ -98,6 +102,7 @@ class Pipeline(Closing, Generic[T]):
         self.fit = Fit(most, 1 if options.single else count, engine.min_batch, spare)
         self.most_waiting = max(options.waiting, most)
         self.pages, self.budget = Pages(engine, options.memory), Budget(options.memory)
+        self.outputs = Outputs(engine, options.memory, lend)
         threads = options.load_threads or usable_cores()
         self.loading = Loading(load, threads, self.budget, self.pages, options.trace)
         self.writing = Writing(consume, options.write_threads, options.memory, options.trace)
@@ -109,8 +114,7 @@ class Pipeline(Closing, Generic[T]):
         self.buckets = self.waiting.buckets
         self.unfit: list[Result[T]] = []
         self.flying: deque[_Flight[T]] = deque()
-        self.numbers = itertools.count()
-        self.fill = Fill()
+        self.numbers, self.fill = itertools.count(), Fill()
 
     def run(self, tasks: Iterator[T]) -> Iterator[Result[T]]:
         while self.loading.ask(tasks) and not self.stop():
@@ -201,6 +205,7 @@ class Pipeline(Closing, Generic[T]):
                 yield from self._land()
             else:
                 self.pages.trim()
+                self.outputs.trim()
                 self.slots.renew()
         if not self.buckets.size(place):  # what has landed made it be cut into smaller tiles
             return
@@ -256,19 +261,22 @@ class Pipeline(Closing, Generic[T]):
         yield from self._tell_unfit()
         told = {"batch": number, "images": len(found), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
-        with self.trace.span("hand over masks", batch=number, slot=flight.row):
+        span = self.trace.span("hand over masks", batch=number, slot=flight.row)
+        with span, self.outputs.lend(slot, masks) as loan:
             pairs = zip(found, masks, strict=True)
-            failed = [r for one, mask in pairs for r in self._hand_over(one.item, mask, number)]
+            failed = [r for one, m in pairs for r in self._hand_over(one.item, m, number, loan)]
         self.slots.give_back(slot)
         self.pages.give_back(one.row for one in found)
         yield from failed
         yield from self.writing.results(waiting=4 * flight.batch)
 
-    def _hand_over(self, item: T | Tile[T], mask: U8, number: int) -> Iterator[Result[T]]:
+    def _hand_over(
+        self, item: T | Tile[T], mask: U8, number: int, loan: Loan | None
+    ) -> Iterator[Result[T]]:
         if (mask[..., 0, 0] == NO_CLASS).all():
             yield from self.waiting.fail(item, ImageError(NOT_FINITE))
         elif not isinstance(item, Tile):
-            yield from self.writing.put(item, mask, number)
+            yield from self.writing.put(item, mask, number, loan=loan)
         elif not item.mosaic.void and item.mosaic.put(item, mask):
             mosaic = item.mosaic
             yield from self.writing.put(mosaic.task, mosaic.mask, number, own=True)
@@ -329,6 +337,7 @@ class Pipeline(Closing, Generic[T]):
         self.buckets.clear()  # no image refers to a page any more
         with ExitStack() as stack:  # every slot is freed, also when a run has failed
             stack.callback(self.pages.close)
+            stack.callback(self.outputs.close)
             stack.callback(self.slots.close)
             for flight in self.flying:
                 stack.callback(_drop, flight.slot)

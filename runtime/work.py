@@ -89,7 +89,9 @@ def write_masks(
     alone; raises OutputError when a file cannot be written. stop: as in run_pipeline.
     """
     work = Work(engine.spec, options, look)
-    results = run_pipeline(engine, tasks, work.load, work.consume, options.pipeline, stop)
+    results = run_pipeline(
+        engine, tasks, work.load, work.consume, options.pipeline, stop, lend=look is None
+    )
     for result in results:
         yield work.outcome(result)
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from ..contract.errors import ImageError
 from ..contract.types import U8
 from .fit import no_memory
+from .lending import Loan
 from .threads import worker_pool
 from .trace import NoTrace
 
@@ -48,20 +49,28 @@ class Writing(Generic[T]):
         self._queue: deque[tuple[T, Future[None], int]] = deque()
         self._bytes = 0
 
-    def put(self, task: T, mask: U8, batch: int, *, own: bool = False) -> Iterator[Result[T]]:
-        """Write (H, W) or (C, H, W); a copy of it, unless the array is the task's own."""
+    def put(
+        self, task: T, mask: U8, batch: int, *, own: bool = False, loan: Loan | None = None
+    ) -> Iterator[Result[T]]:
+        """Write (H, W) or (C, H, W); a copy of it, unless the array is the task's own, or lent."""
         try:
-            kept = mask if own else mask.copy()
-            future = self._pool.submit(self._consume, task, kept, batch)
+            kept = mask if own or loan is not None else mask.copy()
+            if loan is not None:
+                loan.hold()
+            future = self._pool.submit(self._consume, task, kept, batch, loan)
         except MemoryError:
             yield Result(task, no_memory((mask.shape[-2], mask.shape[-1]), "its mask"))
             return
         self._bytes += kept.nbytes
         self._queue.append((task, future, kept.nbytes))
 
-    def _consume(self, task: T, mask: U8, batch: int) -> None:
-        with self.trace.span("save", batch=batch):
-            self.consume(task, mask)
+    def _consume(self, task: T, mask: U8, batch: int, loan: Loan | None) -> None:
+        try:
+            with self.trace.span("save", batch=batch):
+                self.consume(task, mask)
+        finally:
+            if loan is not None:
+                loan.let_go()
 
     def results(self, waiting: int | None = None) -> Iterator[Result[T]]:
         """Of what is written; waits while more than `waiting` masks, or too many bytes, are not.

@@ -60,7 +60,7 @@ def test_the_slots_of_the_gpu_tests_run_here_too(eager: str, device: CudaDevice)
     for slot in slots:
         slot.close()
     if not eager:
-        test_gpu_slot.test_a_graph_is_replayed_wherever_the_images_lie(device)
+        test_gpu_slot.test_a_graph_is_replayed_wherever_images_and_masks_lie(device)
 
 
 def test_a_new_shape_is_captured_anew(device: CudaDevice, session: Session) -> None:

@@ -128,5 +128,5 @@ def test_pages_of_sizes_that_grow_leave_no_pinned_memory(
 
 
 def test_memory_that_cannot_be_pinned_is_told(device: CudaDevice) -> None:
-    with pytest.raises(DeviceMemoryError, match="pin images"):
+    with pytest.raises(DeviceMemoryError, match="pin memory"):
         PinnedMemory(device).view((1 << 50, 8, 8, 1))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unetrt.contract.types import U8
+from unetrt.engine.base import Memory
 from unetrt.engine.cuda import BatchShape, CudaSlot, Kernel
 from unetrt.engine.cuda_buffers import PinnedMemory
 from unetrt.engine.cuda_device import CudaDevice
@@ -82,19 +83,26 @@ def test_three_slots_in_flight_give_every_batch_its_own_masks(
         slot.close()
 
 
-def test_a_graph_is_replayed_wherever_the_images_lie(device: CudaDevice) -> None:
+def test_a_graph_is_replayed_wherever_images_and_masks_lie(device: CudaDevice) -> None:
     kernel, memory = CopyKernel(), PinnedMemory(device)
     slot = CudaSlot(device, 1, kernel)
     page = memory.view((3 * BATCH, *SIZE, 1))
+    given: list[tuple[Memory, U8]] = []
     for index in range(60):
         images = page[index % 3 * BATCH :][:BATCH]
         images[:] = index
         slot.use(images)
         slot.submit(BATCH, SIZE)
-        assert (slot.masks() == index).all()
+        masks = slot.masks()
+        assert (masks == index).all()
+        for age, (_, older) in enumerate(reversed(given), 1):
+            assert (older == index - age).all()
+        unused = given.pop(0)[0] if len(given) == 3 else PinnedMemory(device)
+        given.append((slot.exchange(unused), masks))
     assert kernel.queued == 2
     slot.close()
-    memory.free()
+    for holder in (memory, *(one for one, _ in given)):
+        holder.free()
 
 
 def test_a_short_run_for_the_sanitizer(device: CudaDevice) -> None:

@@ -1,0 +1,103 @@
+"""Memory that slots give away with their masks in it, so that nobody copies them to be written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..contract.closing import Closing
+from ..contract.errors import DeviceMemoryError
+from ..contract.types import U8
+from ..engine.base import Engine, Memory, Slot
+
+LEAST = 1 << 18
+"""Bytes of a batch's masks below which a copy, some 50 µs, costs no more than what is done here."""
+
+MOST = 6
+"""Batches whose masks wait to be written while slots go on: as many as the writers let wait."""
+
+
+class Loan:
+    """Masks in memory that a slot has given away; it goes back once all holders have let go.
+
+    The one who made it holds it. Any thread may let go.
+    """
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back, self._holders = give_back, 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            self._give_back()
+
+
+class Outputs(Closing):
+    """Memory for masks, of about most_bytes in all, which slots take for what they give away.
+
+    wanted: who consumes masks keeps none of them. One thread lends.
+    """
+
+    def __init__(self, engine: Engine, most_bytes: int, wanted: bool) -> None:
+        self._engine, self._most_bytes, self._wanted = engine, most_bytes, wanted
+        self._lock = threading.Lock()
+        self._idle: list[Memory] = []
+        self._made = self._largest = 0
+
+    @contextmanager
+    def lend(self, slot: Slot, masks: U8) -> Iterator[Loan | None]:
+        """What a slot's masks, (n, …), may be held by; None where they are to be copied instead."""
+        memory = self._take(masks.nbytes) if self._wanted and masks.nbytes >= LEAST else None
+        given = None if memory is None else slot.exchange(memory)
+        if memory is None or given is None:
+            if memory is not None:
+                self._wanted = False  # its slots do not
+                self._put(memory)
+            yield None
+            return
+        loan = Loan(lambda: self._put(given))
+        try:
+            yield loan
+        finally:
+            loan.let_go()
+
+    def _take(self, needed: int) -> Memory | None:
+        """A slot's own grows where it is too small."""
+        with self._lock:
+            self._largest = max(self._largest, needed)
+            if self._idle:
+                return self._idle.pop()
+            most_bytes = (self._made + 1) * self._largest
+            if self._made >= MOST or most_bytes > self._most_bytes:
+                return None
+            self._made += 1
+        memory = self._engine.memory()
+        try:
+            memory.view((needed,))
+        except DeviceMemoryError:  # masks are copied
+            self._wanted = False
+            return None
+        return memory
+
+    def _put(self, memory: Memory) -> None:
+        with self._lock:
+            self._idle.append(memory)
+
+    def trim(self) -> None:
+        """Free what is idle: memory is short."""
+        with self._lock:
+            self._made -= len(self._idle)
+            while self._idle:
+                self._idle.pop().free()
+
+    def close(self) -> None:
+        """Free it all; twice is harmless. Every loan has come back."""
+        self.trim()
