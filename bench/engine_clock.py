@@ -56,7 +56,8 @@ class EngineClock:
                 self.with_copies.append(rate(slots.cycle, self._seconds))
                 spent = beside_this_thread() - before
                 wall = time.perf_counter() - start_timed
-                self.cores.append(spent / wall / usable_cores())
+                if self._engine.device == "cpu":
+                    self.cores.append(spent / wall / usable_cores())
         if self._engine.device != "cpu":
             alone = network_rate(self._engine, self._batch, self._count, self._seconds)
             self.engine_only += [] if alone is None else [alone]

@@ -258,7 +258,7 @@ def _bound(table: StageTable, shapes: int) -> str:
     if table.bound is not None:
         told += f"; alone it allows {number(table.bound)} images/s{shared}; the pass reached "
         told += f"{table.reached:.1%} of that"
-    if table.cores is not None and table.cores_alone is not None:
+    if shapes == 1 and table.cores is not None and table.cores_alone is not None:
         told += f". The engine's threads had {table.cores:.1%} of the cores' time, alone "
         told += f"{table.cores_alone:.1%}"
     if shapes > 1:

@@ -108,7 +108,8 @@ class Slot(ABC):
     def exchange(self, memory: Memory) -> Memory | None:
         """Give away what holds the masks that have come, which stay valid; the next use `memory`.
 
-        memory: of the engine; the slot frees it. None: nothing is exchanged, as here.
+        memory: of the engine; it is the slot's from now on, and what it returns the caller's. None:
+        nothing is exchanged, as here.
         """
         del memory
         return None

@@ -6,7 +6,7 @@ import threading
 
 SHARE = 8
 """Loaded images may take this part of the memory, 1/8 of it, masks to be written as much, and pages
-that images are loaded on as much, those that are idle among them."""
+that images are loaded on and memory that slots give away with their masks, idle or not, as much."""
 
 NETWORK = 4
 """The network may take so many times that, half of the memory, for the batches that it computes."""

@@ -15,7 +15,7 @@ LEAST = 1 << 18
 """Bytes of a batch's masks below which a copy, some 50 µs, costs no more than what is done here."""
 
 MOST = 6
-"""Batches whose masks wait to be written while slots go on: as many as the writers let wait."""
+"""Batches whose masks may wait to be written while slots go on; those of more are copied."""
 
 
 class Loan:
@@ -43,26 +43,29 @@ class Loan:
 class Outputs(Closing):
     """Memory for masks, of about most_bytes in all, which slots take for what they give away.
 
-    wanted: who consumes masks keeps none of them. One thread lends.
+    wanted: who consumes masks keeps none of them. One thread lends, trims and closes.
     """
 
     def __init__(self, engine: Engine, most_bytes: int, wanted: bool) -> None:
         self._engine, self._most_bytes, self._wanted = engine, most_bytes, wanted
         self._lock = threading.Lock()
         self._idle: list[Memory] = []
+        self._lent: list[Memory] = []
         self._made = self._largest = 0
 
     @contextmanager
-    def lend(self, slot: Slot, masks: U8) -> Iterator[Loan | None]:
-        """What a slot's masks, (n, …), may be held by; None where they are to be copied instead."""
-        memory = self._take(masks.nbytes) if self._wanted and masks.nbytes >= LEAST else None
+    def lend(self, slot: Slot, masks: U8, batch: int) -> Iterator[Loan | None]:
+        """What a slot's masks, (n, …) of a batch, are held by; None: they are to be copied."""
+        needed = batch * masks[0].nbytes
+        memory = self._take(needed) if self._wanted and needed >= LEAST else None
         given = None if memory is None else slot.exchange(memory)
         if memory is None or given is None:
             if memory is not None:
                 self._wanted = False  # its slots do not
-                self._put(memory)
+                self._idle.append(memory)
             yield None
             return
+        self._lent.append(given)
         loan = Loan(lambda: self._put(given))
         try:
             yield loan
@@ -70,34 +73,43 @@ class Outputs(Closing):
             loan.let_go()
 
     def _take(self, needed: int) -> Memory | None:
-        """A slot's own grows where it is too small."""
+        """Each may be as large as the largest: a slot's own grows where it is too small."""
         with self._lock:
             self._largest = max(self._largest, needed)
+            while self._idle and self._made * self._largest > self._most_bytes:
+                self._free()
             if self._idle:
                 return self._idle.pop()
-            most_bytes = (self._made + 1) * self._largest
-            if self._made >= MOST or most_bytes > self._most_bytes:
+            if self._made >= MOST or (self._made + 1) * self._largest > self._most_bytes:
                 return None
             self._made += 1
         memory = self._engine.memory()
         try:
             memory.view((needed,))
         except DeviceMemoryError:  # masks are copied
+            self._made -= 1
             self._wanted = False
             return None
         return memory
 
     def _put(self, memory: Memory) -> None:
         with self._lock:
+            self._lent.remove(memory)
             self._idle.append(memory)
+
+    def _free(self) -> None:
+        self._idle.pop().free()
+        self._made -= 1
 
     def trim(self) -> None:
         """Free what is idle: memory is short."""
         with self._lock:
-            self._made -= len(self._idle)
             while self._idle:
-                self._idle.pop().free()
+                self._free()
+            self._largest = 0
 
     def close(self) -> None:
-        """Free it all; twice is harmless. Every loan has come back."""
+        """Free it all; twice is harmless. Nobody looks at masks any more."""
         self.trim()
+        for memory in self._lent:  # of writers that never ran
+            memory.free()

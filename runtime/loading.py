@@ -6,7 +6,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -15,10 +14,13 @@ from ..contract.types import U8, Size
 from .buckets import Found
 from .budget import Budget
 from .pages import Pages
-from .threads import cv2_without_threads, worker_pool
+from .threads import worker_pool
 from .trace import NoTrace
 
 T = TypeVar("T")
+
+MOST_AHEAD = 4096
+"""Images asked for ahead of the engine, whatever the batch."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,6 @@ class Loading(Closing, Generic[T]):
         self._pool = worker_pool(threads, "load")
         self._tickets = itertools.count()
         self._asked: deque[Asked[T]] = deque()
-        self._closing = ExitStack()
-        self._closing.enter_context(cv2_without_threads())
 
     def ask(self, tasks: Iterator[T]) -> bool:
         """Ask for as many as are to be loaded ahead; whether there is any."""
@@ -109,5 +109,4 @@ class Loading(Closing, Generic[T]):
         """Start nothing new, wait for what is being loaded; twice is harmless."""
         self._budget.open()
         self._pool.shutdown(cancel_futures=True)
-        self._closing.close()
         self._asked.clear()

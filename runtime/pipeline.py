@@ -22,11 +22,12 @@ from .cutter import Cutter
 from .fill import Fill
 from .fit import MOST_UNFIT, Fit, forget_frames, refuse_batch
 from .lending import Loan, Outputs
+from .loading import MOST_AHEAD, Loading
 from .loading import Loaded as Loaded
-from .loading import Loading
 from .pages import Key, Pages
 from .pipeline_options import PipelineOptions as PipelineOptions
 from .slots import Slots
+from .threads import cv2_without_threads
 from .waiting import Bin, Waiting, key_of, whole_key
 from .writing import Result as Result
 from .writing import Writing
@@ -34,9 +35,6 @@ from .writing import Writing
 T = TypeVar("T")
 
 NOT_FINITE = "the network's output is not finite"
-
-MOST_AHEAD = 4096
-"""Images asked for ahead of the engine, whatever the batch."""
 
 
 def run_pipeline(
@@ -58,7 +56,8 @@ def run_pipeline(
     on; an image for which the smallest is too large is cut into tiles, and fails where it cannot
     be. DeviceMemoryError when none has ever fitted.
     """
-    with Pipeline(engine, load, consume, options or PipelineOptions(), stop, lend) as pipeline:
+    chosen = options or PipelineOptions()
+    with cv2_without_threads(), Pipeline(engine, load, consume, chosen, stop, lend) as pipeline:
         yield from pipeline.run(iter(tasks))
 
 
@@ -102,7 +101,7 @@ class Pipeline(Closing, Generic[T]):
         self.fit = Fit(most, 1 if options.single else count, engine.min_batch, spare)
         self.most_waiting = max(options.waiting, most)
         self.pages, self.budget = Pages(engine, options.memory), Budget(options.memory)
-        self.outputs = Outputs(engine, options.memory, lend)
+        self.outputs = Outputs(engine, options.memory, lend and not options.single)
         threads = options.load_threads or usable_cores()
         self.loading = Loading(load, threads, self.budget, self.pages, options.trace)
         self.writing = Writing(consume, options.write_threads, options.memory, options.trace)
@@ -204,6 +203,7 @@ class Pipeline(Closing, Generic[T]):
             if self.flying:
                 yield from self._land()
             else:
+                yield from self.writing.results()
                 self.pages.trim()
                 self.outputs.trim()
                 self.slots.renew()
@@ -262,7 +262,7 @@ class Pipeline(Closing, Generic[T]):
         told = {"batch": number, "images": len(found), "of": flight.batch}
         self.trace.note("batch", flight.row, flight.started, slot.spans(), **told)
         span = self.trace.span("hand over masks", batch=number, slot=flight.row)
-        with span, self.outputs.lend(slot, masks) as loan:
+        with span, self.outputs.lend(slot, masks, flight.batch) as loan:
             pairs = zip(found, masks, strict=True)
             failed = [r for one, m in pairs for r in self._hand_over(one.item, m, number, loan)]
         self.slots.give_back(slot)

@@ -21,10 +21,10 @@ class PipelineOptions:
 
     waiting: loaded images held in batches that are not full, before the fullest runs as it is;
     at least one batch. memory: bytes of loaded images, and of the pages on which they are loaded,
-    and of masks to be written, each; at least one image and one mask. single: there is one task,
-    for which one slot will do unless it is cut. tile: the longest side of a network input that is
-    run in one piece; what does not fit into the memory is cut in any case. trace: where the stages
-    note when they ran.
+    and of masks to be written, and of what slots give away with masks in it, each; at least one
+    image and one mask. single: there is one task, for which one slot will do unless it is cut.
+    tile: the longest side of a network input that is run in one piece; what does not fit into the
+    memory is cut in any case. trace: where the stages note when they ran.
     """
 
     batch: int | None = None

@@ -85,8 +85,7 @@ def test_what_was_measured_on_one_size_is_no_share_of_all(
     bound = replace(table, bottleneck="engine", bound=None)
     row = Row(name="x", result=replace(result, stages=bound))
     told = stage_lines([row])[-1]
-    assert "Bottleneck: engine. The engine's threads had" in told
-    assert "The engine's time is not known" in told
+    assert "Bottleneck: engine. The engine's time is not known" in told
     bench = Bench(rows=(row,), images=44, machine={}, versions={})
     assert "the images are of 2 sizes: engine only" in "\n".join(context_lines(bench))
 

@@ -254,7 +254,7 @@ def test_the_engine_has_what_no_other_thread_computed(
     idle, loaded = (t.stages[-1].cpu for t in tables)
     assert idle is not None
     assert loaded is not None
-    assert loaded - idle == pytest.approx(6 * 0.05, rel=0.2)
+    assert loaded - idle == pytest.approx(6 * 0.05, rel=0.3)
     assert idle < 6 * 0.02
     assert tables[1].cores == pytest.approx(loaded / tables[1].wall / usable_cores())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,7 @@ def test_memory_is_bounded_by_bytes_and_by_number() -> None:
             outputs, slot = Outputs(engine, most_bytes, wanted=True), engine.slot()
             loans = []
             for _ in range(10):
-                with outputs.lend(slot, masks) as loan:
+                with outputs.lend(slot, masks, 2) as loan:
                     if loan is not None:
                         loan.hold()
                         loans.append(loan)
@@ -247,6 +248,36 @@ def test_memory_is_bounded_by_bytes_and_by_number() -> None:
             outputs.close()
             outputs.close()
             slot.close()
+
+
+def test_memory_that_would_grow_past_the_bound_is_freed() -> None:
+    small, large = (np.zeros((1, side, side), np.uint8) for side in (600, 3000))
+    with GivingEngine() as engine:
+        outputs, slot = Outputs(engine, 3 * large.nbytes, wanted=True), engine.slot()
+        slot.exchange(engine.memory())
+        for masks, most in ((small, MOST), (large, 3)):
+            with ExitStack() as stack:
+                loans = [stack.enter_context(outputs.lend(slot, masks, 1)) for _ in range(MOST)]
+            assert sum(loan is not None for loan in loans) == most
+        assert engine.freed == MOST - 3
+        with outputs.lend(slot, small[:, :100, :100], 100) as loan:
+            assert loan is not None, "as large as the batch, not as what counts of it"
+        outputs.trim()
+        assert engine.freed == MOST
+        assert outputs._made == 0
+
+
+def test_memory_of_a_writer_that_never_ran_is_freed() -> None:
+    masks = np.zeros((2, SIDE, SIDE), np.uint8)
+    with GivingEngine() as engine:
+        outputs, slot = Outputs(engine, 1 << 30, wanted=True), engine.slot()
+        slot.exchange(engine.memory())
+        with outputs.lend(slot, masks, 2) as loan:
+            assert loan is not None
+            loan.hold()
+        assert engine.freed == 0
+        outputs.close()
+        assert engine.freed == 1
 
 
 def test_files_are_the_same_with_masks_that_were_lent(tmp_path: Path) -> None:
