@@ -34,10 +34,12 @@ from unetrt.training.validate import validate
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TIMEOUT = 120
+TORCHRUN_WAITS = 30
+"""Seconds between its SIGTERM and its SIGKILL."""
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def test_two_processes_step_as_one_does(steel: tuple[Path, Path], tmp_path: Path) -> None:
@@ -262,8 +264,13 @@ def test_a_process_that_is_killed_ends_the_others_with_a_message(
     running = started(options, both)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, stderr = running.communicate(timeout=TIMEOUT)
-    assert b"error: another process of the run has ended" in stderr
+    try:
+        _, stderr = running.communicate(timeout=TORCHRUN_WAITS / 2)
+    except subprocess.TimeoutExpired:  # seen twice in hundreds: where it hangs is not known
+        os.kill(int(children[0]), signal.SIGABRT)
+        _, stderr = running.communicate(timeout=TIMEOUT)
+        pytest.fail(f"the other process waits: {stderr.decode()}")
+    assert b"error: another process of the run has ended" in stderr, stderr.decode()
     assert b"[rank0]" not in stderr, "a traceback"
     last = read_checkpoint(both / "last.pth").resume
     assert last["step"] == 3 * last["epoch"] + last["batch"] > 0
