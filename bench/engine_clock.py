@@ -52,16 +52,18 @@ class EngineClock:
             if cuda_slots(slots):
                 self.with_copies.append(copies_rate(slots, self._seconds))
             else:
-                start_timed, before = time.perf_counter(), beside_this_thread()
-                self.with_copies.append(rate(slots.cycle, self._seconds))
-                spent = beside_this_thread() - before
-                wall = time.perf_counter() - start_timed
-                if self._engine.device == "cpu":
-                    self.cores.append(spent / wall / usable_cores())
+                self._time(slots)
         if self._engine.device != "cpu":
             alone = network_rate(self._engine, self._batch, self._count, self._seconds)
             self.engine_only += [] if alone is None else [alone]
         self.took = time.perf_counter() - start
+
+    def _time(self, slots: FilledSlots) -> None:
+        start, before = time.perf_counter(), beside_this_thread()
+        self.with_copies.append(rate(slots.cycle, self._seconds))
+        wall, spent = time.perf_counter() - start, beside_this_thread() - before
+        if self._engine.device == "cpu":
+            self.cores.append(spent / wall / usable_cores())
 
     def latency(self) -> Latency:
         with FilledSlots(self._engine, self._batch, 1) as slots:

@@ -173,10 +173,8 @@ class Pass:
     """Seconds that the process computed, its main thread left out."""
 
     @property
-    def engine_cpu(self) -> float | None:
-        """What is left of that without the threads that load and write; None as shared_cores."""
-        if self.shared_cores is None:
-            return None
+    def engine_cpu(self) -> float:
+        """What is left of that without the threads that load and write."""
         return self.beside_main - sum(self.clock.cpu[name] for name in WHOLE)
 
     @property
@@ -194,7 +192,10 @@ def stage_table(
 
     cores_alone: as in StageTable.
     """
-    cpu = done.engine_cpu
+    cpu = cores = None
+    if done.shared_cores is not None:
+        cpu = done.engine_cpu
+        cores = cpu / done.wall / done.shared_cores
     stages = [
         Stage(name=step, where="main thread", threads=1, seconds=s, busy=s / done.wall)
         for step, s in done.spent.items()
@@ -218,7 +219,7 @@ def stage_table(
         bottleneck=bottleneck,
         bound=bound,
         shared_bound=_shared_bound(done, engine_rate),
-        cores=None if cpu is None else cpu / done.wall / (done.shared_cores or 1),
+        cores=cores,
         cores_alone=cores_alone,
     )
 

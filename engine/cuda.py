@@ -13,7 +13,7 @@ import numpy as np
 from ..contract.errors import UserError
 from ..contract.types import U8, Size
 from .base import Memory, Slot, Span
-from .cuda_buffers import BatchBuffers, PinnedBuffer, PinnedMemory
+from .cuda_buffers import BatchBuffers, PinnedMemory
 from .cuda_device import CudaDevice, cuda_errors
 from .cuda_graph import Replay
 from .cuda_spans import Laps
@@ -83,8 +83,9 @@ class CudaSlot(Slot):
         self._device, self._channels, self._kernel = device, channels, kernel
         self._planes = planes
         self._shape = BatchShape(0, (0, 0), channels, (0, 0), planes)
-        self._inputs = PinnedBuffer()
+        self._inputs = PinnedMemory(device)
         self._outputs: Memory = PinnedMemory(device)
+        self._images = self._inputs.view((0, 0, 0, channels))
         self._memory = BatchBuffers()
         self._replay = Replay("its parts are timed" if timed else kernel.eager)
         clock = device.clock() if timed else None
@@ -93,7 +94,6 @@ class CudaSlot(Slot):
             self._laps = Laps(driver, clock) if clock else None
             flags = driver.event_flags  # a wait that sleeps leaves its core to those who decode
             self._done: Any = driver.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC)
-            self._images = self._inputs.view(driver, (0, 0, 0, channels))
         self._busy = False
         self._n = 0
         self._what = ""
@@ -104,8 +104,7 @@ class CudaSlot(Slot):
 
     def reserve(self, batch: int, size: Size) -> U8:
         self._wait()  # a buffer that grows must not be in flight
-        with self._device.current() as driver, cuda_errors(f"pin {batch} images of {size}"):
-            self._images = self._inputs.view(driver, (batch, *size, self._channels))
+        self._images = self._inputs.view((batch, *size, self._channels))
         return self._images
 
     def use(self, images: U8) -> None:

@@ -11,39 +11,28 @@ from ..contract.types import U8
 from .cuda_device import CudaDevice, cuda_errors
 
 
-class PinnedBuffer:
-    """Owns page-locked host bytes; grows, never shrinks. Use with the device current."""
+class PinnedMemory:
+    """Owns page-locked host bytes; grows, never shrinks. For any thread; the device outlives it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
         self._bytes: U8 = np.empty(0, np.uint8)
 
-    def view(self, driver: Any, shape: tuple[int, ...]) -> U8:
+    def view(self, shape: tuple[int, ...]) -> U8:
+        """As HostBuffer's."""
         count = int(np.prod(shape))
         if count > self._bytes.size:
-            self.free()
-            self._bytes = driver.pagelocked_empty(count, np.uint8)
+            with self._device.current() as driver, cuda_errors(f"pin memory for {shape}"):
+                self.free()
+                self._bytes = driver.pagelocked_empty(count, np.uint8)
         return self._bytes[:count].reshape(shape)
 
     def free(self) -> None:
         """Now: what becomes of it with its last view depends on the thread that drops that."""
         allocation, self._bytes = self._bytes.base, np.empty(0, np.uint8)
         if allocation is not None:
-            allocation.free()  # type: ignore[attr-defined]
-
-
-class PinnedMemory:
-    """A PinnedBuffer for any thread, which slots `use` or exchange; the device outlives it."""
-
-    def __init__(self, device: CudaDevice) -> None:
-        self._device, self._buffer = device, PinnedBuffer()
-
-    def view(self, shape: tuple[int, ...]) -> U8:
-        with self._device.current() as driver, cuda_errors(f"pin memory for {shape}"):
-            return self._buffer.view(driver, shape)
-
-    def free(self) -> None:
-        with self._device.current():
-            self._buffer.free()
+            with self._device.current():
+                allocation.free()  # type: ignore[attr-defined]
 
 
 class DeviceBuffer:

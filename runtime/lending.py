@@ -57,12 +57,8 @@ class Outputs(Closing):
     def lend(self, slot: Slot, masks: U8, batch: int) -> Iterator[Loan | None]:
         """What a slot's masks, (n, …) of a batch, are held by; None: they are to be copied."""
         needed = batch * masks[0].nbytes
-        memory = self._take(needed) if self._wanted and needed >= LEAST else None
-        given = None if memory is None else slot.exchange(memory)
-        if memory is None or given is None:
-            if memory is not None:
-                self._wanted = False  # its slots do not
-                self._idle.append(memory)
+        given = self._exchanged(slot, needed) if self._wanted and needed >= LEAST else None
+        if given is None:
             yield None
             return
         self._lent.append(given)
@@ -71,6 +67,16 @@ class Outputs(Closing):
             yield loan
         finally:
             loan.let_go()
+
+    def _exchanged(self, slot: Slot, needed: int) -> Memory | None:
+        memory = self._take(needed)
+        if memory is None:
+            return None
+        given = slot.exchange(memory)
+        if given is None:  # its slots never do
+            self._wanted = False
+            self._idle.append(memory)
+        return given
 
     def _take(self, needed: int) -> Memory | None:
         """Each may be as large as the largest: a slot's own grows where it is too small."""

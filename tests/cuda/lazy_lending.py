@@ -13,13 +13,12 @@ from tests.cuda.lazy import driver
 from tests.cuda.lazy_cases import expected, pictures
 from tests.cuda.lazy_memory import SIZES, Session
 from tests.cuda.lazy_pages import PagedEngine
-from tests.runtime.conftest import decoded
+from tests.runtime.conftest import decoded, end_loans_at_once
 from unetrt.contract.types import U8
 from unetrt.engine.base import Engine
 from unetrt.engine.cuda import CudaSlot
 from unetrt.engine.cuda_device import CudaDevice
 from unetrt.runtime import lending
-from unetrt.runtime.lending import Loan
 from unetrt.runtime.loading import Loaded
 from unetrt.runtime.pipeline import PipelineOptions, run_pipeline
 
@@ -84,12 +83,5 @@ def test_writers_use_masks_where_the_device_has_copied_them(
 def test_memory_that_is_given_back_too_early_gives_wrong_masks(
     device: CudaDevice, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a batch's masks are copied where a writer still looks."""
-    back = Loan.__init__
-
-    def early(loan: Loan, give_back: Any) -> None:
-        give_back()
-        back(loan, lambda: None)
-
-    monkeypatch.setattr(Loan, "__init__", early)
+    end_loans_at_once(monkeypatch)
     assert wrong_masks(PagedEngine(device, session, 4), session, 400, sizes=1) > 20

@@ -18,6 +18,7 @@ from unetrt.contract.types import NO_CLASS, U8, Size
 from unetrt.engine.base import Slot
 from unetrt.engine.host import HostEngine
 from unetrt.engine.torch_backend import TorchEngine
+from unetrt.runtime.lending import Loan
 from unetrt.runtime.loading import Decoded, Loaded
 from unetrt.runtime.plan import Task
 from unetrt.runtime.work import Look
@@ -73,6 +74,17 @@ def store() -> Iterator[Any]:
     found.store.clear()
     yield found
     found.store.clear()
+
+
+def end_loans_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault: slots have memory back that writers still look at."""
+    back = Loan.__init__
+
+    def early(loan: Loan, give_back: Callable[[], None]) -> None:
+        give_back()
+        back(loan, lambda: None)
+
+    monkeypatch.setattr(Loan, "__init__", early)
 
 
 def torch_engine(checkpoint: Checkpoint, batch: int = 1) -> TorchEngine:

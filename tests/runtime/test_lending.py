@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import balanced_checkpoint
-from tests.runtime.conftest import ThresholdEngine, torch_engine, write_picture
+from tests.runtime.conftest import (
+    ThresholdEngine,
+    end_loans_at_once,
+    torch_engine,
+    write_picture,
+)
 from unetrt.contract.errors import DeviceMemoryError, ImageError
 from unetrt.contract.masks import read_mask
 from unetrt.contract.types import U8, Size
@@ -109,26 +114,11 @@ def test_masks_are_used_where_the_slot_has_written_them() -> None:
 
 
 def test_loans_that_end_too_early_give_wrong_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: the writers do not hold what they were given."""
-    monkeypatch.setattr(Loan, "hold", lambda _: None)
-    monkeypatch.setattr(Loan, "let_go", _once(Loan.let_go))
+    end_loans_at_once(monkeypatch)
     checking = Checking()
     with GivingEngine() as engine:
         run(engine, 300, checking)
     assert checking.wrong > 20
-
-
-def _once(let_go: Callable[[Loan], None]) -> Callable[[Loan], None]:
-    gone: set[int] = set()
-    kept: list[Loan] = []
-
-    def first(loan: Loan) -> None:
-        if id(loan) not in gone:
-            gone.add(id(loan))
-            kept.append(loan)  # its id stays its own
-            let_go(loan)
-
-    return first
 
 
 def test_masks_are_copied_where_all_memory_is_lent() -> None:
@@ -199,9 +189,7 @@ def test_masks_that_cannot_be_used_give_their_memory_back() -> None:
     ):
         for _ in range(2):
             errors = {r.task: r.error for r in pipeline.run(iter(range(90)))}
-            assert [index for index, error in errors.items() if error] == [*range(0, 90, 3)] or (
-                {index for index, error in errors.items() if error} == {*range(0, 90, 3)}
-            )
+            assert {index for index, error in errors.items() if error} == {*range(0, 90, 3)}
             assert len(pipeline.outputs._idle) == pipeline.outputs._made <= MOST
         pipeline.outputs.trim()
         assert pipeline.outputs._made == 0
